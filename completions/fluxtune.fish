@@ -1,0 +1,1 @@
+complete --command fluxtune --no-files --arguments "(env _FLUXTUNE_COMPLETE=complete_fish _TYPER_COMPLETE_FISH_ACTION=get-args _TYPER_COMPLETE_ARGS=(commandline -cp) fluxtune)" --condition "env _FLUXTUNE_COMPLETE=complete_fish _TYPER_COMPLETE_FISH_ACTION=is-args _TYPER_COMPLETE_ARGS=(commandline -cp) fluxtune"

@@ -1,0 +1,71 @@
+"""Options that several commands share, and flags whose help comes from the schema."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias
+
+import typer
+
+from fluxtune.config.documents import parse_value
+from fluxtune.config.presets import listing
+from fluxtune.config.settings import field_of, settings, shown
+
+
+def setting_flag(key: str, *names: str, metavar: str) -> Any:
+    """An option that sets one setting. Help and default are the schema's, and so is the check: it takes any text."""
+    field = field_of(key)
+    default = field.get_default(call_default_factory=True)
+    usual = f" Default: {shown(default)}." if default not in (None, "") else ""
+    return typer.Option(*names, help=f"{field.description}{usual}", metavar=metavar)
+
+
+def given(flags: dict[str, tuple[str, str | list[str] | None]]) -> dict[str, tuple[str, object]]:
+    """The flags that were used: dotted key -> (flag, value), read as what the setting wants; a text stays a text."""
+    return {key: (flag, _read(key, value)) for key, (flag, value) in flags.items() if value}
+
+
+def _read(key: str, value: str | list[str]) -> object:
+    if isinstance(value, list):
+        return [_read(key, item) for item in value]
+    return value if "string" in settings()[key].kinds else parse_value(value)
+
+
+def complete_preset(incomplete: str) -> list[tuple[str, str]]:
+    """Preset names that begin so, with what each is for."""
+    return [(preset.name, preset.description) for preset in listing() if preset.name.startswith(incomplete)]
+
+
+Preset: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--preset",
+        "-p",
+        metavar="NAME|FILE",
+        help="Settings for a card or a purpose; `fluxtune presets` lists them.",
+        autocompletion=complete_preset,
+    ),
+]
+ConfigFile: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        "-c",
+        metavar="FILE",
+        help="Your settings as TOML; without it, fluxtune.toml of this folder if there is one.",
+    ),
+]
+Sets: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Set any setting, for instance --set lora.alpha=8; repeatable. --explain lists them all.",
+    ),
+]
+Json: TypeAlias = Annotated[
+    bool, typer.Option("--json", help="Write JSON lines on stdout, for programs; the last is the result or the error.")
+]
+Base: TypeAlias = Annotated[
+    str | None, setting_flag("model.base", "--base", "-b", metavar="ID|FOLDER|nano")
+]

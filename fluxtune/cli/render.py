@@ -1,0 +1,237 @@
+"""What a command shows: events and errors, for a person at a terminal, for a log, or as JSON lines for a program.
+
+Results that can be piped go to stdout, everything else to stderr. With ``--json`` stdout carries JSON lines and
+nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TextIO
+
+from fluxtune import events
+from fluxtune.errors import ConfigError, FluxtuneError, Stopped
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+PLAIN_INTERVAL = 10.0
+"""Seconds between two lines of the same progress where there is no terminal."""
+
+_STYLES = {"error": "bold red", "stopped": "bold yellow", "warning": "bold yellow", "hint": "cyan", "note": "cyan"}
+
+
+@contextmanager
+def sink(as_json: bool) -> Iterator[events.Sink]:
+    """Where a command's events go: JSON lines on stdout, or stderr: rich on a terminal, else plain lines."""
+    if as_json:
+        yield json_lines(sys.stdout)
+    elif _is_terminal(sys.stderr):
+        with terminal(_console()) as emit:
+            yield emit
+    else:
+        yield PlainLines(sys.stderr)
+
+
+def json_lines(stream: TextIO) -> events.Sink:
+    """A sink that writes each event as one line of JSON."""
+    return lambda event: write_line(stream, json.dumps(events.as_record(event)))
+
+
+def write_line(stream: TextIO, text: str) -> None:
+    """Write a line; once nobody reads the stream any more, further lines go nowhere and the work goes on."""
+    try:
+        stream.write(f"{text}\n")
+        stream.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def report(error: FluxtuneError, as_json: bool) -> None:
+    """Show a failure: as the last JSON line on stdout, or on stderr with its hint after a blank line."""
+    problems = error.problems if isinstance(error, ConfigError) else [error]
+    if as_json:
+        rows = [{"message": each.message, "where": each.where, "hint": each.hint} for each in problems]
+        told = problems[0] if len(problems) == 1 else error
+        code = int(error.exit_code)
+        json_lines(sys.stdout)(events.Error(code, told.message, told.where, told.hint, rows))
+        return
+    label = "stopped" if isinstance(error, Stopped) else "error"
+    _say("\n\n".join(f"{label}: {problem}" for problem in problems))
+
+
+def printable(text: str) -> str:
+    """Text from files and models as a terminal may show it: control characters become visible escapes."""
+    return "".join(
+        character if character.isprintable() or character == "\n" else character.encode("unicode_escape").decode()
+        for character in text
+    )
+
+
+def sentence(event: events.Event) -> str | None:
+    """An event as one line for people; none for those that only programs read."""
+    match event:
+        case events.RunStarted():
+            text = f"run {event.run}: {event.base}, {event.steps} steps"
+        case events.Phase():
+            text = f"{event.name}: {event.detail}" if event.detail else event.name
+        case events.Progress():
+            text = f"{event.task}: {progress_figures(event)}"
+        case events.Step():
+            text = f"step {step_figures(event)}"
+        case events.Preview():
+            text = f"preview at step {event.step}: {event.path}"
+        case events.Checkpoint():
+            text = f"checkpoint at step {event.step}: {event.path}"
+        case events.Resumed():
+            text = f"resumed at step {event.step} from {event.path}"
+        case events.Warning():
+            text = _with_place("warning", event)
+        case events.Finding():
+            text = _with_place(event.severity, event)
+        case events.Result() | events.Error():
+            return None
+    return printable(text)
+
+
+def step_figures(event: events.Step) -> str:
+    """``120/1500  loss 0.4312  lr 1.0e-04  3.2 steps/s  7:10 left  2.1 GiB``"""
+    return (
+        f"{event.step}/{event.total}  loss {event.loss:.4f}  lr {event.learning_rate:.1e}  "
+        f"{_rate(event.rate, 'steps')}  {_clock(event.seconds_left)} left  {event.memory:.1f} GiB"
+    )
+
+
+def progress_figures(event: events.Progress) -> str:
+    """``3/12 images  1.5 images/s  0:06 left``"""
+    figures = f"{event.done}/{event.total} {event.unit}"
+    if event.rate is not None:
+        figures += f"  {_rate(event.rate, event.unit)}"
+    return figures if event.seconds_left is None else f"{figures}  {_clock(event.seconds_left)} left"
+
+
+class PlainLines:
+    """A sink for logs: one line an event, of progress one now and then, never a control character."""
+
+    def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
+        self.stream = stream
+        self.clock = clock
+        self.last_shown: dict[str, float] = {}
+
+    def __call__(self, event: events.Event) -> None:
+        text = sentence(event)
+        if text is not None and self._is_due(event):
+            write_line(self.stream, text)
+
+    def _is_due(self, event: events.Event) -> bool:
+        """Whether enough time has passed; the first and the last of a series always show."""
+        match event:
+            case events.Step():
+                series, finished = "step", event.step == event.total
+            case events.Progress():
+                series, finished = event.task, event.done == event.total
+            case _:
+                return True
+        now = self.clock()
+        if not finished and now - self.last_shown.get(series, -PLAIN_INTERVAL) < PLAIN_INTERVAL:
+            return False
+        self.last_shown[series] = now
+        return True
+
+
+@contextmanager
+def terminal(console: Console) -> Iterator[events.Sink]:
+    """A sink for a terminal: lines above, and a progress bar for what is under way."""
+    from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+    bars = Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=16),
+        TextColumn("{task.fields[figures]}", markup=False),
+        console=console,
+        refresh_per_second=4,
+        transient=True,
+    )
+    open_bars: dict[str, TaskID] = {}
+
+    def advance(name: str, done: int, total: int, figures: str) -> None:
+        name, figures = printable(name), printable(figures)
+        if name not in open_bars:
+            open_bars[name] = bars.add_task(name, total=total, figures=figures)
+        bars.update(open_bars[name], completed=done, total=total, figures=figures)
+
+    def close(name: str) -> None:
+        bars.remove_task(open_bars.pop(name))
+
+    def emit(event: events.Event) -> None:
+        match event:
+            case events.Step():
+                advance("step", event.step, event.total, step_figures(event))
+                return
+            case events.Progress() if event.done < event.total:
+                advance(event.task, event.done, event.total, progress_figures(event))
+                return
+            case events.Progress() if event.task in open_bars:
+                close(event.task)
+            case events.Phase():
+                for name in list(open_bars):
+                    close(name)
+        if text := sentence(event):
+            _print_labelled(console, text, bold_label=isinstance(event, events.Phase))
+
+    with bars:
+        yield emit
+
+
+def _say(text: str) -> None:
+    """Show text on stderr, its labels coloured on a terminal."""
+    if _is_terminal(sys.stderr):
+        _print_labelled(_console(), printable(text))
+    else:
+        write_line(sys.stderr, printable(text))
+
+
+def _print_labelled(console: Console, text: str, bold_label: bool = False) -> None:
+    from rich.text import Text
+
+    for line in text.split("\n"):
+        styled = Text(line)
+        label = line.partition(":")[0]
+        style = "bold" if bold_label else _STYLES.get(label)
+        if style:
+            styled.stylize(style, 0, len(label) + 1)
+        console.print(styled, soft_wrap=True, highlight=False)
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+def _is_terminal(stream: TextIO) -> bool:
+    return stream.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def _with_place(label: str, event: events.Warning | events.Finding) -> str:
+    place = f"{event.where}: " if event.where else ""
+    advice = f"\nhint: {event.hint}" if event.hint else ""
+    return f"{label}: {place}{event.message}{advice}"
+
+
+def _rate(rate: float, unit: str) -> str:
+    """``3.2 steps/s``, and what takes longer as ``12.5 s a step``."""
+    if rate <= 0:
+        return f"- {unit}/s"
+    return f"{rate:.1f} {unit}/s" if rate >= 1 else f"{1 / rate:.1f} s/{unit.removesuffix('s')}"
+
+
+def _clock(seconds: float) -> str:
+    hours, rest = divmod(round(seconds), 3600)
+    minutes, seconds = divmod(rest, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,0 +1,212 @@
+"""`fluxtune sample`: prompts and LoRAs to pictures."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fluxtune.cli.options import Base, ConfigFile, Json, Preset, Sets, given, setting_flag
+from fluxtune.cli.render import sink, write_line
+from fluxtune.config.layers import EMBEDDED, PROJECT_FILE, Resolved, resolve
+from fluxtune.errors import StorageError, UsageError
+from fluxtune.events import Result
+from fluxtune.runs import Run
+from fluxtune.sampling.request import LoraUse, SampleRequest
+
+
+def sample(
+    prompts: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="PROMPT",
+            help="What to paint, each in quotes; without any, the preview prompts of the settings.",
+            show_default=False,
+        ),
+    ] = None,
+    prompts_file: Annotated[
+        Path | None,
+        typer.Option("--prompts", metavar="FILE", help="A text file with a prompt on each line."),
+    ] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--lora",
+            "-l",
+            metavar="FILE[:SCALE]",
+            help="A LoRA file, or a run folder for its result; SCALE is 1 unless given. Repeatable.",
+        ),
+    ] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Paint each picture without the LoRA too, and a labelled grid of both.")
+    ] = False,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for the pictures; none is overwritten.")
+    ] = Path("samples"),
+    seed: Annotated[
+        int | None,
+        typer.Option("--seed", metavar="N", min=0, help="Seed of the first picture."),
+    ] = None,
+    count: Annotated[
+        int | None,
+        typer.Option(
+            "--count",
+            "-n",
+            metavar="N",
+            min=1,
+            help="Pictures of each prompt, with seeds counted up from --seed.",
+        ),
+    ] = None,
+    steps: Annotated[str | None, setting_flag("previews.steps", "--steps", "-s", metavar="N")] = None,
+    guidance: Annotated[str | None, setting_flag("previews.guidance", "--guidance", "-g", metavar="X")] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(
+            "--size", metavar="WIDTHxHEIGHT", help="For instance 1024x768."
+        ),
+    ] = None,
+    width: Annotated[str | None, setting_flag("previews.width", "--width", metavar="PIXELS")] = None,
+    height: Annotated[str | None, setting_flag("previews.height", "--height", metavar="PIXELS")] = None,
+    base: Base = None,
+    preset: Preset = None,
+    config_file: ConfigFile = None,
+    sets: Sets = None,
+    as_json: Json = False,
+) -> None:
+    """Paint prompts with FLUX, with or without LoRAs.
+
+    A LoRA in the run folder that made it brings the run's settings along: base model, size, steps, preview prompts.
+
+    \b
+    Examples:
+      fluxtune sample "a red house on a hill" --base nano
+      fluxtune sample "a zorvex in a boat" --lora runs/nano --compare --count 4
+      fluxtune sample --prompts prompts.txt --lora mug.safetensors:0.8 --preset 24gb --size 1024x768
+    """
+    loras = [_lora_use(text) for text in lora or ()]
+    across, down = _sides(size)
+    flags = given(
+        {
+            "model.base": ("--base", base),
+            "previews.steps": ("--steps", steps),
+            "previews.guidance": ("--guidance", guidance),
+            "previews.width": ("--width", width) if width else ("--size", across),
+            "previews.height": ("--height", height) if height else ("--size", down),
+        }
+    )
+    resolved = _resolve(preset, config_file, flags, sets or [], [use.path for use in loras])
+    request = _request(resolved, loras, _prompts(prompts or [], prompts_file), seed, count, compare, output)
+    with sink(as_json) as on_event:
+        from fluxtune.sampling.generate import sample as make
+
+        made = make(request, on_event)
+        files = [str(path) for path in made.pictures]
+        on_event(Result("sample", {"pictures": files, "grid": str(made.grid) if made.grid else None}))
+    if not as_json:
+        for file in (*files, *([str(made.grid)] if made.grid else [])):
+            write_line(sys.stdout, file)
+
+
+def _lora_use(text: str) -> LoraUse:
+    """``FILE``, ``FILE:SCALE``, or the same with a run folder."""
+    name, _, scale = text.rpartition(":")
+    try:
+        use = (Path(name), float(scale)) if name and not Path(text).exists() else (Path(text), 1.0)
+    except ValueError:
+        use = (Path(text), 1.0)
+    path, strength = use
+    return LoraUse(_result_of(path) if path.is_dir() else path, strength)
+
+
+def _result_of(run: Path) -> Path:
+    state = Run.open(run).state
+    if state.result is None:
+        last = f"; its last checkpoint is in {run / state.checkpoint}" if state.checkpoint else ""
+        raise StorageError(
+            f"this run has no result yet{last}", where=str(run), hint=f"finish it: fluxtune train --resume {run}"
+        )
+    return run / state.result
+
+
+def _run_around(path: Path) -> Path | None:
+    """The run folder that a result or a checkpoint's file lies in."""
+    return next((folder for folder in list(path.parents)[:3] if (folder / "run.json").is_file()), None)
+
+
+def _sides(size: str | None) -> tuple[str | None, str | None]:
+    if size is None:
+        return None, None
+    sides = re.fullmatch(r"(\d+)[xX\u00d7](\d+)", size)
+    if sides is None:
+        raise UsageError(f"{size!r} is no size: wanted WIDTHxHEIGHT", where="--size", hint="for instance 1024x768")
+    return sides[1], sides[2]
+
+
+def _prompts(given_prompts: list[str], file: Path | None) -> list[str]:
+    if file is None:
+        return given_prompts
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"cannot read the prompts: {error}",
+            where=str(file),
+            hint="give a text file in UTF-8 with a prompt on each line",
+        ) from error
+    return [*given_prompts, *(line.strip() for line in lines if line.strip())]
+
+
+def _resolve(
+    preset: str | None,
+    config_file: Path | None,
+    flags: dict[str, tuple[str, object]],
+    sets: list[str],
+    loras: list[Path],
+) -> Resolved:
+    """The settings; where the user names none, those of the run that made the LoRA, or what the LoRA itself names."""
+    here = Path.cwd()
+    if preset is None and config_file is None and not (here / PROJECT_FILE).exists():
+        config_file = next((run / "config.toml" for path in loras if (run := _run_around(path))), None)
+    resolved = resolve(preset=preset, config_file=config_file, flags=flags, sets=sets, working_folder=here)
+    if resolved.origins["model.base"] == "default" and loras:
+        from fluxtune.sampling.loras import base_of
+
+        named = next((base for path in loras if (base := base_of(path))), None)
+        if named is not None:
+            flags = {**flags, "model.base": ("--lora", named)}
+    if preset is None and flags.get("model.base", ("", None))[1] == EMBEDDED:
+        preset = EMBEDDED
+    return resolve(preset=preset, config_file=config_file, flags=flags, sets=sets, working_folder=here)
+
+
+def _request(
+    resolved: Resolved,
+    loras: list[LoraUse],
+    prompts: list[str],
+    seed: int | None,
+    count: int | None,
+    compare: bool,
+    output: Path,
+) -> SampleRequest:
+    config = resolved.config
+    previews, side = config.previews, config.dataset.resolution[0]
+    first = previews.seeds[0] if seed is None else seed
+    seeds = range(first, first + (count or 1))
+    return SampleRequest(
+        model=config.model,
+        prompts=tuple(prompts or previews.prompts),
+        seeds=tuple(previews.seeds if seed is None and count is None else seeds),
+        steps=previews.steps,
+        guidance=previews.guidance,
+        width=previews.width or side,
+        height=previews.height or side,
+        output=output,
+        loras=tuple(loras),
+        compare=compare,
+        memory=config.memory,
+        precision=config.training.precision,
+        device=config.training.device,
+    )

@@ -1,0 +1,185 @@
+"""`fluxtune train`: resolve the settings, name the run folder, train."""
+
+from __future__ import annotations
+
+import json
+import sys
+from itertools import chain, count
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fluxtune.cli.explain import explain
+from fluxtune.cli.options import (
+    Base,
+    ConfigFile,
+    Json,
+    Preset,
+    Sets,
+    given,
+    setting_flag,
+)
+from fluxtune.cli.render import sink, write_line
+from fluxtune.cli.signals import stop_requests
+from fluxtune.config.layers import EMBEDDED_PREFIX, Resolved, resolve
+from fluxtune.config.schema import Config
+from fluxtune.errors import UsageError
+from fluxtune.runs import latest_run
+
+RUNS = Path("runs")
+CHANGEABLE_ON_RESUME = {"training.steps", "training.learning_rate"}
+
+
+def train(
+    folder: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="FOLDER",
+            help="Folder of pictures with .txt captions beside them; --preset nano has a demo set of its own.",
+            show_default=False,
+        ),
+    ] = None,
+    preset: Preset = None,
+    config_file: ConfigFile = None,
+    sets: Sets = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="RUN", help="The run folder to make; by default runs/NAME."),
+    ] = None,
+    name: Annotated[str | None, setting_flag("name", "--name", "-n", metavar="NAME")] = None,
+    base: Base = None,
+    trigger: Annotated[str | None, setting_flag("dataset.trigger", "--trigger", "-t", metavar="WORD")] = None,
+    class_word: Annotated[str | None, setting_flag("dataset.class_word", "--class-word", metavar="WORD")] = None,
+    resolution: Annotated[
+        list[str] | None, setting_flag("dataset.resolution", "--resolution", metavar="PIXELS")
+    ] = None,
+    steps: Annotated[str | None, setting_flag("training.steps", "--steps", "-s", metavar="N")] = None,
+    rank: Annotated[str | None, setting_flag("lora.rank", "--rank", "-r", metavar="N")] = None,
+    learning_rate: Annotated[
+        str | None, setting_flag("training.learning_rate", "--learning-rate", "--lr", metavar="X")
+    ] = None,
+    batch_size: Annotated[str | None, setting_flag("training.batch_size", "--batch-size", metavar="N")] = None,
+    seed: Annotated[str | None, setting_flag("training.seed", "--seed", metavar="N")] = None,
+    init_from: Annotated[
+        str | None, setting_flag("lora.init_from", "--init-from", metavar="FILE")
+    ] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(
+            "--resume",
+            metavar="RUN|latest",
+            help="Go on with a run from its last whole checkpoint, with its own settings.",
+        ),
+    ] = None,
+    explain_only: Annotated[
+        bool, typer.Option("--explain", help="Show every setting, its value and where that comes from; train nothing.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Teach FLUX what a folder of pictures shows, as a LoRA.
+
+    Settings come in layers: defaults, then --preset, then your TOML file, then flags and --set.
+
+    \b
+    Examples:
+      fluxtune train --preset nano
+      fluxtune train photos --preset 24gb --trigger zorvex --class-word dog
+      fluxtune train photos --preset 12gb --set lora.alpha=8 --explain
+      fluxtune train --resume latest --steps 2000
+    """
+    flags = given(
+        {
+            "name": ("--name", name),
+            "model.base": ("--base", base),
+            "dataset.trigger": ("--trigger", trigger),
+            "dataset.class_word": ("--class-word", class_word),
+            "dataset.resolution": ("--resolution", resolution),
+            "training.steps": ("--steps", steps),
+            "lora.rank": ("--rank", rank),
+            "training.learning_rate": ("--learning-rate", learning_rate),
+            "training.batch_size": ("--batch-size", batch_size),
+            "training.seed": ("--seed", seed),
+            "lora.init_from": ("--init-from", init_from),
+        }
+    )
+    if folder is not None:
+        flags["dataset.folders"] = ("FOLDER", [{"path": str(folder)}])
+    run = None
+    if resume is None:
+        resolved = resolve(
+            preset=preset, config_file=config_file, flags=flags, sets=sets or [], working_folder=Path.cwd()
+        )
+    else:
+        others = {"--preset": preset, "--config": config_file, "--output": output}
+        _refuse_on_resume([flag for flag, value in others.items() if value is not None], flags)
+        run = latest_run(RUNS) if resume == "latest" else Path(resume)
+        resolved = _resolve_again(run, flags, sets or [])
+    if explain_only:
+        explain(resolved, as_json)
+        return
+    _require_pictures(resolved.config)
+    file = _run(resolved, run or output or _free_run_folder(resolved.config, preset), run, as_json)
+    if not as_json:
+        write_line(sys.stdout, str(file))
+
+
+def _run(resolved: Resolved, output: Path, resume: Path | None, as_json: bool) -> Path:
+    with sink(as_json) as on_event, stop_requests() as should_stop:
+        from fluxtune.training.run import train as train_run
+
+        result = train_run(
+            resolved.config,
+            output=output,
+            origins=resolved.origins,
+            resume=resume,
+            on_event=on_event,
+            should_stop=should_stop,
+        )
+    return result.file
+
+
+def _resolve_again(run: Path, flags: dict[str, tuple[str, object]], sets: list[str]) -> Resolved:
+    """The settings that a run was made with, and changes; what is not changed keeps its first origin."""
+    file = run / "config.toml"
+    if not file.is_file():
+        raise UsageError(
+            "not a run folder: it has no config.toml",
+            where=str(run),
+            hint="give the folder that `fluxtune train` made, or --resume latest",
+        )
+    resolved = resolve(preset=None, config_file=file, flags=flags, sets=sets, working_folder=Path.cwd())
+    first: dict[str, str] = {}
+    if (run / "origins.json").is_file():
+        first = json.loads((run / "origins.json").read_text(encoding="utf-8"))
+    origins = {
+        key: origin if origin.startswith("--") else first.get(key, origin) for key, origin in resolved.origins.items()
+    }
+    return Resolved(resolved.config, origins)
+
+
+def _refuse_on_resume(others: list[str], flags: dict[str, tuple[str, Any]]) -> None:
+    refused = [*others, *(flag for key, (flag, _) in flags.items() if key not in CHANGEABLE_ON_RESUME)]
+    if refused:
+        raise UsageError(
+            f"--resume goes on with the run's own settings; it cannot go with {', '.join(refused)}",
+            where="--resume",
+            hint="leave them out; --steps, --learning-rate and --set may change a resumed run",
+        )
+
+
+def _require_pictures(config: Config) -> None:
+    if not config.dataset.folders:
+        raise UsageError(
+            "no pictures to learn from: wanted a FOLDER, or [[dataset.folders]] in your settings",
+            hint="fluxtune train photos --preset 24gb; or, to see it work on a demo set, fluxtune train --preset nano",
+        )
+
+
+def _free_run_folder(config: Config, preset: str | None) -> Path:
+    """`runs/NAME`, or the next of `runs/NAME-2`, `runs/NAME-3`... that does not exist."""
+    pictures = config.dataset.folders[0].path
+    is_demo = pictures.startswith(EMBEDDED_PREFIX)
+    stem = config.name or (Path(preset or config.model.base).stem if is_demo else Path(pictures).name)
+    candidates = chain([stem], (f"{stem}-{number}" for number in count(2)))
+    return next(RUNS / candidate for candidate in candidates if not (RUNS / candidate).exists())

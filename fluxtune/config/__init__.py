@@ -1,0 +1,1 @@
+"""Settings: one schema, read in layers, each value knowing where it came from."""

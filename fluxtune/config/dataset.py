@@ -1,0 +1,67 @@
+"""``[dataset]``: the pictures, and how they become batches."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from fluxtune.config.base import Section, setting
+
+Resolution = Annotated[int, Field(ge=64, le=4096, multiple_of=16)]
+
+
+class FolderConfig(Section):
+    """One ``[[dataset.folders]]`` row."""
+
+    path: str = setting(
+        help="Folder of pictures with .txt captions beside them, or nano:demo for the demo set.",
+        path="path",
+        min_length=1,
+    )
+    repeats: int = setting(1, "How often each picture of this folder is seen in an epoch.", ge=1, le=1000)
+
+
+class DatasetConfig(Section):
+    """Settings shared by all folders of pictures."""
+
+    folders: list[FolderConfig] = setting([], "Folders of pictures; `fluxtune train FOLDER` is one such row.")
+    resolution: list[Resolution] = setting(
+        [1024],
+        "Training resolutions: the side of the square with as many pixels as each picture gets. With several, "
+        "every picture is seen at each of them.",
+        unit="px",
+        min_length=1,
+    )
+    buckets: bool = setting(
+        True, "Keep each picture's shape, cropped to the nearest bucket; off crops every picture to a square."
+    )
+    max_aspect: float = setting(
+        2.0, "The most elongated bucket, as long side over short side.", ge=1.0, le=4.0
+    )
+    upscale: bool = setting(
+        True, "Enlarge pictures that are smaller than their bucket; off leaves them out at that resolution."
+    )
+    trigger: str | None = setting(
+        None, "Word that shall mean the subject; put in front of each caption that lacks it.", min_length=1
+    )
+    class_word: str | None = setting(
+        None,
+        "What kind of thing the subject is (person, dog, mug); stands for the trigger in preservation.",
+        min_length=1,
+    )
+    missing_captions: Literal["error", "trigger"] = setting(
+        "error", "Pictures without a caption: error refuses them, trigger captions them with the trigger word alone."
+    )
+    caption_dropout: float = setting(0.05, "Share of samples whose caption is left empty.", ge=0.0, le=1.0)
+    background: str = setting(
+        "#ffffff",
+        "Colour that transparent pictures are laid on.",
+        form='a colour written "#rrggbb"',
+        pattern="^#[0-9a-fA-F]{6}$",
+    )
+
+    @field_validator("resolution", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: object) -> object:
+        return [value] if isinstance(value, int) and not isinstance(value, bool) else value

@@ -1,0 +1,191 @@
+"""Settings in layers: schema defaults < preset < the user's TOML < flags and ``--set``.
+
+Every layer is checked by itself, so that all mistakes of all layers are told at once, each at its own place. The
+layers are then merged key by key; a list replaces the list below it. Each value knows the layer that gave it.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fluxtune.config import presets
+from fluxtune.config.checks import contradictions
+from fluxtune.config.documents import Layer, parse_key, parse_value, read_layer
+from fluxtune.config.problems import problems_of
+from fluxtune.config.schema import Config
+from fluxtune.config.settings import look_up, sections, settings
+from fluxtune.errors import ConfigError, FluxtuneError, UsageError
+
+PROJECT_FILE = "fluxtune.toml"
+EMBEDDED = "nano"
+EMBEDDED_PREFIX = f"{EMBEDDED}:"
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """The whole configuration, and for each dotted key the place that its value comes from."""
+
+    config: Config
+    origins: dict[str, str]
+
+
+def resolve(
+    *,
+    preset: str | None,
+    config_file: Path | None,
+    flags: dict[str, tuple[str, object]],
+    sets: list[str],
+    working_folder: Path,
+) -> Resolved:
+    """Read all layers, check them and merge them.
+
+    Args:
+        preset: name or path of a preset.
+        config_file: the user's TOML; none takes ``fluxtune.toml`` of the working folder if there is one.
+        flags: dotted key -> (flag as the user writes it, its value).
+        sets: values of ``--set``, each ``section.key=value``.
+        working_folder: what relative paths on the command line are relative to.
+
+    Raises:
+        ConfigError: with every mistake of every layer.
+    """
+    problems: list[FluxtuneError] = []
+    base = _preset_layers(preset, working_folder, problems)
+    user = _user_layers(config_file, working_folder, problems)
+    user += [
+        Layer(flag, _nested(key.split("."), value), working_folder) for key, (flag, value) in flags.items()
+    ]
+    user += _set_layers(sets, working_folder, problems)
+    for layer in (*base, *user):
+        problems += problems_of(layer)
+    if problems:
+        raise ConfigError(problems)
+
+    layers = [*base, *_demo_layers([*base, *user]), *user]
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        merged = _merge(merged, _anchored(layer.values, "", layer.folder))
+    config = Config.model_validate(merged)
+    origins = {key: _origin(layers, key) for key, setting in settings().items() if not setting.in_row}
+    if problems := list(contradictions(config, origins)):
+        raise ConfigError(problems)
+    return Resolved(config, origins)
+
+
+def to_toml(config: Config) -> str:
+    """The whole configuration as TOML that reads back as an equal one; unset values are left out."""
+    import tomlkit
+
+    return tomlkit.dumps(config.model_dump(exclude_none=True))
+
+
+def _preset_layers(preset: str | None, working_folder: Path, problems: list[FluxtuneError]) -> list[Layer]:
+    if preset is None:
+        return []
+    try:
+        found = presets.find(preset, working_folder)
+        return [read_layer(found.file, found.source, f"preset {found.name} ({{}})")]
+    except UsageError as error:
+        problems.append(error)
+        return []
+
+
+def _user_layers(config_file: Path | None, working_folder: Path, problems: list[FluxtuneError]) -> list[Layer]:
+    file = working_folder / (config_file or PROJECT_FILE)
+    if config_file is None and not file.exists():
+        return []
+    try:
+        return [read_layer(file, str(config_file or PROJECT_FILE))]
+    except UsageError as error:
+        problems.append(error)
+        return []
+
+
+def _set_layers(sets: list[str], working_folder: Path, problems: list[FluxtuneError]) -> list[Layer]:
+    layers = []
+    for text in sets:
+        name, equals, value = text.partition("=")
+        parts = parse_key(name.strip())
+        if not equals or parts is None:
+            problems.append(
+                UsageError(
+                    f"{text!r} sets nothing: wanted section.key=value",
+                    where="--set",
+                    hint="for instance --set training.steps=500",
+                )
+            )
+        elif (key := ".".join(parts)) in sections():
+            problems.append(
+                UsageError(
+                    f"{key} is a section: wanted one of its settings",
+                    where="--set",
+                    hint=f"for instance --set {next(known for known in settings() if known.startswith(key + '.'))}=...",
+                )
+            )
+        else:
+            layers.append(Layer("--set", _nested(parts, parse_value(value.strip())), working_folder))
+    return layers
+
+
+def _demo_layers(layers: list[Layer]) -> list[Layer]:
+    """The demo data set, where the embedded model is trained and no layer names any pictures."""
+    base: object = None
+    for layer in layers:
+        base = _get(layer.values, "model.base", base)
+        if _get(layer.values, "dataset.folders", None):
+            return []
+    if base != EMBEDDED:
+        return []
+    from fluxtune.nano import demo_folder
+
+    return [read_layer(demo_folder() / "dataset.toml", "dataset.toml", "demo data set ({})")]
+
+
+def _anchored(value: Any, key: str, folder: Path) -> Any:
+    """``value`` with its relative paths made absolute."""
+    if isinstance(value, dict):
+        return {name: _anchored(inner, f"{key}.{name}" if key else name, folder) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_anchored(item, key, folder) for item in value]
+    kind = settings()[key].path
+    if kind is None or value == EMBEDDED or value.startswith(EMBEDDED_PREFIX):
+        return value
+    path = folder / Path(value).expanduser()
+    if kind == "path or id" and not path.exists() and not value.startswith((".", "~")):
+        return value
+    return os.path.abspath(path)
+
+
+def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        both_tables = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both_tables else value
+    return merged
+
+
+def _origin(layers: list[Layer], key: str) -> str:
+    absent = object()
+    for layer in reversed(layers):
+        if _get(layer.values, key, absent) is not absent:
+            return layer.origin(tuple(key.split(".")))
+    return "default"
+
+
+def _get(values: dict[str, Any], key: str, default: object) -> Any:
+    try:
+        return look_up(values, key)
+    except KeyError:
+        return default
+
+
+def _nested(parts: list[str], value: object) -> dict[str, Any]:
+    """``["training", "steps"], 5`` -> ``{"training": {"steps": 5}}``"""
+    nested = value
+    for part in reversed(parts):
+        nested = {part: nested}
+    assert isinstance(nested, dict), "a key has at least one part"
+    return nested

@@ -1,0 +1,80 @@
+"""Named layers of settings: those that ship with fluxtune, the user's own, and any TOML file by its path."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from fluxtune.config.problems import nearest
+from fluxtune.errors import UsageError
+
+_PACKAGE = Path(__file__).parents[1]
+_SEPARATORS = tuple(separator for separator in (os.sep, os.altsep) if separator)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A preset. ``source`` is how messages name its file; ``kind`` is ``built-in``, ``yours`` or ``file``."""
+
+    name: str
+    file: Path
+    source: str
+    kind: str
+
+    @property
+    def description(self) -> str:
+        """The file's first comment line; empty if the file begins with anything else."""
+        with open(self.file, encoding="utf-8-sig", errors="replace") as lines:
+            first = lines.readline().strip()
+        return first.lstrip("# ") if first.startswith("#") else ""
+
+
+def built_in_folder() -> Path:
+    """Where the presets that ship are: in the package of an installed wheel, else in the checkout beside it."""
+    packaged = _PACKAGE / "_presets"
+    return packaged if packaged.is_dir() else _PACKAGE.parent / "presets"
+
+
+def user_folder() -> Path:
+    """Where the user's own presets are: ``$FLUXTUNE_CONFIG/presets``, or the user's configuration folder."""
+    if configured := os.environ.get("FLUXTUNE_CONFIG"):
+        return Path(configured).expanduser() / "presets"
+    from platformdirs import user_config_path
+
+    return user_config_path("fluxtune", appauthor=False) / "presets"
+
+
+def listing() -> list[Preset]:
+    """All presets with a name, smallest built-in first; one of the user's hides a built-in one of the same name."""
+    own = {file.stem: Preset(file.stem, file, str(file), "yours") for file in sorted(user_folder().glob("*.toml"))}
+    shipped = [Preset(file.stem, file, file.name, "built-in") for file in built_in_folder().glob("*.toml")]
+    shipped.sort(key=lambda preset: _size(preset.name))
+    return [preset for preset in shipped if preset.name not in own] + list(own.values())
+
+
+def find(wanted: str, working_folder: Path) -> Preset:
+    """The preset of that name, or the TOML file at that path.
+
+    Raises:
+        UsageError: there is none; the hint has the nearest name.
+    """
+    if wanted.endswith(".toml") or any(separator in wanted for separator in _SEPARATORS):
+        file = working_folder / Path(wanted).expanduser()
+        return Preset(file.stem, file, wanted, "file")
+    known = {preset.name: preset for preset in listing()}
+    if wanted in known:
+        return known[wanted]
+    close = nearest(wanted.lower(), list(known))
+    names = ", ".join(known)
+    raise UsageError(
+        f"there is no preset {wanted!r}: wanted one of {names}, or the path of a .toml file",
+        where="--preset",
+        hint=f"did you mean {close}?" if close else "`fluxtune presets` lists what each is for",
+    )
+
+
+def _size(name: str) -> tuple[int, str]:
+    """Order of the built-in presets: those without a memory size first, then by GB."""
+    digits = name.removesuffix("gb")
+    return (int(digits) if digits.isdigit() else 0, name)

@@ -1,0 +1,81 @@
+"""Captions: text files beside the pictures, and the trigger word inside them."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+from fluxtune.errors import DataError
+
+SUFFIXES = (".txt", ".caption")
+
+
+def stem_of(file: Path) -> str:
+    """What a picture and its caption share: the path without the extension, in one Unicode form (NFC).
+
+    Systems write an accented letter as one sign or as two; both are the same name to the user.
+    """
+    return unicodedata.normalize("NFC", str(file.with_suffix("")))
+
+
+def captions_by_stem(files: Iterable[Path]) -> dict[str, list[Path]]:
+    """The caption files among ``files``, grouped by ``stem_of``."""
+    found: dict[str, list[Path]] = defaultdict(list)
+    for file in files:
+        if file.suffix.lower() in SUFFIXES:
+            found[stem_of(file)].append(file)
+    return found
+
+
+def read_caption(file: Path) -> str:
+    """A caption as one line of NFC text with single spaces; empty where the file is.
+
+    Raises:
+        DataError: unreadable, or not UTF-8 text (with or without a byte order mark); the byte is named.
+    """
+    mend = "save the caption as UTF-8 text"
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise DataError(f"the caption cannot be read: {reason}", where=str(file), hint=mend) from error
+    if (zero := content.find(0)) >= 0:
+        message = f"the caption holds a zero byte at position {zero}: it is UTF-16, or no text at all"
+        raise DataError(message, where=str(file), hint=mend)
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        # The codec counts from behind a byte order mark; the user's editor counts from the start.
+        position = error.start + len(content) - len(error.object)
+        message = f"the caption is not UTF-8: byte 0x{error.object[error.start]:02x} at position {position}"
+        raise DataError(message, where=str(file), hint=mend) from error
+    return tidy(text)
+
+
+def tidy(text: str) -> str:
+    """One line, single spaces, none at the ends, Unicode composed (NFC)."""
+    return unicodedata.normalize("NFC", " ".join(text.split()))
+
+
+def has_trigger(caption: str, trigger: str) -> bool:
+    """Whether the trigger is in the caption as a whole word, in the same case."""
+    return _whole_word(trigger).search(caption) is not None
+
+
+def with_trigger(caption: str, trigger: str) -> str:
+    """The caption with the trigger in front, or as it is where the trigger is already in it."""
+    if has_trigger(caption, trigger):
+        return caption
+    return f"{tidy(trigger)}, {caption}" if caption else tidy(trigger)
+
+
+def with_class(caption: str, trigger: str, class_word: str) -> str:
+    """The caption with the class word in each place of the trigger, for prior preservation."""
+    return _whole_word(trigger).sub(lambda _: tidy(class_word), caption)
+
+
+def _whole_word(word: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<!\w){re.escape(tidy(word))}(?!\w)")

@@ -1,0 +1,237 @@
+"""The one image loader: a picture file becomes upright RGB pixels, or an error that says how to mend it.
+
+Everything that reads a picture goes through here, so that rotation, transparency, colour spaces and bit
+depths mean the same thing in validation, caching and captioning.
+"""
+
+from __future__ import annotations
+
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+from PIL import ExifTags, Image, ImageCms
+
+from fluxtune.errors import DataError
+
+if TYPE_CHECKING:
+    import torch
+
+Size: TypeAlias = tuple[int, int]
+"""(width, height) in pixels."""
+
+MAX_PIXELS = 178_956_970
+"""The largest picture that is decoded (about 13,377 x 13,377); more is taken for a decompression bomb."""
+
+# Only these decoders run, whatever a file's name says: some of Pillow's others start programs (EPS) or read
+# far files.
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
+
+# What Pillow's decoders raise on damaged files: its plugins let the errors of their parsers through.
+_DAMAGED = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    KeyError,
+    TypeError,
+    OverflowError,
+    struct.error,
+    zlib.error,
+)
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF orientation -> the transposition that turns the picture upright (EXIF 2.32, tag 0x0112)."""
+
+# Pillow warns above half of MAX_PIXELS and about odd metadata; what matters is checked and said here.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+
+
+def open_image(path: Path, background: str) -> Image.Image:
+    """Decode a picture completely into upright 8-bit sRGB.
+
+    EXIF orientation is applied; an embedded colour profile is converted to sRGB where it fits the pixels;
+    transparency is laid on ``background``; 16-bit greys are scaled, not clipped; greyscale and CMYK become
+    RGB.
+
+    Args:
+        path: a PNG, JPEG, WebP, BMP or TIFF file (told by its content, not its name).
+        background: ``#rrggbb``.
+
+    Raises:
+        DataError: unreadable, not a picture, damaged or cut off, animated, more than ``MAX_PIXELS``, or of a
+        bit depth
+            whose range is unknown.
+    """
+    with _opened(path) as image:
+        image.load()
+        turn = _turn(image)
+    upright = image.transpose(_UPRIGHT[turn]) if turn in _UPRIGHT else image
+    return _on_background(_in_srgb(_in_eight_bits(upright, path)), background)
+
+
+def size_of(path: Path) -> Size:
+    """(width, height) of the upright picture, from the file's header alone.
+
+    Raises:
+        DataError: as ``open_image``, as far as the header shows.
+    """
+    with _opened(path) as image:
+        width, height = image.size
+        return (height, width) if _turn(image) in (5, 6, 7, 8) else (width, height)
+
+
+def crop_box(size: Size, width: int, height: int) -> tuple[float, float, float, float]:
+    """The central part of a picture of ``size`` that has the shape ``width`` x ``height``.
+
+    Returns:
+        (left, top, right, bottom) in pixels of the picture, fractions included.
+    """
+    scale = max(width / size[0], height / size[1])
+    used_width, used_height = min(width / scale, size[0]), min(height / scale, size[1])
+    left, top = (size[0] - used_width) / 2, (size[1] - used_height) / 2
+    return left, top, left + used_width, top + used_height
+
+
+def fit(image: Image.Image, width: int, height: int) -> Image.Image:
+    """Scale to cover ``width`` x ``height`` and crop the centre, in one Lanczos pass.
+
+    When shrinking, the kernel grows with the scale, so that every source pixel counts and nothing aliases.
+    """
+    if image.size == (width, height):
+        return image
+    return image.resize((width, height), Image.Resampling.LANCZOS, box=crop_box(image.size, width, height))
+
+
+def to_pixels(image: Image.Image) -> torch.Tensor:
+    """An RGB picture as float32 ``[3, height, width]`` in [-1, 1], as the VAE takes it."""
+    import torch
+
+    values = torch.from_numpy(np.array(image, dtype=np.float32))
+    return values.permute(2, 0, 1).contiguous() / 255 * 2 - 1
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """The file as a still picture of bearable size, header read; a failure inside becomes a ``DataError``."""
+    mend = "save it again as PNG or JPEG, or take it out of the folder"
+    try:
+        with open(path, "rb") as file:
+            if not file.read(1):
+                raise DataError("the file is empty (0 bytes)", where=str(path), hint=mend)
+            file.seek(0)
+            with Image.open(file, formats=_FORMATS) as image:
+                _require_still(image, path)
+                _require_bearable(image.size, path)
+                yield image
+    except Image.UnidentifiedImageError as error:
+        message = "the content is no PNG, JPEG, WebP, BMP or TIFF picture"
+        raise DataError(message, where=str(path), hint=mend) from error
+    except Image.DecompressionBombError as error:
+        raise _too_large("a picture", path) from error
+    except _DAMAGED as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            reason = (error.strerror or str(error)).lower()
+            message, mend = f"the file cannot be read: {reason}", "check the file and its permissions"
+        else:
+            message = f"the picture is damaged or cut off: {error or type(error).__name__}"
+        raise DataError(message, where=str(path), hint=mend) from error
+
+
+def _require_still(image: Image.Image, path: Path) -> None:
+    # MPO is a phone's JPEG with a second, hidden view; its first frame is the photograph.
+    frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+    if frames > 1:
+        raise DataError(
+            f"the picture has {frames} frames, but a still one is wanted",
+            where=str(path),
+            hint="save the frame that you want as PNG or JPEG",
+        )
+
+
+def _require_bearable(size: Size, path: Path) -> None:
+    if size[0] * size[1] > MAX_PIXELS:
+        raise _too_large(f"{size[0]} x {size[1]} pixels", path)
+
+
+def _too_large(seen: str, path: Path) -> DataError:
+    return DataError(
+        f"{seen} of more than {MAX_PIXELS / 1e6:.0f} million pixels is not decoded",
+        where=str(path),
+        hint="shrink the picture; training needs at most a few million pixels",
+    )
+
+
+def _turn(image: Image.Image) -> int:
+    """EXIF orientation (1-8); a damaged EXIF block counts as upright, as in every viewer.
+
+    Pillow turns TIFFs by itself: their size is upright from the start, their pixels once loaded.
+    """
+    if image.format == "TIFF":
+        return 1
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except _DAMAGED:
+        return 1
+
+
+def _in_eight_bits(image: Image.Image, path: Path) -> Image.Image:
+    """16-bit greys scaled to 8 bits; other modes as they are. (Pillow scales 16-bit colours itself.)"""
+    if not image.mode.startswith(("I", "F")):
+        return image
+    values = np.asarray(image)
+    if image.mode == "F" or values.min() < 0 or values.max() > 65535:
+        raise DataError(
+            "a greyscale picture of 32 bits a pixel has no known range",
+            where=str(path),
+            hint="save it as an 8-bit or 16-bit picture",
+        )
+    scaled = Image.fromarray(np.rint(values / 257).astype(np.uint8))
+    if profile := image.info.get("icc_profile"):
+        scaled.info["icc_profile"] = profile
+    return scaled
+
+
+def _in_srgb(image: Image.Image) -> Image.Image:
+    """RGB or RGBA, converted through the embedded colour profile where there is one that fits the pixels."""
+    alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
+    profile = image.info.get("icc_profile")
+    if image.mode in ("P", "PA", "LA", "La", "RGBA", "RGBa", "1"):
+        image = image.convert("L" if image.mode in ("LA", "La", "1") else "RGB")
+    colours = _through_profile(image, profile) if profile else None
+    colours = colours or image.convert("RGB")
+    if alpha is not None:
+        colours.putalpha(alpha)
+    return colours
+
+
+def _through_profile(image: Image.Image, profile: bytes) -> Image.Image | None:
+    """The picture in sRGB, or None where the profile is damaged or made for other channels (it happens)."""
+    try:
+        source = ImageCms.ImageCmsProfile(BytesIO(profile))
+        return ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    except (ImageCms.PyCMSError, *_DAMAGED):
+        return None
+
+
+def _on_background(image: Image.Image, background: str) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    ground = Image.new("RGBA", image.size, background)
+    return Image.alpha_composite(ground, image).convert("RGB")

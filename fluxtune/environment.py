@@ -1,0 +1,73 @@
+"""The machine that does the work: device, precision, versions, memory in use."""
+
+from __future__ import annotations
+
+import platform
+from importlib import metadata
+from typing import Literal
+
+from fluxtune.errors import UsageError
+from fluxtune.events import Sink, Warning
+
+PACKAGES = ("fluxtune", "torch", "diffusers", "transformers", "peft", "accelerate", "bitsandbytes")
+
+
+def pick_device(wanted: Literal["auto", "cpu", "cuda"]) -> str:
+    """``cpu`` or ``cuda``: what was wanted, or for ``auto`` the graphics card where there is one.
+
+    Raises:
+        UsageError: ``cuda`` was wanted and there is no card, or this torch is built without CUDA.
+    """
+    import torch
+
+    if wanted == "cpu":
+        return "cpu"
+    if torch.cuda.is_available():
+        return "cuda"
+    if wanted == "auto":
+        return "cpu"
+    if torch.version.cuda is None and torch.version.hip is None:
+        raise UsageError(
+            f"device cuda was asked for, but this torch ({torch.__version__}) is built without CUDA",
+            hint="install a CUDA build of torch (https://pytorch.org/get-started/locally), or use --set "
+            "training.device=cpu",
+        )
+    raise UsageError(
+        "device cuda was asked for, but torch finds no usable graphics card",
+        hint="check the driver with nvidia-smi, or use --set training.device=cpu",
+    )
+
+
+def warn_without_bf16(device: str, on_event: Sink) -> None:
+    """Report a graphics card that has no bfloat16 of its own (before the 30 series): it works, but slowly."""
+    import torch
+
+    if device == "cuda" and torch.cuda.get_device_capability() < (8, 0):
+        on_event(
+            Warning(
+                f"{torch.cuda.get_device_name()} has no native bfloat16: training on it is slow",
+                hint="a card of the 30 series or newer has it",
+            )
+        )
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide about numbers, as far as they are installed."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def memory_in_use(device: str) -> float:
+    """GiB in use: on ``cuda`` the most that torch has held so far, on ``cpu`` this process's memory."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated() / 2**30
+    import psutil
+
+    return psutil.Process().memory_info().rss / 2**30

@@ -1,0 +1,151 @@
+"""What a service can report while it works: the typed vocabulary of progress.
+
+Services emit events into a sink; the command line renders them for people or writes them as JSON lines, and a run's
+``events.jsonl`` is the same stream. ``as_record`` gives the one JSON form of an event.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from typing import Any, ClassVar, TypeAlias
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class RunStarted:
+    """A run folder was opened. ``config`` is the resolved configuration."""
+
+    event: ClassVar[str] = "run_started"
+    run: str
+    base: str
+    steps: int
+    config: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A new phase began, for instance ``load`` or ``train``; ``detail`` is a sentence for people."""
+
+    event: ClassVar[str] = "phase"
+    name: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """``done`` of ``total`` items of countable work (pictures encoded, files hashed, denoising steps)."""
+
+    event: ClassVar[str] = "progress"
+    task: str
+    done: int
+    total: int
+    unit: str = "items"
+    rate: float | None = None
+    seconds_left: float | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimizer step. ``rate`` is steps a second; ``memory`` is GiB in use (device peak, or process on CPU)."""
+
+    event: ClassVar[str] = "step"
+    step: int
+    total: int
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    rate: float
+    seconds_left: float
+    memory: float
+    epoch: int = 0
+
+
+@dataclass(frozen=True)
+class Preview:
+    """A preview picture was written."""
+
+    event: ClassVar[str] = "preview"
+    step: int
+    prompt: str
+    seed: int
+    path: str
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint is whole on disk."""
+
+    event: ClassVar[str] = "checkpoint"
+    step: int
+    path: str
+
+
+@dataclass(frozen=True)
+class Warning:
+    """Something the user should know that does not stop the work."""
+
+    event: ClassVar[str] = "warning"
+    message: str
+    where: str | None = None
+    hint: str | None = None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One problem of a data set. ``severity`` is ``error``, ``warning`` or ``note``."""
+
+    event: ClassVar[str] = "finding"
+    severity: str
+    check: str
+    message: str
+    where: str | None = None
+    hint: str | None = None
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """A run goes on from a checkpoint."""
+
+    event: ClassVar[str] = "resumed"
+    step: int
+    path: str
+
+
+@dataclass(frozen=True)
+class Result:
+    """The last event of work that succeeded: the report, plan, file or pictures made."""
+
+    event: ClassVar[str] = "result"
+    command: str
+    data: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Error:
+    """The last event of work that failed."""
+
+    event: ClassVar[str] = "error"
+    code: int
+    message: str
+    where: str | None = None
+    hint: str | None = None
+    problems: list[dict[str, Any]] = field(default_factory=list)
+
+
+Event: TypeAlias = (
+    RunStarted | Phase | Progress | Step | Preview | Checkpoint | Warning | Finding | Resumed | Result | Error
+)
+Sink: TypeAlias = Callable[[Event], None]
+
+
+def as_record(event: Event) -> dict[str, Any]:
+    """The event as the JSON object that scripts read: schema, name, time (ISO 8601, UTC), then its fields."""
+    now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+    return {"schema": SCHEMA, "event": event.event, "time": now, **asdict(event)}
+
+
+def ignore(event: Event) -> None:
+    """A sink for callers that do not want events."""

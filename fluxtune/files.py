@@ -1,0 +1,132 @@
+"""Reading and writing files so that a crash never leaves half of one.
+
+Every write goes to a temporary name in the same folder, is synced, and is renamed over the target: readers see the
+old file or the new one, nothing between.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fluxtune.errors import StorageError
+
+
+def write_with(path: Path, write: Callable[[Path], None]) -> None:
+    """Let ``write`` fill a temporary file, then sync it and rename it to ``path``.
+
+    Raises:
+        StorageError: the folder cannot be made or the file cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with _storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            write(temporary)
+            _sync(temporary)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync_folder(path.parent)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write ``content`` to ``path`` atomically."""
+    write_with(path, lambda temporary: _dump(temporary, content))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` to ``path`` as UTF-8, atomically."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write ``value`` to ``path`` as indented JSON, atomically."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append one line to ``path`` in a single write, so that readers following the file see whole lines."""
+    with _storage_errors(path), open(path, "ab") as file:
+        file.write(line.encode("utf-8") + b"\n")
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename inside ``folder`` survive a power cut (where the system lets a folder be synced)."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256_of(path: Path) -> str:
+    """Hex SHA-256 of a file's content, read in bounded memory."""
+    digest = hashlib.sha256()
+    with _storage_errors(path), open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def require_space(folder: Path, needed: int, purpose: str) -> None:
+    """Refuse to start what the disk cannot hold.
+
+    Args:
+        folder: where the bytes will go; need not exist yet.
+        needed: bytes wanted.
+        purpose: what they are for, as it reads in the message.
+
+    Raises:
+        StorageError: less than ``needed`` bytes are free.
+    """
+    existing = folder.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise StorageError(
+            f"{purpose} need {needed / 2**30:.1f} GiB of disk, but only {free / 2**30:.1f} GiB are free",
+            where=str(folder),
+            hint="free some space, or choose a folder on another disk",
+        )
+
+
+def _dump(path: Path, content: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(content)
+
+
+def _sync(path: Path) -> None:
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def _storage_errors(path: Path) -> Iterator[None]:
+    """Turn the system's errors into one message that names the file and the mend."""
+    hints = {
+        errno.ENOSPC: "free some disk space and run the command again",
+        errno.EDQUOT: "your disk quota is used up: free some space and run the command again",
+        errno.EACCES: "check that you may write there, or choose another folder",
+        errno.EPERM: "check that you may write there, or choose another folder",
+        errno.EROFS: "this file system is read-only: choose another folder",
+        errno.ENAMETOOLONG: "choose a shorter name",
+    }
+    try:
+        yield
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise StorageError(
+            f"cannot write or read the file: {reason}",
+            where=str(path),
+            hint=hints.get(error.errno or 0, "check the disk and the path"),
+        ) from error

@@ -1,0 +1,66 @@
+"""From text to picture. Previews and ``fluxtune sample`` both come through here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+
+from fluxtune.flux.load import Base
+
+
+@dataclass(frozen=True)
+class Request:
+    """One picture: everything that decides its pixels, beside the weights. Sizes in pixels."""
+
+    prompt: str
+    width: int
+    height: int
+    steps: int
+    guidance: float
+    seed: int
+
+
+def encode_prompt(base: Base, text_pipeline: Any, prompt: str) -> dict[str, torch.Tensor]:
+    """A prompt or caption encoded alone, so that its embedding never depends on its neighbours in a batch."""
+    with torch.no_grad():
+        return base.family.encode_text(text_pipeline, prompt, base.text_tokens)
+
+
+def generate(
+    base: Base,
+    pipeline: Any,
+    text: dict[str, torch.Tensor],
+    request: Request,
+    on_step: Callable[[int, int], None] | None = None,
+) -> Image.Image:
+    """Make one picture.
+
+    Args:
+        pipeline: from ``load.image_pipeline``.
+        text: from ``encode_prompt``, for ``request.prompt``.
+        on_step: called with (done, total) after each denoising step.
+    """
+    picture = base.family.generate(pipeline, text, on_step=on_step, **_settings(request))
+    assert isinstance(picture, Image.Image)
+    return picture
+
+
+def generate_latents(base: Base, pipeline: Any, text: dict[str, torch.Tensor], request: Request) -> torch.Tensor:
+    """The same picture as patchified latents ``[1, features, h, w]``, before the VAE decodes it."""
+    latents = base.family.generate(pipeline, text, as_latents=True, **_settings(request))
+    assert isinstance(latents, torch.Tensor)
+    return latents
+
+
+def _settings(request: Request) -> dict[str, Any]:
+    return {
+        "width": request.width,
+        "height": request.height,
+        "steps": request.steps,
+        "guidance": request.guidance,
+        "seed": request.seed,
+    }

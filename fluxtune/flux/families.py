@@ -1,0 +1,69 @@
+"""The families of FLUX: one frozen record each, values and the functions that truly differ.
+
+Nothing outside this room asks which family a model is of; it calls the record. Adding a family means one record here
+and, where its mathematics differ, one file beside ``flux1.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from fluxtune.flux import flux1
+
+Text = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Family:
+    """What fluxtune needs to know of one family of models.
+
+    ``encode_text(pipeline, caption, tokens) -> Text``: one caption, cached as it is.
+    ``encode_image(vae, pixels, generator) -> latents``: ``[batch, 3, H, W]`` in [-1, 1] to normalised, patchified
+    latents ``[batch, features, H / side_multiple, W / side_multiple]``.
+    ``forward(transformer, noisy, sigmas, text, guidance) -> velocity``: both patchified; ``guidance`` is None for
+    models that do not embed it.
+    ``generate``: text to picture through the family's own pipeline.
+    """
+
+    name: str
+    pipeline: str
+    transformer: str
+    text_folders: tuple[str, ...]
+    text_tokens: Callable[[bool, int], int]
+    side_multiple: int
+    sampling_guidance: float
+    lora_targets: Mapping[str, tuple[str, ...]]
+    architecture: Callable[[bool], str]
+    blocks: tuple[str, ...]
+    encode_text: Callable[..., Text]
+    encode_image: Callable[..., torch.Tensor]
+    forward: Callable[..., torch.Tensor]
+    generate: Callable[..., object]
+
+
+FLUX1 = Family(
+    name="flux1",
+    pipeline="FluxPipeline",
+    transformer="FluxTransformer2DModel",
+    text_folders=("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
+    text_tokens=flux1.text_tokens,
+    side_multiple=16,
+    sampling_guidance=3.5,
+    lora_targets=flux1.LORA_TARGETS,
+    architecture=lambda embeds_guidance: f"flux-1-{'dev' if embeds_guidance else 'schnell'}/lora",
+    blocks=("transformer_blocks", "single_transformer_blocks"),
+    encode_text=flux1.encode_text,
+    encode_image=flux1.encode_image,
+    forward=flux1.forward,
+    generate=flux1.generate,
+)
+
+FAMILIES: tuple[Family, ...] = (FLUX1,)
+
+
+def family_of(pipeline: str) -> Family | None:
+    """The family whose pipeline class a ``model_index.json`` names, or None."""
+    return next((family for family in FAMILIES if family.pipeline == pipeline), None)

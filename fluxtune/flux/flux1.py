@@ -1,0 +1,132 @@
+"""FLUX.1 (dev, schnell, Krea): how it reads text, encodes pictures and predicts velocity.
+
+The reference is ``FluxPipeline`` of diffusers; sampling and text encoding call it, so that fluxtune's pictures are
+the pipeline's pictures to the bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from PIL import Image
+
+from fluxtune.flux.latents import image_ids, pack, patchify, unpack
+
+_ATTENTION = (
+    "transformer_blocks.*.attn.to_[qkv]",
+    "transformer_blocks.*.attn.to_out.0",
+    "transformer_blocks.*.attn.add_[qkv]_proj",
+    "transformer_blocks.*.attn.to_add_out",
+    "single_transformer_blocks.*.attn.to_[qkv]",
+)
+_MLP = (
+    "transformer_blocks.*.ff.net.*",
+    "transformer_blocks.*.ff_context.net.*",
+    "single_transformer_blocks.*.proj_mlp",
+    "single_transformer_blocks.*.proj_out",
+)
+LORA_TARGETS = {"attention": _ATTENTION, "attention+mlp": (*_ATTENTION, *_MLP), "all-linear": ("*",)}
+
+
+def text_tokens(embeds_guidance: bool, tokenizer_length: int) -> int:
+    """Length of the T5 sequence: 512 for dev, 256 for schnell, less for a model whose tokenizer says so."""
+    return min(tokenizer_length, 512 if embeds_guidance else 256)
+
+
+def encode_text(pipeline: Any, caption: str, tokens: int) -> dict[str, torch.Tensor]:
+    """One caption as the transformer takes it.
+
+    Args:
+        pipeline: a ``FluxPipeline`` that holds the text encoders.
+        tokens: length of the T5 sequence; FLUX.1 attends to the padding too, so there is no mask.
+
+    Returns:
+        ``prompt_embeds [1, tokens, width]`` of T5 and ``pooled_prompt_embeds [1, width]`` of CLIP.
+    """
+    prompt_embeds, pooled, _ = pipeline.encode_prompt(caption, max_sequence_length=tokens)
+    return {"prompt_embeds": prompt_embeds, "pooled_prompt_embeds": pooled}
+
+
+def encode_image(vae: Any, pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """``[batch, 3, H, W]`` in [-1, 1] to patchified latents ``[batch, 64, H / 16, W / 16]``.
+
+    ``(sample - shift_factor) * scaling_factor`` of the VAE's posterior, with both factors from its config.
+    """
+    sample = vae.encode(pixels).latent_dist.sample(generator)
+    return patchify((sample - vae.config.shift_factor) * vae.config.scaling_factor)
+
+
+def forward(
+    transformer: Any,
+    noisy: torch.Tensor,
+    sigmas: torch.Tensor,
+    text: dict[str, torch.Tensor],
+    guidance: float | None,
+) -> torch.Tensor:
+    """The model's velocity at ``noisy`` (``[batch, 64, h, w]``), same shape.
+
+    Args:
+        sigmas: ``[batch]`` in [0, 1]; the transformer multiplies by 1000 itself.
+        text: ``prompt_embeds [batch, tokens, width]`` and ``pooled_prompt_embeds [batch, width]``.
+        guidance: fed to the guidance embedding; None for a model without one.
+    """
+    batch, _, height, width = noisy.shape
+    device, dtype = noisy.device, noisy.dtype
+    text_length = text["prompt_embeds"].shape[1]
+    tokens = transformer(
+        hidden_states=pack(noisy),
+        encoder_hidden_states=text["prompt_embeds"].to(dtype),
+        pooled_projections=text["pooled_prompt_embeds"].to(dtype),
+        timestep=sigmas.to(dtype),
+        guidance=None if guidance is None else torch.full([batch], guidance, device=device, dtype=torch.float32),
+        img_ids=image_ids(height, width).to(device, dtype),
+        txt_ids=torch.zeros(text_length, 3, device=device, dtype=dtype),
+        return_dict=False,
+    )[0]
+    return unpack(tokens, height, width)
+
+
+def generate(
+    pipeline: Any,
+    text: dict[str, torch.Tensor],
+    *,
+    width: int,
+    height: int,
+    steps: int,
+    guidance: float,
+    seed: int,
+    on_step: Callable[[int, int], None] | None = None,
+    as_latents: bool = False,
+) -> Image.Image | torch.Tensor:
+    """A picture from encoded text through ``FluxPipeline`` itself.
+
+    Args:
+        pipeline: holds transformer, VAE and scheduler; text encoders are not needed.
+        text: what ``encode_text`` returned.
+        width, height: pixels, multiples of 16.
+        seed: of a CPU generator, so that every device starts from the same noise.
+        on_step: called with (done, total) after each denoising step.
+        as_latents: return patchified latents ``[1, 64, height / 16, width / 16]`` instead of a picture.
+    """
+
+    def report(_: Any, index: int, __: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        if on_step is not None:
+            on_step(index + 1, steps)
+        return tensors
+
+    with torch.inference_mode():
+        result = pipeline(
+            **text,
+            width=width,
+            height=height,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            generator=torch.Generator().manual_seed(seed),
+            callback_on_step_end=report,
+            output_type="latent" if as_latents else "pil",
+        )
+    if as_latents:
+        return unpack(result.images, height // 16, width // 16).clone()
+    return result.images[0]

@@ -1,0 +1,201 @@
+"""From a base model's files to modules in memory, each only while it is needed.
+
+The transformer is streamed tensor by tensor from memory-mapped safetensors to the device, quantised on the way: system
+memory never holds a second copy of it.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from fluxtune.config.memory import MemoryConfig
+from fluxtune.config.model import ModelConfig
+from fluxtune.errors import BaseModelError
+from fluxtune.events import Sink, ignore
+from fluxtune.flux.families import FAMILIES, Family, family_of
+from fluxtune.hub import locate
+from fluxtune.memory.quantize import quantize_linears, quantized_linear, replace_module
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_WHOLE_FILE_HASHED = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model on disk: its name as configured, its folder, its family, and what its configs say."""
+
+    name: str
+    folder: Path
+    family: Family
+    embeds_guidance: bool
+    text_tokens: int
+
+    def fingerprint(self, *parts: str) -> str:
+        """Hex digest of the files of some parts (``vae``, ``text_encoder``...), for cache keys."""
+        digest = hashlib.sha256()
+        for file in (file for part in parts for file in sorted((self.folder / part).rglob("*")) if file.is_file()):
+            digest.update(f"{file.relative_to(self.folder).as_posix()}\0".encode())
+            digest.update(_content_mark(file))
+        return digest.hexdigest()
+
+
+def open_base(model: ModelConfig, on_event: Sink = ignore) -> Base:
+    """Find the base model and check what it is, without loading weights.
+
+    Raises:
+        BaseModelError: missing, gated, offline, incomplete, or of a family fluxtune does not train.
+    """
+    folder = locate(model.base, model.revision, model.offline, on_event)
+    pipeline = str(_read_json(folder / "model_index.json").get("_class_name"))
+    family = family_of(pipeline)
+    if family is None:
+        known = ", ".join(known.pipeline for known in FAMILIES)
+        raise BaseModelError(
+            f"this is a {pipeline} model; fluxtune trains {known}",
+            where=str(folder / "model_index.json"),
+            hint="choose a FLUX.1 model, for instance --base black-forest-labs/FLUX.1-dev",
+        )
+    embeds_guidance = bool(_read_json(folder / "transformer" / "config.json").get("guidance_embeds"))
+    tokenizer_length = int(_read_json(folder / family.text_folders[-1] / "tokenizer_config.json")["model_max_length"])
+    return Base(model.base, folder, family, embeds_guidance, family.text_tokens(embeds_guidance, tokenizer_length))
+
+
+def load_transformer(base: Base, memory: MemoryConfig, dtype: torch.dtype, device: str) -> Any:
+    """The frozen transformer on ``device``.
+
+    Linear layers of the blocks are held as ``memory.base_precision`` says; everything else is in ``dtype``.
+
+    Raises:
+        BaseModelError: a weight is missing, of the wrong shape, or unreadable.
+    """
+    from accelerate import init_empty_weights
+
+    import diffusers
+
+    folder = base.folder / "transformer"
+    transformer_class = getattr(diffusers, base.family.transformer)
+    with init_empty_weights():
+        transformer = transformer_class.from_config(transformer_class.load_config(folder))
+    precision = memory.base_precision
+    held = DTYPES.get(precision, dtype)
+    for name, tensor in stream_tensors(folder):
+        path, _, leaf = name.rpartition(".")
+        try:
+            module = transformer.get_submodule(path)
+            expected = getattr(module, leaf)
+        except AttributeError:
+            raise _wrong_weights(folder, f"unexpected tensor {name}") from None
+        if leaf == "weight" and tensor.shape != expected.shape:
+            raise _wrong_weights(folder, f"{name} is {list(tensor.shape)}, should be {list(expected.shape)}")
+        in_block = path.startswith(tuple(f"{blocks}." for blocks in base.family.blocks))
+        if precision in ("int8", "nf4") and in_block and leaf == "weight" and type(module) is nn.Linear:
+            replace_module(transformer, path, quantized_linear(module, tensor, precision, dtype, device))
+        else:
+            setattr(module, leaf, nn.Parameter(tensor.to(device=device, dtype=held), requires_grad=False))
+    absent = [name for name, parameter in transformer.named_parameters() if parameter.is_meta]
+    if absent:
+        raise _wrong_weights(folder, f"{len(absent)} tensors are missing, the first is {absent[0]}")
+    transformer.requires_grad_(False)
+    return transformer.eval()
+
+
+def load_vae(base: Base, dtype: torch.dtype, device: str) -> Any:
+    """The frozen VAE on ``device``."""
+    from diffusers import AutoencoderKL
+
+    vae = AutoencoderKL.from_pretrained(base.folder, subfolder="vae", torch_dtype=dtype)
+    vae.requires_grad_(False)
+    return vae.to(device).eval()
+
+
+def load_text_pipeline(base: Base, memory: MemoryConfig, dtype: torch.dtype, device: str) -> Any:
+    """The family's pipeline with tokenizers and text encoders only."""
+    pipeline = _pipeline_class(base).from_pretrained(base.folder, transformer=None, vae=None, torch_dtype=dtype)
+    precision = memory.text_precision
+    if precision in ("int8", "nf4"):
+        quantize_linears(pipeline.text_encoder_2, precision, dtype, device)
+    for encoder in (pipeline.text_encoder, pipeline.text_encoder_2):
+        encoder.requires_grad_(False)
+        encoder.to(device)
+    return pipeline
+
+
+def image_pipeline(base: Base, transformer: Any, vae: Any) -> Any:
+    """The family's pipeline around a loaded transformer and VAE, without text encoders."""
+    pipeline = _pipeline_class(base).from_pretrained(
+        base.folder,
+        transformer=transformer,
+        vae=vae,
+        text_encoder=None,
+        text_encoder_2=None,
+        tokenizer=None,
+        tokenizer_2=None,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def free_memory() -> None:
+    """Give back what dropped modules held, before the next one loads."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def stream_tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor of a diffusers weight folder (one file or shards), memory-mapped, in file order."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise BaseModelError(
+            "there are no .safetensors weights here",
+            where=str(folder),
+            hint="download the model again; other weight formats are not read",
+        )
+    for file in files:
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118  (safe_open is no mapping)
+                    yield name, tensors.get_tensor(name)
+        except SafetensorError as error:
+            raise _wrong_weights(file, f"the file is damaged ({error})") from error
+
+
+def _pipeline_class(base: Base) -> Any:
+    import diffusers
+
+    return getattr(diffusers, base.family.pipeline)
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise _wrong_weights(file, "the file is missing") from None
+    except ValueError as error:
+        raise _wrong_weights(file, f"the file is not JSON ({error})") from error
+
+
+def _wrong_weights(place: Path, message: str) -> BaseModelError:
+    return BaseModelError(message, where=str(place), hint="the base model is incomplete or damaged: download it again")
+
+
+def _content_mark(file: Path) -> bytes:
+    """The whole content of small files; of large ones size, time and both ends, which is fast and still tells edits."""
+    size = file.stat().st_size
+    with open(file, "rb") as content:
+        if size <= _WHOLE_FILE_HASHED:
+            return hashlib.sha256(content.read()).digest()
+        head = content.read(2**20)
+        content.seek(-(2**20), 2)
+        mark = f"{size}/{file.stat().st_mtime_ns}".encode()
+        return hashlib.sha256(mark + head + content.read()).digest()

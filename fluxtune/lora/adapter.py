@@ -1,0 +1,132 @@
+"""The adapter inside the transformer: ``W x + scale * B (A x)``, only A and B trained (arXiv 2106.09685).
+
+peft does the injection, on plain and on quantised layers alike; A and B are always float32.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from fluxtune.config.lora import LoraConfig
+from fluxtune.errors import UsageError
+from fluxtune.flux.families import Family
+from fluxtune.lora.targets import target_layers
+
+ADAPTER = "default"
+
+
+@dataclass(frozen=True)
+class LoraLayer:
+    """One layer's adapter: ``A [rank, in]`` and ``B [out, rank]``; the layer's change is ``scale * B @ A``."""
+
+    a: torch.Tensor
+    b: torch.Tensor
+    scale: float
+
+
+def scale_of(config: LoraConfig) -> float:
+    """alpha / rank, or alpha / sqrt(rank) when rank-stabilised (arXiv 2312.03732)."""
+    alpha = config.rank if config.alpha is None else config.alpha
+    return alpha / (math.sqrt(config.rank) if config.rank_stabilized else config.rank)
+
+
+def attach(transformer: Any, config: LoraConfig, family: Family, seed: int) -> list[str]:
+    """Inject a fresh adapter (B is zero, so the model's output is unchanged) and freeze everything else.
+
+    Returns:
+        The paths of the adapted layers.
+    """
+    from peft import LoraConfig as PeftConfig
+
+    paths = target_layers(transformer, config, family)
+    exactly = "|".join(re.escape(path) for path in paths)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        transformer.add_adapter(
+            PeftConfig(
+                r=config.rank,
+                lora_alpha=config.rank if config.alpha is None else config.alpha,
+                target_modules=f"^(?:{exactly})$",
+                lora_dropout=config.dropout,
+                use_rslora=config.rank_stabilized,
+                init_lora_weights=True,
+            ),
+            adapter_name=ADAPTER,
+        )
+    for name, parameter in transformer.named_parameters():
+        parameter.requires_grad_(_is_adapter(name))
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return paths
+
+
+def adapter_parameters(transformer: nn.Module) -> dict[str, nn.Parameter]:
+    """The trained parameters by name (``PATH.lora_A``, ``PATH.lora_B``), in a fixed order."""
+    return {
+        _plain_name(name): parameter for name, parameter in transformer.named_parameters() if _is_adapter(name)
+    }
+
+
+def adapter_layers(parameters: dict[str, torch.Tensor], scale: float) -> dict[str, LoraLayer]:
+    """Pair ``PATH.lora_A`` and ``PATH.lora_B`` into layers, detached."""
+    paths = [name.removesuffix(".lora_A") for name in parameters if name.endswith(".lora_A")]
+    return {
+        path: LoraLayer(parameters[f"{path}.lora_A"].detach(), parameters[f"{path}.lora_B"].detach(), scale)
+        for path in paths
+    }
+
+
+def start_from(transformer: nn.Module, layers: dict[str, LoraLayer], config: LoraConfig, where: str) -> None:
+    """Set the attached adapter to ``layers``, so that it computes exactly their change.
+
+    Raises:
+        UsageError: the file adapts other layers, or has another rank, than the configuration asks for.
+    """
+    parameters = adapter_parameters(transformer)
+    wanted = {name.removesuffix(".lora_A") for name in parameters if name.endswith(".lora_A")}
+    if set(layers) != wanted:
+        odd = sorted(set(layers) ^ wanted)
+        raise UsageError(
+            f"{len(odd)} layers differ between the LoRA ({len(layers)}) and lora.targets ({len(wanted)}), "
+            f"the first is {odd[0]}",
+            where=where,
+            hint="set lora.targets to what the LoRA was trained with",
+        )
+    for path, layer in layers.items():
+        a, b = parameters[f"{path}.lora_A"], parameters[f"{path}.lora_B"]
+        if layer.a.shape != a.shape or layer.b.shape != b.shape:
+            raise UsageError(
+                f"{path} has rank {layer.a.shape[0]} and shape {list(layer.b.shape)[:1] + list(layer.a.shape)[1:]}; "
+                f"the configuration asks for rank {a.shape[0]} and the model for {[b.shape[0], a.shape[1]]}",
+                where=where,
+                hint=f"train with --rank {layer.a.shape[0]} on the base model that the LoRA was made for",
+            )
+        with torch.no_grad():
+            a.copy_(layer.a)
+            b.copy_(layer.b.float() * (layer.scale / scale_of(config)))
+
+
+@contextmanager
+def adapter_disabled(transformer: Any) -> Iterator[None]:
+    """Inside, the transformer is the base model."""
+    transformer.disable_adapters()
+    try:
+        yield
+    finally:
+        transformer.enable_adapters()
+
+
+def _is_adapter(name: str) -> bool:
+    return f".lora_A.{ADAPTER}." in name or f".lora_B.{ADAPTER}." in name
+
+
+def _plain_name(name: str) -> str:
+    return name.removesuffix(f".{ADAPTER}.weight")

@@ -1,0 +1,82 @@
+"""What a LoRA file says about itself: ModelSpec 1.0.1 and the ``ss_*`` keys that UIs read.
+
+Values are strings. No local path, user name or caption goes in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from datetime import datetime, timezone
+
+import torch
+from safetensors.torch import save
+
+_IMPLEMENTATION = "https://github.com/huggingface/diffusers"
+
+
+@dataclass(frozen=True)
+class LoraFacts:
+    """The facts of a trained LoRA. ``base`` is a hub id or a bare name, never a path; ``resolution`` in pixels."""
+
+    name: str
+    base: str
+    architecture: str
+    rank: int
+    steps: int
+    epochs: int
+    learning_rate: float
+    optimizer: str
+    seed: int
+    resolution: int
+    pictures: int
+    started: float
+    finished: float
+    trigger: str | None
+    version: str
+
+
+def lora_metadata(facts: LoraFacts, tensors: dict[str, torch.Tensor]) -> dict[str, str]:
+    """The header of a file that holds ``tensors``.
+
+    The scale is folded into the weights, so the file's alpha equals its rank.
+    """
+    content = tensor_hash(tensors)
+    finished = datetime.fromtimestamp(facts.finished, timezone.utc).isoformat(timespec="seconds")
+    metadata = {
+        "format": "pt",
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": facts.architecture,
+        "modelspec.implementation": _IMPLEMENTATION,
+        "modelspec.title": facts.name,
+        "modelspec.date": finished,
+        "modelspec.resolution": f"{facts.resolution}x{facts.resolution}",
+        "modelspec.hash_sha256": f"0x{content}",
+        "ss_base_model_version": "flux1",
+        "ss_sd_model_name": facts.base,
+        "ss_output_name": facts.name,
+        "ss_network_dim": str(facts.rank),
+        "ss_network_alpha": str(float(facts.rank)),
+        "ss_steps": str(facts.steps),
+        "ss_epoch": str(facts.epochs),
+        "ss_learning_rate": str(facts.learning_rate),
+        "ss_optimizer": facts.optimizer,
+        "ss_seed": str(facts.seed),
+        "ss_resolution": f"({facts.resolution}, {facts.resolution})",
+        "ss_num_train_images": str(facts.pictures),
+        "ss_training_started_at": str(facts.started),
+        "ss_training_finished_at": str(facts.finished),
+        "sshs_model_hash": content,
+        "fluxtune.version": facts.version,
+    }
+    if facts.trigger:
+        metadata["modelspec.trigger_phrase"] = facts.trigger
+        metadata["modelspec.usage_hint"] = f"put {facts.trigger} into the prompt"
+    return metadata
+
+
+def tensor_hash(tensors: dict[str, torch.Tensor]) -> str:
+    """SHA-256 over all tensor bytes as the file holds them: what ModelSpec calls ``hash_sha256``."""
+    serialised = save(tensors)
+    header = int.from_bytes(serialised[:8], "little")
+    return hashlib.sha256(serialised[8 + header :]).hexdigest()

@@ -1,0 +1,19 @@
+"""The embedded model: a small pretrained FLUX of painted pictures, and a demo data set that it has never seen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fluxtune.nano.critters import TRIGGER
+
+__all__ = ["TRIGGER", "demo_folder", "model_folder"]
+
+
+def model_folder() -> Path:
+    """The folder of the embedded model, as `FluxPipeline.from_pretrained` takes it."""
+    return Path(__file__).parent / "model"
+
+
+def demo_folder() -> Path:
+    """The folder of the demo's pictures and captions."""
+    return Path(__file__).parent / "demo"

@@ -1,0 +1,58 @@
+"""`python -m fluxtune.recipes.nano --work DIR`: makes the embedded model again, stage by stage."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from fluxtune.nano import demo_folder, model_folder
+from fluxtune.recipes.nano.demo import write_demo
+from fluxtune.recipes.nano.distill import distill
+from fluxtune.recipes.nano.export import assemble
+from fluxtune.recipes.nano.latents import encode_pools
+from fluxtune.recipes.nano.progress import load_checkpoint, say
+from fluxtune.recipes.nano.text import train_text
+from fluxtune.recipes.nano.transformer import train_transformer
+from fluxtune.recipes.nano.vae import train_vae
+
+# Each stage with the minutes that it took on two cores.
+STAGES: dict[str, tuple[Callable[[Path, float, int], None], float]] = {
+    "vae": (train_vae, 22),
+    "text": (train_text, 3),
+    "latents": (encode_pools, 6),
+    "transformer": (train_transformer, 65),
+    "distill": (distill, 8),
+}
+
+
+def export(work: Path) -> None:
+    """Puts the distilled model and the recipe's record into the package."""
+    state = load_checkpoint(work / "distilled.ckpt")
+    if state is None:
+        raise FileNotFoundError(f"{work / 'distilled.ckpt'}: run the distill stage first")
+    assemble(work, state["averaged"], model_folder())
+    shutil.copy(work / "recipe.json", model_folder() / "recipe.json")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m fluxtune.recipes.nano", description=__doc__)
+    parser.add_argument("--stage", choices=["all", *STAGES, "export", "demo"], default="all")
+    parser.add_argument("--work", type=Path, required=True, help="folder of checkpoints; a stage resumes from it")
+    parser.add_argument("--minutes", type=float, help="the stage's budget, instead of its own")
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    for name, (stage, minutes) in STAGES.items():
+        if options.stage in ("all", name):
+            say(f"stage {name}")
+            stage(options.work, options.minutes or minutes, options.seed)
+    if options.stage in ("all", "export"):
+        export(options.work)
+    if options.stage in ("all", "demo"):
+        write_demo(demo_folder())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,210 @@
+"""Pretraining of the transformer: flow matching, with a head that must also tell what is at each token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from diffusers import FluxTransformer2DModel
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from fluxtune.nano.painter import KINDS
+from fluxtune.nano.palette import BACKGROUND_COLOURS, BACKGROUND_KINDS, COLOURS
+from fluxtune.recipes.nano.batches import Batch, Batches
+from fluxtune.recipes.nano.export import assemble
+from fluxtune.recipes.nano.muon import Muon
+from fluxtune.recipes.nano.progress import Budget, load_checkpoint, record, save_checkpoint, say
+from fluxtune.recipes.nano.text import CLIP_WIDTH, T5_WIDTH
+
+BATCH = 32
+MUON_RATE, ADAMW_RATE = 2e-3, 1e-3
+EMA_DECAY = 0.999
+ALIGNMENT_WEIGHT = 0.3
+TAP = 1
+"""The single block after which the alignment head looks."""
+
+LABELS = (len(KINDS), 1 + len(COLOURS), len(BACKGROUND_KINDS), len(BACKGROUND_COLOURS))
+
+
+def build_transformer() -> FluxTransformer2DModel:
+    """3.2 million weights; modulation and output start at zero, so every block starts as the identity."""
+    model = FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=64,
+        num_layers=2,
+        num_single_layers=5,
+        attention_head_dim=36,
+        num_attention_heads=4,
+        joint_attention_dim=T5_WIDTH,
+        pooled_projection_dim=CLIP_WIDTH,
+        guidance_embeds=True,
+        axes_dims_rope=(8, 14, 14),
+    )
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)
+            if name == "proj_out" or name.endswith("norm_out.linear"):
+                nn.init.zeros_(module.weight)
+            elif ".norm" in name:
+                nn.init.normal_(module.weight, std=0.01)
+    return model
+
+
+class AlignmentHead(nn.Module):
+    """Predicts each token's labels from the transformer's state: the painter's truth as a teacher of
+    representations (the idea of REPA, Yu et al., 2024, with labels in place of a vision model's features)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, sum(LABELS)))
+
+    def forward(self, states: Tensor, labels: Tensor) -> Tensor:
+        """Mean cross-entropy of states `[batch, tokens, width]` against labels `[batch, tokens, 4]`."""
+        logits = self.layers(states).split(LABELS, dim=-1)
+        losses = [
+            functional.cross_entropy(part.flatten(0, 1), labels[..., i].flatten()) for i, part in enumerate(logits)
+        ]
+        return torch.stack(losses).mean()
+
+
+def velocity_and_states(
+    model: FluxTransformer2DModel,
+    noisy: Tensor,
+    sigmas: Tensor,
+    guidance: Tensor,
+    text: Tensor,
+    pooled: Tensor,
+    rotary: tuple[Tensor, Tensor],
+) -> tuple[Tensor, Tensor]:
+    """What `model.forward` computes, and the image tokens' states in the middle of the stack."""
+    image = model.x_embedder(noisy)
+    embedding = model.time_text_embed(sigmas * 1000, guidance * 1000, pooled)
+    words = model.context_embedder(text)
+    for block in model.transformer_blocks:
+        words, image = block(image, words, embedding, rotary)
+    states = image
+    for index, block in enumerate(model.single_transformer_blocks):
+        words, image = block(image, words, embedding, rotary)
+        if index == TAP:
+            states = image
+    return model.proj_out(model.norm_out(image, embedding)), states
+
+
+def rotary_of(model: FluxTransformer2DModel, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Rotary embedding of text then image positions."""
+    return model.pos_embed(torch.cat((torch.zeros(batch.text.shape[1], 3), batch.image_ids)))
+
+
+def compiled_losses(
+    model: FluxTransformer2DModel, head: AlignmentHead
+) -> Callable[[Batch], tuple[Tensor, Tensor]]:
+    """A function from a batch to the flow-matching loss and the alignment loss."""
+
+    @torch.compile(dynamic=False)
+    def losses(
+        noisy: Tensor,
+        velocity: Tensor,
+        sigmas: Tensor,
+        text: Tensor,
+        pooled: Tensor,
+        labels: Tensor,
+        rotary: tuple[Tensor, Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        guidance = torch.ones_like(sigmas)
+        predicted, states = velocity_and_states(model, noisy, sigmas, guidance, text, pooled, rotary)
+        return functional.mse_loss(predicted, velocity), head(states, labels)
+
+    def of_batch(batch: Batch) -> tuple[Tensor, Tensor]:
+        with sdpa_kernel(SDPBackend.MATH):
+            return losses(
+                batch.noisy,
+                batch.velocity,
+                batch.sigmas,
+                batch.text,
+                batch.pooled,
+                batch.labels,
+                rotary_of(model, batch),
+            )
+
+    return of_batch
+
+
+def optimizers_of(model: FluxTransformer2DModel, head: AlignmentHead) -> list[torch.optim.Optimizer]:
+    """Muon for the blocks' matrices; AdamW for modulation, embedders, output, norms and biases."""
+    matrices = [
+        parameter
+        for name, parameter in model.named_parameters()
+        if parameter.ndim == 2 and "transformer_blocks" in name and ".norm" not in name
+    ]
+    chosen = {id(parameter) for parameter in matrices}
+    others = [parameter for parameter in (*model.parameters(), *head.parameters()) if id(parameter) not in chosen]
+    return [
+        Muon(matrices, MUON_RATE, weight_decay=0.02),
+        torch.optim.AdamW(others, ADAMW_RATE, (0.9, 0.98), weight_decay=0.01),
+    ]
+
+
+def train_transformer(work: Path, minutes: float, seed: int) -> None:
+    """Pretrains into `work/transformer.ckpt`, with a complete model in `work/snapshot` every quarter hour."""
+    torch.manual_seed(seed)
+    model = build_transformer()
+    head = AlignmentHead(model.inner_dim)
+    averaged = {name: value.clone() for name, value in model.state_dict().items()}
+    optimizers = optimizers_of(model, head)
+    rates = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
+    budget, step = Budget(minutes), 0
+    state = load_checkpoint(work / "transformer.ckpt")
+    if state is not None:
+        model.load_state_dict(state["model"])
+        head.load_state_dict(state["head"])
+        averaged, step = state["averaged"], state["step"]
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        budget = Budget(minutes, state["seconds"])
+    batches, losses_of = Batches(work, BATCH, seed), compiled_losses(model, head)
+    saved_at = snapshot_at = budget.seconds
+    mean = torch.zeros(2)
+    while budget.fraction < 1:
+        groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+        for group, rate in zip(groups, rates, strict=True):
+            group["lr"] = rate * budget.rate()
+        loss, alignment = losses_of(batches(step))
+        (loss + ALIGNMENT_WEIGHT * alignment).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        step += 1
+        _average(averaged, model, min(EMA_DECAY, step / (10 + step)))
+        mean += torch.stack((loss.detach(), alignment.detach()))
+        if step % 50 == 0:
+            flow, labels = (mean / 50).tolist()
+            say(f"step {step} loss {flow:.4f} alignment {labels:.4f} {100 * budget.fraction:.1f} %")
+            mean.zero_()
+        if budget.seconds - saved_at > 180 or budget.fraction >= 1:
+            saved_at = budget.seconds
+            state = {
+                "model": model.state_dict(),
+                "head": head.state_dict(),
+                "averaged": averaged,
+                "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+                "step": step,
+                "seconds": saved_at,
+            }
+            save_checkpoint(work / "transformer.ckpt", state)
+        if budget.seconds - snapshot_at > 600:
+            snapshot_at = budget.seconds
+            assemble(work, averaged, work / "snapshot")
+    assemble(work, averaged, work / "snapshot")
+    record(work, "transformer", seed=seed, minutes=budget.seconds / 60, steps=step, batch=BATCH)
+
+
+@torch.no_grad()
+def _average(averaged: dict[str, Tensor], model: nn.Module, decay: float) -> None:
+    """Exponential moving average of the weights, in place."""
+    values = model.state_dict()
+    torch._foreach_lerp_(list(averaged.values()), [values[name] for name in averaged], 1 - decay)

@@ -1,0 +1,177 @@
+"""Sampling: every prompt with every seed, with the LoRAs and, to compare, without."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from fluxtune import files
+from fluxtune.environment import pick_device, warn_without_bf16
+from fluxtune.errors import UsageError
+from fluxtune.events import Phase, Progress, Sink, ignore
+from fluxtune.flux.denoise import Request, encode_prompt, generate
+from fluxtune.flux.load import (
+    DTYPES,
+    Base,
+    free_memory,
+    image_pipeline,
+    load_text_pipeline,
+    load_transformer,
+    load_vae,
+    open_base,
+)
+from fluxtune.sampling.grid import Row, draw_grid
+from fluxtune.sampling.loras import Lora, apply_to_text_encoder, apply_to_transformer, open_lora
+from fluxtune.sampling.metadata import picture_facts, png_text
+from fluxtune.sampling.request import SampleRequest
+
+Texts = dict[str, dict[str, torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class SampleResult:
+    """The files made. Pictures are in the order of prompts, then seeds; to compare, each without LoRA comes first."""
+
+    pictures: list[Path]
+    grid: Path | None
+
+
+@dataclass(frozen=True)
+class _Column:
+    """One way to make the pictures: which LoRAs act, the texts encoded with them, and what names them."""
+
+    heading: str
+    suffix: str
+    loras: list[Lora]
+    texts: Texts
+
+
+def sample(request: SampleRequest, on_event: Sink = ignore) -> SampleResult:
+    """Make the pictures of a request.
+
+    The base model, the LoRAs and the size are checked before any weights load. Text encoders leave memory before
+    the transformer comes.
+
+    Raises:
+        UsageError: a size or a LoRA's path is wrong.
+        BaseModelError: the base model is missing or wrong, or a LoRA does not fit it.
+        StorageError: a picture cannot be written.
+    """
+    device = pick_device(request.device)
+    warn_without_bf16(device, on_event)
+    base = open_base(request.model, on_event)
+    _check_size(request, base)
+    loras = [open_lora(use, base) for use in request.loras]
+    columns = _encode(request, base, loras, device, on_event)
+    pipeline = _load(request, base, device, on_event)
+    wanted = list(_pictures(request))
+    on_event(Phase("sample", f"{len(wanted) * len(columns)} pictures"))
+    names = _free_names(request)
+    count_step = _step_counter(len(wanted) * len(columns) * request.steps, on_event)
+    made: list[list[Path]] = []
+    for column in columns:
+        if column.loras:
+            apply_to_transformer(pipeline, column.loras)
+        paths = [request.output / f"{name}{column.suffix}.png" for name in names]
+        for path, picture in zip(paths, wanted, strict=True):
+            text = {key: tensor.to(device) for key, tensor in column.texts[picture.prompt].items()}
+            image = generate(base, pipeline, text, picture, count_step)
+            facts = picture_facts(request, picture, column.loras, device)
+            _save(path, image, pnginfo=png_text(facts, column.loras))
+        made.append(paths)
+    rows = list(zip(*made, strict=True))
+    grid = _save_grid(request, rows, [column.heading for column in columns]) if request.compare else None
+    return SampleResult([path for row in rows for path in row], grid)
+
+
+def _check_size(request: SampleRequest, base: Base) -> None:
+    multiple = base.family.side_multiple
+    for name, side in (("width", request.width), ("height", request.height)):
+        if side < multiple or side % multiple:
+            below = max(multiple, side // multiple * multiple)
+            raise UsageError(
+                f"{name} is {side}: wanted a multiple of {multiple} pixels",
+                hint=f"the nearest are {below} and {below + multiple}",
+            )
+
+
+def _encode(
+    request: SampleRequest, base: Base, loras: list[Lora], device: str, on_event: Sink
+) -> list[_Column]:
+    """The columns to make, with their prompts encoded; the text encoders are in memory only meanwhile."""
+    on_event(Phase("encode", f"{len(set(request.prompts))} prompts"))
+    pipeline = load_text_pipeline(base, request.memory, DTYPES[request.precision], device)
+    columns = []
+    texts = _encode_prompts(request, base, pipeline)
+    if request.compare or not loras:
+        columns.append(_Column("without LoRA", "-without" if loras else "", [], texts))
+    if any(lora.changes_text for lora in loras):
+        apply_to_text_encoder(pipeline, loras)
+        texts = _encode_prompts(request, base, pipeline)
+    if loras:
+        columns.append(_Column(f"with {_heading(loras)}", "", loras, texts))
+    del pipeline
+    free_memory()
+    return columns
+
+
+def _encode_prompts(request: SampleRequest, base: Base, pipeline: Any) -> Texts:
+    texts = {prompt: encode_prompt(base, pipeline, prompt) for prompt in dict.fromkeys(request.prompts)}
+    return {prompt: {key: tensor.cpu() for key, tensor in text.items()} for prompt, text in texts.items()}
+
+
+def _heading(loras: list[Lora]) -> str:
+    return " + ".join(lora.name if lora.scale == 1 else f"{lora.name} at {lora.scale:g}" for lora in loras)
+
+
+def _load(request: SampleRequest, base: Base, device: str, on_event: Sink) -> Any:
+    on_event(Phase("load", f"{base.name} in {request.memory.base_precision} on {device}"))
+    dtype = DTYPES[request.precision]
+    transformer = load_transformer(base, request.memory, dtype, device)
+    return image_pipeline(base, transformer, load_vae(base, dtype, device))
+
+
+def _pictures(request: SampleRequest) -> Iterator[Request]:
+    for prompt in request.prompts:
+        for seed in request.seeds:
+            yield Request(prompt, request.width, request.height, request.steps, request.guidance, seed)
+
+
+def _free_names(request: SampleRequest) -> list[str]:
+    """``NUMBER-seedSEED`` for each picture: prompts are numbered on from the last number in the folder."""
+    numbers = [path.name.partition("-")[0] for path in request.output.glob("*-*.png")]
+    first = max((int(number) for number in numbers if number.isdecimal()), default=-1) + 1
+    return [f"{first + index:02d}-seed{seed}" for index in range(len(request.prompts)) for seed in request.seeds]
+
+
+def _step_counter(total: int, on_event: Sink) -> Callable[[int, int], None]:
+    """Turns denoising steps of single pictures into progress over all of them."""
+    started, done = time.monotonic(), 0
+
+    def count(_: int, __: int) -> None:
+        nonlocal done
+        done += 1
+        rate = done / max(time.monotonic() - started, 1e-9)
+        on_event(Progress("denoise", done, total, "steps", rate, (total - done) / rate))
+
+    return count
+
+
+def _save(path: Path, image: Image.Image, **options: Any) -> None:
+    files.write_with(path, lambda temporary: image.save(temporary, format="PNG", **options))
+
+
+def _save_grid(request: SampleRequest, paths: list[tuple[Path, ...]], headings: list[str]) -> Path:
+    rows = [
+        Row(picture.prompt, f"seed {picture.seed}", [Image.open(path) for path in row])
+        for picture, row in zip(_pictures(request), paths, strict=True)
+    ]
+    grid = paths[0][0].with_name(f"{paths[0][0].name.partition('-')[0]}-compare.png")
+    _save(grid, draw_grid(rows, headings))
+    return grid

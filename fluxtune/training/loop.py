@@ -1,0 +1,109 @@
+"""The training loop.
+
+For each step: draw a batch of cached latents and embeddings, noise levels and noise; predict the velocity from picture
+to noise; compare; go back; clip; update. ``step.py`` has the step, ``flux/objective.py`` the mathematics.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+
+import torch
+
+from fluxtune import rng
+from fluxtune.config.training import TrainingConfig
+from fluxtune.environment import memory_in_use
+from fluxtune.errors import DivergedError, ExitCode
+from fluxtune.events import Sink, Step
+from fluxtune.training.ema import MovingAverage
+from fluxtune.training.optimizers import learning_rate_at, set_learning_rate
+from fluxtune.training.samples import SampleSource
+from fluxtune.training.step import Learner, learn, preserve, update
+
+_RATE_SMOOTHING = 0.9
+
+
+def train_steps(
+    config: TrainingConfig,
+    learner: Learner,
+    source: SampleSource,
+    average: MovingAverage,
+    first_step: int,
+    after_step: Callable[[int], None],
+    should_stop: Callable[[], ExitCode | None],
+    on_event: Sink,
+) -> ExitCode | None:
+    """Train from ``first_step`` (steps already done) to ``config.steps``.
+
+    Args:
+        after_step: called with the number of steps done: previews and checkpoints.
+        should_stop: asked after every step; an exit code ends the loop.
+
+    Returns:
+        None when all steps are done, else what ``should_stop`` answered.
+
+    Raises:
+        DivergedError: the loss or the gradients are not finite.
+    """
+    clock = _Clock(config.steps)
+    for step in range(first_step, config.steps):
+        learning_rate = learning_rate_at(step, config)
+        set_learning_rate(learner.optimizer, learning_rate)
+        losses = []
+        for micro_step in range(step * config.accumulation, (step + 1) * config.accumulation):
+            samples = source.at(micro_step)
+            torch.manual_seed(rng.derive(config.seed, "dropout", micro_step))
+            with learner.accelerator.accumulate(learner.transformer):
+                losses.append(learn(learner, samples.subject))
+                if samples.preserved is not None:
+                    preserve(learner, samples.preserved, config.preservation.weight)
+        grad_norm = update(learner)
+        loss = float(torch.stack(losses).mean())
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            raise DivergedError(
+                f"step {step + 1}: loss {loss}, gradient norm {grad_norm} (last pictures: {samples.pictures})",
+                hint="resume from the last checkpoint with a lower --learning-rate",
+            )
+        average.update()
+        rate, seconds_left = clock.tick(step + 1)
+        memory = memory_in_use(learner.accelerator.device.type)
+        on_event(
+            Step(
+                step=step + 1,
+                total=config.steps,
+                loss=loss,
+                learning_rate=learning_rate,
+                grad_norm=grad_norm,
+                rate=rate,
+                seconds_left=seconds_left,
+                memory=memory,
+                epoch=samples.epoch,
+            )
+        )
+        after_step(step + 1)
+        clock.restart()
+        asked = should_stop()
+        if asked is not None and step + 1 < config.steps:
+            return asked
+    return None
+
+
+class _Clock:
+    """Steps a second, smoothed, without the time that previews and checkpoints take."""
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._seconds: float | None = None
+        self.restart()
+
+    def restart(self) -> None:
+        self._started = time.monotonic()
+
+    def tick(self, done: int) -> tuple[float, float]:
+        """(steps a second, seconds left) after a step."""
+        seconds = max(1e-9, time.monotonic() - self._started)
+        smoothing = _RATE_SMOOTHING if self._seconds is not None else 0.0
+        self._seconds = smoothing * (self._seconds or 0.0) + (1.0 - smoothing) * seconds
+        return 1.0 / self._seconds, (self._total - done) * self._seconds

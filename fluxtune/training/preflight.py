@@ -1,0 +1,82 @@
+"""Everything that can be known before weights load: base model, device, pictures, captions, prompts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from fluxtune.config.schema import Config
+from fluxtune.dataset.folder import Picture, read_folders
+from fluxtune.environment import pick_device, versions, warn_without_bf16
+from fluxtune.errors import ConfigError, FluxtuneError, UsageError
+from fluxtune.events import Phase, Sink
+from fluxtune.flux.load import Base, open_base
+from fluxtune.training.prior import prior_prompts
+from fluxtune.training.samples import EMPTY_CAPTION
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What was found out. ``prompts`` are all texts needed beside the captions of the pictures."""
+
+    base: Base
+    device: str
+    pictures: list[Picture]
+    preview_prompts: list[str]
+    prompts: list[str]
+    facts: dict[str, Any]
+
+
+def preflight(config: Config, on_event: Sink) -> Preflight:
+    """Check what the configuration names.
+
+    Raises:
+        ConfigError: settings that do not go together.
+        BaseModelError: the base model cannot be had or used.
+        DataError: pictures or captions cannot be used.
+    """
+    _check_together(config)
+    device = pick_device(config.training.device)
+    if config.training.precision == "bf16":
+        warn_without_bf16(device, on_event)
+    on_event(Phase("preflight", "checking the base model and the pictures"))
+    base = open_base(config.model, on_event)
+    pictures = read_folders(config.dataset, on_event)
+    preview_prompts = config.previews.prompts or [pictures[0].caption]
+    preservation = config.training.preservation
+    guarded = prior_prompts(config) if preservation.method == "prior" else preservation.prompts
+    return Preflight(
+        base=base,
+        device=device,
+        pictures=pictures,
+        preview_prompts=preview_prompts,
+        prompts=[EMPTY_CAPTION, *preview_prompts, *guarded],
+        facts={
+            "versions": versions(),
+            "device": device,
+            "base": {"name": base.name, "transformer": base.fingerprint("transformer")},
+            "pictures": len(pictures),
+        },
+    )
+
+
+def _check_together(config: Config) -> None:
+    problems: list[FluxtuneError] = []
+    if not config.dataset.folders:
+        problems.append(
+            UsageError(
+                "no pictures were named",
+                where="dataset.folders",
+                hint="name a folder of pictures: fluxtune train FOLDER",
+            )
+        )
+    if config.training.precision == "fp32" and config.memory.base_precision == "bf16":
+        problems.append(
+            UsageError(
+                "a base held in bf16 cannot be computed with in fp32",
+                where="memory.base_precision",
+                hint="set memory.base_precision to fp32, or training.precision to bf16",
+            )
+        )
+    if problems:
+        raise ConfigError(problems)

@@ -1,0 +1,189 @@
+"""Encode what the caches miss: every picture once, every caption once, then the encoders leave memory.
+
+Cache keys hold everything that decides the content: picture bytes, size and crop, caption, encoder files, precision. So one
+changed caption re-encodes one entry, and nothing stale is ever used.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+
+from fluxtune import rng
+from fluxtune.config.schema import Config
+from fluxtune.dataset.buckets import Sample, plan
+from fluxtune.dataset.cache import Store, cache_folder, key_of
+from fluxtune.dataset.captions import with_class
+from fluxtune.dataset.folder import Picture
+from fluxtune.dataset.images import fit, open_image, to_pixels
+from fluxtune.events import Phase, Progress, Sink
+from fluxtune.files import require_space
+from fluxtune.flux.denoise import encode_prompt
+from fluxtune.flux.families import Text
+from fluxtune.flux.load import Base, free_memory, load_text_pipeline, load_vae
+
+_CACHE_FORMAT = 1
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Example:
+    """One picture at one size: where its latents and texts are. Sizes in pixels."""
+
+    picture: int
+    width: int
+    height: int
+    repeats: int
+    latents: str
+    caption: str
+    class_caption: str | None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What training reads: examples, and stores of latents and texts on disk."""
+
+    examples: list[Example]
+    latents: Store
+    texts: Store
+    text_keys: dict[str, str]
+
+    def text(self, caption: str) -> Text:
+        """The embeddings of a caption that was encoded, ``[1, ...]`` each."""
+        return self.texts.read(self.text_keys[caption])
+
+
+def prepare(
+    config: Config,
+    base: Base,
+    pictures: list[Picture],
+    prompts: Iterable[str],
+    dtype: torch.dtype,
+    device: str,
+    on_event: Sink,
+) -> Prepared:
+    """Bring latents of all pictures and embeddings of all captions into the cache.
+
+    Args:
+        prompts: further texts that will be needed: previews, preservation, the empty caption of dropout.
+    """
+    buckets = plan(pictures, config.dataset, base.family.side_multiple)
+    on_event(Phase("buckets", buckets.summary()))
+    for warning in buckets.warnings:
+        on_event(warning)
+    latents = Store(cache_folder() / "latents", on_event)
+    texts = Store(cache_folder() / "texts", on_event)
+    vae_mark = base.fingerprint("vae")
+    text_mark = base.fingerprint(*base.family.text_folders)
+    held = config.memory.text_precision
+
+    def text_key(caption: str) -> str:
+        return key_of("text", _CACHE_FORMAT, text_mark, str(dtype), held, base.text_tokens, caption)
+
+    def latents_key(sample: Sample) -> str:
+        picture = pictures[sample.picture]
+        size = (sample.width, sample.height)
+        return key_of(
+            "latents", _CACHE_FORMAT, vae_mark, str(dtype), picture.digest, *size, config.dataset.background
+        )
+
+    examples = [
+        Example(
+            picture=sample.picture,
+            width=sample.width,
+            height=sample.height,
+            repeats=pictures[sample.picture].repeats,
+            latents=latents_key(sample),
+            caption=pictures[sample.picture].caption,
+            class_caption=_class_caption(pictures[sample.picture].caption, config),
+        )
+        for sample in buckets.samples
+    ]
+    wanted = {caption for example in examples for caption in (example.caption, example.class_caption) if caption}
+    text_keys = {caption: text_key(caption) for caption in sorted({*wanted, *prompts})}
+    prepared = Prepared(examples, latents, texts, text_keys)
+    _encode_texts(prepared, config, base, dtype, device, on_event)
+    _encode_pictures(prepared, config, base, pictures, dtype, device, on_event)
+    return prepared
+
+
+def _class_caption(caption: str, config: Config) -> str | None:
+    """The caption as it would read of any thing of the subject's class, or None when no class is named."""
+    trigger, class_word = config.dataset.trigger, config.dataset.class_word
+    if class_word is None:
+        return None
+    return with_class(caption, trigger, class_word) if trigger else class_word
+
+
+def _encode_texts(
+    prepared: Prepared, config: Config, base: Base, dtype: torch.dtype, device: str, on_event: Sink
+) -> None:
+    missing = [caption for caption, key in prepared.text_keys.items() if not prepared.texts.has(key)]
+    reused = len(prepared.text_keys) - len(missing)
+    on_event(Phase("encode captions", f"{len(missing)} new, {reused} from the cache"))
+    if not missing:
+        return
+    pipeline = load_text_pipeline(base, config.memory, dtype, device)
+
+    def encode(caption: str) -> dict[str, torch.Tensor]:
+        return {name: tensor.cpu() for name, tensor in encode_prompt(base, pipeline, caption).items()}
+
+    first = encode(missing[0])
+    size = sum(tensor.nbytes for tensor in first.values())
+    require_space(prepared.texts.folder, size * len(missing), "the caption embeddings")
+    _encode_each(missing, encode, lambda item: prepared.text_keys[item], prepared.texts, "captions", on_event)
+    del pipeline
+    free_memory()
+
+
+def _encode_pictures(
+    prepared: Prepared,
+    config: Config,
+    base: Base,
+    pictures: list[Picture],
+    dtype: torch.dtype,
+    device: str,
+    on_event: Sink,
+) -> None:
+    missing = [example for example in prepared.examples if not prepared.latents.has(example.latents)]
+    reused = len(prepared.examples) - len(missing)
+    on_event(Phase("encode pictures", f"{len(missing)} new, {reused} from the cache"))
+    if not missing:
+        return
+    require_space(prepared.latents.folder, sum(_latent_bytes(example) for example in missing), "the latents")
+    vae = load_vae(base, dtype, device)
+
+    def encode(example: Example) -> dict[str, torch.Tensor]:
+        image = open_image(pictures[example.picture].path, config.dataset.background)
+        pixels = to_pixels(fit(image, example.width, example.height))[None].to(device, dtype)
+        with torch.no_grad():
+            latents = base.family.encode_image(vae, pixels, rng.generator(0, "posterior", example.latents))
+        return {"latents": latents[0].float().cpu()}
+
+    _encode_each(missing, encode, lambda example: example.latents, prepared.latents, "pictures", on_event)
+    del vae
+    free_memory()
+
+
+def _latent_bytes(example: Example) -> int:
+    """Bytes of float32 latents with 16 channels at an eighth of the picture's sides."""
+    return (example.width // 8) * (example.height // 8) * 16 * 4
+
+
+def _encode_each(
+    items: list[T],
+    encode: Callable[[T], dict[str, torch.Tensor]],
+    key: Callable[[T], str],
+    store: Store,
+    unit: str,
+    on_event: Sink,
+) -> None:
+    started = time.monotonic()
+    for done, item in enumerate(items, start=1):
+        store.write(key(item), encode(item))
+        rate = done / max(1e-9, time.monotonic() - started)
+        on_event(Progress(f"encode {unit}", done, len(items), unit, rate, (len(items) - done) / rate))

@@ -1,0 +1,67 @@
+"""Previews: the same prompts and seeds again and again, so that learning can be seen. They equal ``fluxtune sample``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fluxtune import files
+from fluxtune.config.schema import Config
+from fluxtune.events import Phase, Preview, Sink
+from fluxtune.flux.denoise import Request, generate
+from fluxtune.flux.load import Base, free_memory, image_pipeline, load_vae
+from fluxtune.runs import Run
+from fluxtune.training.prepare import Prepared
+
+
+def preview_requests(config: Config, prompts: list[str]) -> list[tuple[int, Request]]:
+    """Every prompt with every seed, each with the number of its prompt."""
+    previews = config.previews
+    side = config.dataset.resolution[0]
+    return [
+        (
+            index,
+            Request(
+                prompt=prompt,
+                width=previews.width or side,
+                height=previews.height or side,
+                steps=previews.steps,
+                guidance=previews.guidance,
+                seed=seed,
+            ),
+        )
+        for index, prompt in enumerate(prompts)
+        for seed in previews.seeds
+    ]
+
+
+def make_previews(
+    run: Run,
+    step: int,
+    requests: list[tuple[int, Request]],
+    base: Base,
+    prepared: Prepared,
+    transformer: Any,
+    on_event: Sink,
+) -> list[Path]:
+    """Make the previews of one step; the VAE is in memory only meanwhile.
+
+    Returns:
+        The pictures' paths.
+    """
+    on_event(Phase("previews", f"{len(requests)} pictures at step {step}"))
+    device, dtype = transformer.device, transformer.dtype
+    pipeline = image_pipeline(base, transformer, load_vae(base, dtype, str(device)))
+    paths = []
+    transformer.eval()
+    for index, request in requests:
+        text = {name: tensor.to(device) for name, tensor in prepared.text(request.prompt).items()}
+        picture = generate(base, pipeline, text, request)
+        path = run.preview_path(step, index, request.seed)
+        files.write_with(path, lambda temporary, picture=picture: picture.save(temporary, format="PNG"))  # type: ignore[misc]
+        on_event(Preview(step, request.prompt, request.seed, str(path)))
+        paths.append(path)
+    transformer.train()
+    del pipeline
+    free_memory()
+    return paths

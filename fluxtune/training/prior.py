@@ -1,0 +1,69 @@
+"""Pictures that the base model makes of what it should not forget (prior preservation, arXiv 2208.12242)."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fluxtune import rng
+from fluxtune.config.schema import Config
+from fluxtune.dataset.cache import Store, cache_folder, key_of
+from fluxtune.events import Phase, Progress, Sink
+from fluxtune.flux.denoise import Request, generate_latents
+from fluxtune.flux.load import Base, free_memory, image_pipeline, load_vae
+from fluxtune.training.prepare import Prepared
+
+_DENOISING_STEPS = 20
+
+
+@dataclass(frozen=True)
+class Prior:
+    """One picture of the base model: its prompt and its patchified latents ``[features, h, w]``."""
+
+    prompt: str
+    latents: torch.Tensor
+
+
+def prior_prompts(config: Config) -> list[str]:
+    """The prompts of the prior pictures; the configuration check made sure that there is at least one."""
+    preservation = config.training.preservation
+    return preservation.prompts or [config.dataset.class_word or ""]
+
+
+def make_priors(config: Config, base: Base, prepared: Prepared, transformer: Any, on_event: Sink) -> list[Prior]:
+    """Generate, or take from the cache, the prior pictures; must run before an adapter is attached."""
+    preservation = config.training.preservation
+    prompts = prior_prompts(config)
+    side = config.dataset.resolution[0]
+    store = Store(cache_folder() / "priors", on_event)
+    mark = base.fingerprint("transformer")
+    requests = [
+        Request(
+            prompt=prompts[index % len(prompts)],
+            width=side,
+            height=side,
+            steps=_DENOISING_STEPS,
+            guidance=base.family.sampling_guidance,
+            seed=rng.derive(config.training.seed, "prior", index) % 2**31,
+        )
+        for index in range(preservation.pictures)
+    ]
+    keys = [key_of("prior", mark, config.memory.base_precision, *vars(request).values()) for request in requests]
+    missing = [(key, request) for key, request in zip(keys, requests, strict=True) if not store.has(key)]
+    on_event(Phase("make prior pictures", f"{len(missing)} new, {len(keys) - len(missing)} from the cache"))
+    if missing:
+        pipeline = image_pipeline(base, transformer, load_vae(base, transformer.dtype, str(transformer.device)))
+        started = time.monotonic()
+        for done, (key, request) in enumerate(missing, start=1):
+            text = {name: tensor.to(transformer.device) for name, tensor in prepared.text(request.prompt).items()}
+            store.write(key, {"latents": generate_latents(base, pipeline, text, request)[0].float().cpu()})
+            rate = done / (time.monotonic() - started)
+            on_event(Progress("prior pictures", done, len(missing), "pictures", rate, (len(missing) - done) / rate))
+        del pipeline
+        free_memory()
+    return [
+        Prior(request.prompt, store.read(key)["latents"]) for key, request in zip(keys, requests, strict=True)
+    ]

@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import platform
+
+import pytest
+import torch
+
+from fluxtune.environment import memory_in_use, pick_device, versions
+from fluxtune.errors import ExitCode, UsageError
+
+
+def test_auto_takes_the_graphics_card_where_there_is_one() -> None:
+    assert pick_device("auto") == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert pick_device("cpu") == "cpu"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a graphics card")
+def test_cuda_without_a_usable_card_is_a_usage_error_with_a_way_out() -> None:
+    with pytest.raises(UsageError, match="cuda was asked for") as error:
+        pick_device("cuda")
+    assert error.value.exit_code == ExitCode.USAGE
+    assert "training.device=cpu" in (error.value.hint or "")
+
+
+def test_versions_name_what_decides_about_numbers() -> None:
+    found = versions()
+    assert found["python"] == platform.python_version()
+    assert found["torch"] == torch.__version__
+    assert "diffusers" in found
+
+
+def test_memory_in_use_grows_with_what_the_process_holds() -> None:
+    before = memory_in_use("cpu")
+    held = torch.ones(64 * 2**20)  # 256 MiB
+    assert memory_in_use("cpu") - before == pytest.approx(0.25, abs=0.05)
+    del held

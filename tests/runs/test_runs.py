@@ -1,0 +1,230 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fluxtune import runs
+from fluxtune.errors import StorageError
+from fluxtune.events import Phase, Step
+from fluxtune.runs import Run, latest_run, verify_manifest, write_manifest
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return Run.create(tmp_path / "runs" / "cat", "name = 'cat'\n", {"name": "--name"}, {"device": "cpu"})
+
+
+@pytest.fixture
+def writer(run: Run) -> Iterator[subprocess.Popen[str]]:
+    """Another process that holds the lock of ``run`` until it is killed."""
+    code = """
+        import sys, time
+        from pathlib import Path
+        from fluxtune.runs import Run
+        with Run.open(Path(sys.argv[1])).locked():
+            print("locked", flush=True)
+            time.sleep(60)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code), str(run.folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "locked\n"
+        yield process
+        process.kill()
+
+
+def checkpoint(run: Run, step: int) -> Path:
+    folder = run.checkpoint_folder(step)
+    (folder / "state").mkdir(parents=True)
+    (folder / "cat.safetensors").write_bytes(b"weights")
+    (folder / "state" / "optimizer.safetensors").write_bytes(b"moments")
+    write_manifest(folder)
+    return folder
+
+
+def test_a_new_run_keeps_its_configuration_and_says_that_it_is_running(run: Run) -> None:
+    again = Run.open(run.folder)
+    assert again.state == run.state
+    assert (again.state.status, again.state.step, again.state.facts) == ("running", 0, {"device": "cpu"})
+    assert again.config_path.read_text() == "name = 'cat'\n"
+    assert json.loads((run.folder / "origins.json").read_text()) == {"name": "--name"}
+
+
+def test_an_existing_folder_is_never_taken_for_a_new_run(run: Run) -> None:
+    before = sorted(run.folder.iterdir())
+    with pytest.raises(StorageError, match="exists already") as error:
+        Run.create(run.folder, "name = 'dog'\n", {}, {})
+    assert f"--resume {run.folder}" in (error.value.hint or "")
+    assert sorted(run.folder.iterdir()) == before
+    assert run.config_path.read_text() == "name = 'cat'\n"
+
+
+def test_a_run_folder_that_cannot_be_made_is_a_storage_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="cannot make the run folder"):
+        Run.create(tmp_path / "file" / "run", "", {}, {})
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_folder_of_another_kind_is_not_opened_as_a_run(tmp_path: Path, exists: bool) -> None:
+    folder = tmp_path / "pictures"
+    if exists:
+        folder.mkdir()
+    with pytest.raises(StorageError, match="holds no run.json" if exists else "does not exist"):
+        Run.open(folder)
+
+
+def test_a_run_of_another_schema_is_refused(run: Run) -> None:
+    path = run.folder / "run.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "schema": 99, "news": 1}))
+    with pytest.raises(StorageError, match="schema 99"):
+        Run.open(run.folder)
+
+
+def test_a_damaged_run_json_is_a_storage_error_that_names_it(run: Run) -> None:
+    (run.folder / "run.json").write_text('{"schema": 1, "sta')
+    with pytest.raises(StorageError) as error:
+        Run.open(run.folder)
+    assert error.value.where == str(run.folder / "run.json")
+
+
+def test_progress_of_a_run_is_found_again_when_it_is_opened(run: Run) -> None:
+    run.update(status="finished", step=1500, checkpoint="checkpoints/step-001500", result="cat.safetensors")
+    state = Run.open(run.folder).state
+    assert (state.status, state.step, state.result) == ("finished", 1500, "cat.safetensors")
+    assert state.created == run.state.created
+
+
+def test_events_are_json_lines_and_log_lines(run: Run) -> None:
+    run.append(Phase("load", "loading naïve.safetensors"))
+    run.append(Step(1, 10, 0.25, 1e-4, 1.5, 2.0, 4.5, 1.0))
+    records = [json.loads(line) for line in (run.folder / "events.jsonl").read_text("utf-8").splitlines()]
+    assert [record["event"] for record in records] == ["phase", "step"]
+    assert records[1]["loss"] == 0.25
+    log = (run.folder / "log.txt").read_text("utf-8").splitlines()
+    assert 'phase name="load" detail="loading naïve.safetensors"' in log[0]
+    assert "step=1 total=10 loss=0.25 learning_rate=0.0001" in log[1]
+
+
+def test_after_a_crash_cut_a_line_off_the_next_event_has_a_line_of_its_own(run: Run) -> None:
+    events = run.folder / "events.jsonl"
+    run.append(Phase("load"))
+    with open(events, "a") as file:
+        file.write('{"schema": 1, "ev')
+    with run.locked():
+        run.append(Phase("train"))
+    lines = events.read_text().splitlines()
+    assert len(lines) == 3
+    assert json.loads(lines[2])["name"] == "train"
+
+
+def test_the_lock_is_free_again_after_use(run: Run) -> None:
+    with run.locked():
+        assert (run.folder / "lock").is_file()
+    with run.locked():
+        pass
+    assert not (run.folder / "lock").exists()
+
+
+def test_a_run_that_another_process_writes_is_refused(run: Run, writer: subprocess.Popen[str]) -> None:
+    with pytest.raises(StorageError, match=f"process {writer.pid}"), run.locked():
+        pass
+    assert json.loads((run.folder / "lock").read_text())["pid"] == writer.pid
+
+
+@pytest.mark.parametrize("reaped", [True, False])
+def test_the_lock_of_a_killed_process_is_taken_over(
+    run: Run, writer: subprocess.Popen[str], reaped: bool
+) -> None:
+    writer.send_signal(signal.SIGKILL)
+    if reaped:
+        writer.wait()
+    else:
+        os.waitid(os.P_PID, writer.pid, os.WEXITED | os.WNOWAIT)
+    with run.locked():
+        assert json.loads((run.folder / "lock").read_text())["pid"] == os.getpid()
+
+
+@pytest.mark.parametrize("change", [{"boot": "an earlier boot"}, {"started": 1.0}])
+def test_a_lock_from_before_a_reboot_or_of_a_reused_process_number_is_taken_over(
+    run: Run, change: dict[str, object]
+) -> None:
+    lock = run.folder / "lock"
+    with run.locked():
+        held = json.loads(lock.read_text())
+    lock.write_text(json.dumps({**held, **change}))
+    with run.locked():
+        assert json.loads(lock.read_text()) == held
+
+
+def test_a_lock_that_a_crash_cut_off_is_taken_over(run: Run) -> None:
+    (run.folder / "lock").write_text('{"pid": 12')
+    with run.locked():
+        pass
+
+
+def test_a_lock_held_on_another_machine_is_respected(run: Run) -> None:
+    lock = run.folder / "lock"
+    with run.locked():
+        held = json.loads(lock.read_text())
+    lock.write_text(json.dumps({**held, "pid": 0, "host": "elsewhere"}))
+    with pytest.raises(StorageError, match="another machine, elsewhere"), run.locked():
+        pass
+
+
+def test_paths_inside_a_run_are_those_of_the_contract(run: Run) -> None:
+    assert run.checkpoint_folder(500) == run.folder / "checkpoints" / "step-000500"
+    assert run.preview_path(500, 0, 42) == run.folder / "previews" / "step-000500" / "00-seed42.png"
+    assert run.result_path("cat") == run.folder / "cat.safetensors"
+
+
+def test_only_whole_checkpoints_are_listed_newest_last(run: Run) -> None:
+    for step in (1_000_000, 250, 999_750):
+        checkpoint(run, step)
+    torn = run.checkpoint_folder(1_000_250)
+    torn.mkdir()
+    (torn / "cat.safetensors").write_bytes(b"half")
+    assert [path.name for path in run.checkpoints()] == ["step-000250", "step-999750", "step-1000000"]
+
+
+def test_an_untouched_checkpoint_verifies(run: Run) -> None:
+    verify_manifest(checkpoint(run, 250))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"wei", "3 bytes instead of 7"), (b"weighty", "content changed"), (None, "missing")],
+)
+def test_a_torn_file_of_a_checkpoint_is_named(run: Run, content: bytes | None, message: str) -> None:
+    file = checkpoint(run, 250) / "cat.safetensors"
+    file.unlink() if content is None else file.write_bytes(content)
+    with pytest.raises(StorageError, match=message) as error:
+        verify_manifest(file.parent)
+    assert error.value.where == str(file)
+
+
+@pytest.mark.parametrize("content", [None, b'{"files": {"a', b"[]"])
+def test_a_checkpoint_without_a_readable_manifest_does_not_verify(run: Run, content: bytes | None) -> None:
+    manifest = checkpoint(run, 250) / runs.MANIFEST
+    manifest.unlink() if content is None else manifest.write_bytes(content)
+    with pytest.raises(StorageError, match="manifest"):
+        verify_manifest(manifest.parent)
+
+
+def test_the_latest_run_is_the_one_written_last(run: Run) -> None:
+    other = Run.create(run.folder.parent / "dog", "", {}, {})
+    os.utime(other.folder / "run.json", (0, 0))
+    assert latest_run(run.folder.parent) == run.folder
+
+
+def test_without_any_run_there_is_no_latest_one(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="no run folders"):
+        latest_run(tmp_path)
