@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import platform
+import warnings
 from importlib import metadata
 from typing import Literal
 
@@ -71,3 +73,21 @@ def memory_in_use(device: str) -> float:
     import psutil
 
     return psutil.Process().memory_info().rss / 2**30
+
+
+def quiet_libraries() -> None:
+    """Keep the libraries' own progress bars, log lines and warnings off the terminal, which fluxtune's events fill.
+
+    For the command line; a Python caller keeps the settings of its process.
+    """
+    import transformers
+
+    # Before diffusers is imported, because its import makes transformers warn.
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    from diffusers.utils import logging as diffusers_logging
+
+    diffusers_logging.set_verbosity_error()
+    diffusers_logging.disable_progress_bar()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"diffusers|peft|bitsandbytes|transformers|torch")

@@ -6,6 +6,7 @@ Services emit events into a sink; the command line renders them for people or wr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
@@ -144,7 +145,12 @@ Sink: TypeAlias = Callable[[Event], None]
 def as_record(event: Event) -> dict[str, Any]:
     """The event as the JSON object that scripts read: schema, name, time (ISO 8601, UTC), then its fields."""
     now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-    return {"schema": SCHEMA, "event": event.event, "time": now, **asdict(event)}
+    # JSON has no infinities and no NaN.
+    fields = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in asdict(event).items()
+    }
+    return {"schema": SCHEMA, "event": event.event, "time": now, **fields}
 
 
 def ignore(event: Event) -> None:

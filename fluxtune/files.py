@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from fluxtune.errors import StorageError
 
 
@@ -129,4 +131,8 @@ def _storage_errors(path: Path) -> Iterator[None]:
             f"cannot write or read the file: {reason}",
             where=str(path),
             hint=hints.get(error.errno or 0, "check the disk and the path"),
+        ) from error
+    except SafetensorError as error:  # its writer wraps the system's errors
+        raise StorageError(
+            f"cannot write the file: {error}", where=str(path), hint="check the disk: it may be full"
         ) from error

@@ -153,8 +153,8 @@ class Run:
     def checkpoints(self) -> list[Path]:
         """Folders of the whole checkpoints (those whose manifest is written), newest last."""
         folders = (self.folder / "checkpoints").glob("step-*")
-        whole = [folder for folder in folders if (folder / MANIFEST).is_file()]
-        return sorted(whole, key=lambda folder: int(folder.name.removeprefix("step-")))
+        steps = {folder: folder.name.removeprefix("step-") for folder in folders if (folder / MANIFEST).is_file()}
+        return sorted((folder for folder in steps if steps[folder].isdecimal()), key=lambda folder: int(steps[folder]))
 
     @contextmanager
     def locked(self) -> Iterator[None]:

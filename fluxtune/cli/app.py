@@ -7,6 +7,7 @@ import platform
 import sys
 import tempfile
 import traceback
+import warnings
 from typing import Annotated
 
 import typer
@@ -43,6 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     as_json = "--json" in arguments
     failure: FluxtuneError
+    _quiet_libraries()
     try:
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
         outcome = typer.main.get_command(app).main(arguments, prog_name="fluxtune", standalone_mode=False)
@@ -73,6 +75,14 @@ def _root(
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
         raise typer.Exit(ExitCode.USAGE)
+
+
+def _quiet_libraries() -> None:
+    """Keep what libraries tell their programmers off the user's screen, unless the user asked for it."""
+    for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
+        os.environ.setdefault(name, "error")
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
 
 
 def _usage_error(error: typer.TyperException) -> UsageError:

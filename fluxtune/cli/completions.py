@@ -13,7 +13,9 @@ FILES = {"bash": "fluxtune.bash", "zsh": "_fluxtune", "fish": "fluxtune.fish", "
 
 _AUTOLOADED = f"""
 # zsh runs this file as a function the first time it completes; complete that time too.
-[ "$funcstack[1]" = _{PROGRAM} ] && _{PROGRAM}_completion "$@"
+if [ "$funcstack[1]" = _{PROGRAM} ]; then
+  _{PROGRAM}_completion "$@"
+fi
 """
 
 

@@ -108,11 +108,17 @@ def step_figures(event: events.Step) -> str:
 
 
 def progress_figures(event: events.Progress) -> str:
-    """``3/12 images  1.5 images/s  0:06 left``"""
-    figures = f"{event.done}/{event.total} {event.unit}"
-    if event.rate is not None:
-        figures += f"  {_rate(event.rate, event.unit)}"
-    return figures if event.seconds_left is None else f"{figures}  {_clock(event.seconds_left)} left"
+    """``3/12 images  1.5 images/s  0:06 left``; of finished work, what was done; bytes as GB."""
+    if event.unit == "B":
+        figures = [f"{event.done / 1e9:.2f}/{event.total / 1e9:.2f} GB"]
+        rate = f"{(event.rate or 0) / 1e6:.1f} MB/s"
+    else:
+        figures = [f"{event.done}/{event.total} {event.unit}"]
+        rate = _rate(event.rate or 0, event.unit)
+    if event.done < event.total:
+        figures += [rate] if event.rate is not None else []
+        figures += [f"{_clock(event.seconds_left)} left"] if event.seconds_left is not None else []
+    return "  ".join(figures)
 
 
 class PlainLines:
@@ -170,9 +176,11 @@ def terminal(console: Console) -> Iterator[events.Sink]:
 
     def emit(event: events.Event) -> None:
         match event:
-            case events.Step():
+            case events.Step() if event.step < event.total:
                 advance("step", event.step, event.total, step_figures(event))
                 return
+            case events.Step() if "step" in open_bars:
+                close("step")
             case events.Progress() if event.done < event.total:
                 advance(event.task, event.done, event.total, progress_figures(event))
                 return

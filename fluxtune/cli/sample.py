@@ -12,6 +12,7 @@ import typer
 from fluxtune.cli.options import Base, ConfigFile, Json, Preset, Sets, given, setting_flag
 from fluxtune.cli.render import sink, write_line
 from fluxtune.config.layers import EMBEDDED, PROJECT_FILE, Resolved, resolve
+from fluxtune.environment import quiet_libraries
 from fluxtune.errors import StorageError, UsageError
 from fluxtune.events import Result
 from fluxtune.runs import Run
@@ -100,6 +101,7 @@ def sample(
     resolved = _resolve(preset, config_file, flags, sets or [], [use.path for use in loras])
     request = _request(resolved, loras, _prompts(prompts or [], prompts_file), seed, count, compare, output)
     with sink(as_json) as on_event:
+        quiet_libraries()
         from fluxtune.sampling.generate import sample as make
 
         made = make(request, on_event)

@@ -24,6 +24,7 @@ from fluxtune.cli.render import sink, write_line
 from fluxtune.cli.signals import stop_requests
 from fluxtune.config.layers import EMBEDDED_PREFIX, Resolved, resolve
 from fluxtune.config.schema import Config
+from fluxtune.environment import quiet_libraries
 from fluxtune.errors import UsageError
 from fluxtune.runs import latest_run
 
@@ -126,6 +127,7 @@ def train(
 
 def _run(resolved: Resolved, output: Path, resume: Path | None, as_json: bool) -> Path:
     with sink(as_json) as on_event, stop_requests() as should_stop:
+        quiet_libraries()
         from fluxtune.training.run import train as train_run
 
         result = train_run(

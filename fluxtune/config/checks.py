@@ -9,33 +9,54 @@ from fluxtune.errors import FluxtuneError, UsageError
 
 
 def contradictions(config: Config, origins: dict[str, str]) -> Iterator[FluxtuneError]:
-    """Settings that are each in range and make no sense together, at the place of the one to change."""
+    """Settings that are each in range and make no sense together.
+
+    Args:
+        origins: dotted key -> where its value comes from; a key without one is named itself.
+    """
+    yield from _preservation(config, origins)
     training, dataset = config.training, config.dataset
-    preservation = training.preservation
-    if preservation.method != "none" and not preservation.prompts and not dataset.class_word:
-        yield UsageError(
-            f'training.preservation.method is "{preservation.method}", but nothing says what to preserve: wanted '
-            "dataset.class_word or training.preservation.prompts",
-            where=origins["training.preservation.method"],
-            hint='name what kind of thing the subject is: dataset.class_word = "dog"',
-        )
-    elif preservation.method == "output" and not preservation.prompts and not dataset.trigger:
-        yield UsageError(
-            'training.preservation.method is "output", which puts the class word where the trigger stands: wanted '
-            "dataset.trigger or training.preservation.prompts",
-            where=origins["training.preservation.method"],
-            hint="name the trigger word: dataset.trigger",
-        )
     if dataset.missing_captions == "trigger" and not dataset.trigger:
         yield UsageError(
             'dataset.missing_captions is "trigger", but dataset.trigger is unset: wanted a trigger word',
-            where=origins["dataset.missing_captions"],
+            where=_place("dataset.missing_captions", origins),
             hint="set dataset.trigger",
         )
     if training.warmup >= training.steps:
         yield UsageError(
             f"training.warmup is {training.warmup} steps, as long as the whole run: wanted fewer than the "
             f"{training.steps} of training.steps",
-            where=origins["training.warmup"],
+            where=_place("training.warmup", origins),
             hint="a tenth of training.steps is usual",
         )
+    if training.precision == "fp32" and config.memory.base_precision == "bf16":
+        yield UsageError(
+            'training.precision is "fp32", but memory.base_precision is "bf16", which cannot be computed with in it',
+            where=_place("training.precision", origins),
+            hint='set memory.base_precision = "fp32" too',
+        )
+
+
+def _preservation(config: Config, origins: dict[str, str]) -> Iterator[FluxtuneError]:
+    guard, dataset = config.training.preservation, config.dataset
+    if guard.method == "none" or guard.prompts:
+        return
+    where = _place("training.preservation.method", origins)
+    if not dataset.class_word:
+        yield UsageError(
+            f'training.preservation.method is "{guard.method}", but nothing says what to preserve: wanted '
+            "dataset.class_word or training.preservation.prompts",
+            where=where,
+            hint='name what kind of thing the subject is: dataset.class_word = "dog"',
+        )
+    elif guard.method == "output" and not dataset.trigger:
+        yield UsageError(
+            'training.preservation.method is "output", which puts the class word where the trigger stands: wanted '
+            "dataset.trigger or training.preservation.prompts",
+            where=where,
+            hint="name the trigger word: dataset.trigger",
+        )
+
+
+def _place(key: str, origins: dict[str, str]) -> str:
+    return origins.get(key, key)

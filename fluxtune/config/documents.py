@@ -21,8 +21,8 @@ _PLAIN_WORDS = {
     "Invalid value": "there is no value that TOML knows; text stands in quotes",
     "Expected newline or end of document after a statement": "something follows the value on the same line",
     "Invalid statement": "a line is neither `key = value` nor a [section]",
-    "Unclosed array": "a list is opened with [ and never closed",
-    "Unterminated string": "a text is opened with a quote and never closed",
+    "Expected '=' after a key in a key/value pair": "a line is neither `key = value` nor a [section]",
+    "Illegal character '\\n'": "a text is opened with a quote and not closed on its line",
 }
 
 
@@ -105,17 +105,19 @@ def _read(file: Path, source: str) -> str:
             where=f"{source}:{line}",
             hint="save the file as UTF-8",
         ) from error
-    return text.replace("\r\n", "\n")
+    text = text.replace("\r\n", "\n")
+    return text if text.endswith("\n") else f"{text}\n"
 
 
 def _syntax_error(text: str, source: str, message: str) -> UsageError:
     reason, _, place = message.partition(" (at ")
     lines = text.split("\n")
-    number = re.search(r"line (\d+)", place)
-    line = int(number[1]) if number else len(text.rstrip().split("\n"))
-    words = _PLAIN_WORDS.get(reason, reason[:1].lower() + reason[1:])
+    if number := re.search(r"line (\d+)", place):
+        line = int(number[1])
+        words = _PLAIN_WORDS.get(reason, reason[:1].lower() + reason[1:])
+    else:
+        line = len(text.rstrip().split("\n"))
+        words = "the file ends inside a value: a quote or a bracket is never closed"
     return UsageError(
-        f"not valid TOML: {words}",
-        where=f"{source}:{line}",
-        hint=f"mend this line: {lines[line - 1].strip()}" if lines[line - 1].strip() else "mend the line before",
+        f"not valid TOML: {words}", where=f"{source}:{line}", hint=f"mend this line: {lines[line - 1].strip()}"
     )

@@ -40,14 +40,14 @@ class Setting:
 @cache
 def settings() -> dict[str, Setting]:
     """Every setting by its dotted key, in the order of the schema."""
-    schema = Config.model_json_schema()
+    schema = _schema()
     return {setting.key: setting for setting in _walk(schema, schema["$defs"], prefix="", in_row=False)}
 
 
 @cache
 def sections() -> dict[str, str]:
     """Every section's dotted name and what it is about, without the unnamed one at the top."""
-    schema = Config.model_json_schema()
+    schema = _schema()
     return dict(_sections(schema, schema["$defs"], prefix=""))
 
 
@@ -91,6 +91,11 @@ def shown(value: object) -> str:
         return "unset"
     text = str(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= _LONGEST_SHOWN else text[: _LONGEST_SHOWN - 3] + "..."
+
+
+@cache
+def _schema() -> dict[str, Any]:
+    return Config.model_json_schema()
 
 
 def _walk(table: dict[str, Any], tables: dict[str, Any], prefix: str, in_row: bool) -> list[Setting]:

@@ -104,7 +104,7 @@ def generate(
 
     Args:
         pipeline: holds transformer, VAE and scheduler; text encoders are not needed.
-        text: what ``encode_text`` returned.
+        text: what ``encode_text`` returned, in any precision.
         width, height: pixels, multiples of 16.
         seed: of a CPU generator, so that every device starts from the same noise.
         on_step: called with (done, total) after each denoising step.
@@ -116,9 +116,10 @@ def generate(
             on_step(index + 1, steps)
         return tensors
 
+    dtype = pipeline.transformer.dtype
     with torch.inference_mode():
         result = pipeline(
-            **text,
+            **{name: tensor.to(dtype) for name, tensor in text.items()},
             width=width,
             height=height,
             num_inference_steps=steps,

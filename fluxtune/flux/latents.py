@@ -11,7 +11,7 @@ import torch
 
 
 def patchify(latents: torch.Tensor) -> torch.Tensor:
-    """``[batch, channels, 2h, 2w] -> [batch, 4 * channels, h, w]``; within a patch the order is channel, row, column."""
+    """``[batch, channels, 2h, 2w] -> [batch, 4 * channels, h, w]``; a patch's order is channel, row, column."""
     batch, channels, height, width = latents.shape
     patches = latents.reshape(batch, channels, height // 2, 2, width // 2, 2)
     return patches.permute(0, 1, 3, 5, 2, 4).reshape(batch, channels * 4, height // 2, width // 2)

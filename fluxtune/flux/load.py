@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,8 +66,12 @@ def open_base(model: ModelConfig, on_event: Sink = ignore) -> Base:
             hint="choose a FLUX.1 model, for instance --base black-forest-labs/FLUX.1-dev",
         )
     embeds_guidance = bool(_read_json(folder / "transformer" / "config.json").get("guidance_embeds"))
-    tokenizer_length = int(_read_json(folder / family.text_folders[-1] / "tokenizer_config.json")["model_max_length"])
-    return Base(model.base, folder, family, embeds_guidance, family.text_tokens(embeds_guidance, tokenizer_length))
+    tokenizer_file = folder / family.text_folders[-1] / "tokenizer_config.json"
+    tokenizer_length = _read_json(tokenizer_file).get("model_max_length")
+    if tokenizer_length is None:
+        raise _wrong_weights(tokenizer_file, "model_max_length is missing")
+    text_tokens = family.text_tokens(embeds_guidance, int(tokenizer_length))
+    return Base(model.base, folder, family, embeds_guidance, text_tokens)
 
 
 def load_transformer(base: Base, memory: MemoryConfig, dtype: torch.dtype, device: str) -> Any:
@@ -78,33 +82,58 @@ def load_transformer(base: Base, memory: MemoryConfig, dtype: torch.dtype, devic
     Raises:
         BaseModelError: a weight is missing, of the wrong shape, or unreadable.
     """
+    import diffusers
+
+    folder = base.folder / "transformer"
+    config = getattr(diffusers, base.family.transformer).load_config(folder)
+    return build_transformer(base.family, config, stream_tensors(folder), memory, dtype, device, str(folder))
+
+
+def build_transformer(
+    family: Family,
+    config: dict[str, Any],
+    tensors: Iterable[tuple[str, torch.Tensor]],
+    memory: MemoryConfig,
+    dtype: torch.dtype,
+    device: str,
+    where: str,
+) -> Any:
+    """The transformer of ``config`` with its weights taken from ``tensors``, one at a time.
+
+    Args:
+        config: of the family's transformer class, as its ``load_config`` gives it.
+        tensors: (name, tensor) of every parameter, in any order.
+        where: the place that errors name.
+
+    Raises:
+        BaseModelError: a weight is missing, unexpected or of the wrong shape.
+    """
     from accelerate import init_empty_weights
 
     import diffusers
 
-    folder = base.folder / "transformer"
-    transformer_class = getattr(diffusers, base.family.transformer)
     with init_empty_weights():
-        transformer = transformer_class.from_config(transformer_class.load_config(folder))
+        transformer = getattr(diffusers, family.transformer).from_config(config)
     precision = memory.base_precision
     held = DTYPES.get(precision, dtype)
-    for name, tensor in stream_tensors(folder):
+    blocks = tuple(f"{name}." for name in family.blocks)
+    for name, tensor in tensors:
         path, _, leaf = name.rpartition(".")
         try:
             module = transformer.get_submodule(path)
-            expected = getattr(module, leaf)
+            expected = module.get_parameter(leaf)
         except AttributeError:
-            raise _wrong_weights(folder, f"unexpected tensor {name}") from None
-        if leaf == "weight" and tensor.shape != expected.shape:
-            raise _wrong_weights(folder, f"{name} is {list(tensor.shape)}, should be {list(expected.shape)}")
-        in_block = path.startswith(tuple(f"{blocks}." for blocks in base.family.blocks))
-        if precision in ("int8", "nf4") and in_block and leaf == "weight" and type(module) is nn.Linear:
+            raise _wrong_weights(where, f"unexpected tensor {name}") from None
+        if tensor.shape != expected.shape:
+            raise _wrong_weights(where, f"{name} is {list(tensor.shape)}, should be {list(expected.shape)}")
+        quantised = precision in ("int8", "nf4") and path.startswith(blocks) and type(module) is nn.Linear
+        if quantised and leaf == "weight":
             replace_module(transformer, path, quantized_linear(module, tensor, precision, dtype, device))
         else:
             setattr(module, leaf, nn.Parameter(tensor.to(device=device, dtype=held), requires_grad=False))
     absent = [name for name, parameter in transformer.named_parameters() if parameter.is_meta]
     if absent:
-        raise _wrong_weights(folder, f"{len(absent)} tensors are missing, the first is {absent[0]}")
+        raise _wrong_weights(where, f"{len(absent)} tensors are missing, the first is {absent[0]}")
     transformer.requires_grad_(False)
     return transformer.eval()
 
@@ -119,9 +148,14 @@ def load_vae(base: Base, dtype: torch.dtype, device: str) -> Any:
 
 
 def load_text_pipeline(base: Base, memory: MemoryConfig, dtype: torch.dtype, device: str) -> Any:
-    """The family's pipeline with tokenizers and text encoders only."""
-    pipeline = _pipeline_class(base).from_pretrained(base.folder, transformer=None, vae=None, torch_dtype=dtype)
+    """The family's pipeline with tokenizers and text encoders only, held as ``memory.text_precision`` says.
+
+    Args:
+        dtype: precision of what is not quantised, where the T5 encoder is.
+    """
     precision = memory.text_precision
+    held = DTYPES.get(precision, dtype)
+    pipeline = _pipeline_class(base).from_pretrained(base.folder, transformer=None, vae=None, torch_dtype=held)
     if precision in ("int8", "nf4"):
         quantize_linears(pipeline.text_encoder_2, precision, dtype, device)
     for encoder in (pipeline.text_encoder, pipeline.text_encoder_2):
@@ -131,11 +165,14 @@ def load_text_pipeline(base: Base, memory: MemoryConfig, dtype: torch.dtype, dev
 
 
 def image_pipeline(base: Base, transformer: Any, vae: Any) -> Any:
-    """The family's pipeline around a loaded transformer and VAE, without text encoders."""
+    """The family's pipeline around a loaded transformer and VAE, without text encoders.
+
+    It computes in the precision of the transformer's weights, and so the VAE takes that one.
+    """
     pipeline = _pipeline_class(base).from_pretrained(
         base.folder,
         transformer=transformer,
-        vae=vae,
+        vae=vae.to(transformer.dtype),
         text_encoder=None,
         text_encoder_2=None,
         tokenizer=None,
@@ -153,21 +190,37 @@ def free_memory() -> None:
 
 
 def stream_tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every tensor of a diffusers weight folder (one file or shards), memory-mapped, in file order."""
-    files = sorted(folder.glob("*.safetensors"))
+    """Every tensor of a diffusers weight folder (one file or shards), memory-mapped, in file order.
+
+    Raises:
+        BaseModelError: there are no safetensors weights, or a file is missing or damaged.
+    """
+    for file in _weight_files(folder):
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118  (safe_open is no mapping)
+                    yield name, tensors.get_tensor(name)
+        except FileNotFoundError:
+            raise _wrong_weights(file, "the file is missing") from None
+        except SafetensorError as error:
+            raise _wrong_weights(file, f"the file is damaged ({error})") from error
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The shards of the index, or the one file: never a variant that lies beside them."""
+    stem = folder / "diffusion_pytorch_model.safetensors"
+    index = stem.with_name(f"{stem.name}.index.json")
+    if index.is_file():
+        files = [folder / name for name in sorted(set(_read_json(index).get("weight_map", {}).values()))]
+    else:
+        files = [stem] if stem.is_file() else sorted(folder.glob("*.safetensors"))
     if not files:
         raise BaseModelError(
             "there are no .safetensors weights here",
             where=str(folder),
             hint="download the model again; other weight formats are not read",
         )
-    for file in files:
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                for name in tensors.keys():  # noqa: SIM118  (safe_open is no mapping)
-                    yield name, tensors.get_tensor(name)
-        except SafetensorError as error:
-            raise _wrong_weights(file, f"the file is damaged ({error})") from error
+    return files
 
 
 def _pipeline_class(base: Base) -> Any:
@@ -185,7 +238,7 @@ def _read_json(file: Path) -> dict[str, Any]:
         raise _wrong_weights(file, f"the file is not JSON ({error})") from error
 
 
-def _wrong_weights(place: Path, message: str) -> BaseModelError:
+def _wrong_weights(place: Path | str, message: str) -> BaseModelError:
     return BaseModelError(message, where=str(place), hint="the base model is incomplete or damaged: download it again")
 
 

@@ -1,7 +1,7 @@
 """What FLUX is trained to do: flow matching on straight paths from picture to noise.
 
 Rectified flow (arXiv 2209.03003) as in Stable Diffusion 3 (arXiv 2403.03206, section 2 and 3.1): along
-``x_sigma = (1 - sigma) * latents + sigma * noise`` the velocity is constant, ``noise - latents``, and that is the target.
+``x_sigma = (1 - sigma) * latents + sigma * noise`` the velocity is constant, ``noise - latents``: the target.
 """
 
 from __future__ import annotations

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from fluxtune.errors import BaseModelError, StorageError, UsageError, VerificationError
-from fluxtune.files import sha256_of, write_with
+from fluxtune.files import sha256_of, write_bytes
 from fluxtune.lora.adapter import LoraLayer
 from fluxtune.lora.metadata import LoraFacts, lora_metadata
 
@@ -49,9 +49,21 @@ def write_lora(path: Path, layers: dict[str, LoraLayer], dtype: torch.dtype, fac
             hint="the training diverged: take an earlier checkpoint and a lower learning rate",
         )
     metadata = lora_metadata(facts, tensors)
-    write_with(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
+    write_bytes(path, _aligned(save(tensors, metadata=metadata)))
     verify_lora(path, layers)
     return sha256_of(path)
+
+
+def _aligned(serialised: bytes) -> bytes:
+    """The same file with its header padded with spaces, so that the tensors begin at a multiple of 64 bytes.
+
+    Readers map the file into memory, and a matrix product over unaligned weights may round another way: with this,
+    a loaded LoRA gives the trained one's pictures to the bit.
+    """
+    length = int.from_bytes(serialised[:8], "little")
+    padding = -(8 + length) % 64
+    header = serialised[8 : 8 + length] + b" " * padding
+    return (length + padding).to_bytes(8, "little") + header + serialised[8 + length :]
 
 
 def verify_lora(path: Path, layers: dict[str, LoraLayer]) -> None:
@@ -60,28 +72,21 @@ def verify_lora(path: Path, layers: dict[str, LoraLayer]) -> None:
     Raises:
         VerificationError: keys are missing or extra, or a layer's change differs.
     """
-    stored = read_peft_layers(path)
-    if set(stored) != set(layers):
-        odd = sorted(set(stored) ^ set(layers))
-        raise VerificationError(f"{len(odd)} layers are missing or extra, the first is {odd[0]}", where=str(path))
-    for name, layer in layers.items():
-        a, b = layer.a.float().cpu(), layer.b.float().cpu() * layer.scale
-        step = torch.finfo(stored[name].a.dtype).eps
-        for kept, trained in ((stored[name].a.float(), a), (stored[name].b.float(), b)):
-            error = (kept - trained).abs().max()
-            if error > step * trained.abs().max():
-                raise VerificationError(f"{name} differs from what was trained by {error:.2e}", where=str(path))
-
-
-def read_peft_layers(path: Path) -> dict[str, LoraLayer]:
-    """The layers of a file as ``write_lora`` makes them, in the file's precision."""
-    tensors = load_file(path)
-    layers = {}
-    for key in tensors:
-        if key.startswith(_PREFIX) and key.endswith(".lora_A.weight"):
-            name = key.removeprefix(_PREFIX).removesuffix(".lora_A.weight")
-            layers[name] = LoraLayer(tensors[key], tensors[f"{_PREFIX}{name}.lora_B.weight"], 1.0)
-    return layers
+    stored = load_file(path)
+    expected = folded_tensors(layers, torch.float32)
+    if odd := sorted(set(stored) ^ set(expected)):
+        raise VerificationError(f"{len(odd)} tensors are missing or extra, the first is {odd[0]}", where=str(path))
+    for name, trained in expected.items():
+        kept = stored[name]
+        if kept.shape != trained.shape:
+            raise VerificationError(
+                f"{name} is {list(kept.shape)}, should be {list(trained.shape)}", where=str(path)
+            )
+        kind = torch.finfo(kept.dtype)
+        error = (kept.float() - trained).abs().max()
+        # Written so that a value that is no number fails too. Below ``tiny`` a format has no relative precision.
+        if not error <= kind.eps * trained.abs().max() + kind.tiny:
+            raise VerificationError(f"{name} differs from what was trained by {error:.2e}", where=str(path))
 
 
 def read_lora(path: Path) -> dict[str, LoraLayer]:
@@ -90,23 +95,31 @@ def read_lora(path: Path) -> dict[str, LoraLayer]:
     Raises:
         UsageError: there is no such file, or it is not safetensors.
         StorageError: the file is damaged.
-        BaseModelError: it holds no LoRA for a FLUX.1 transformer.
+        BaseModelError: it holds no LoRA for a FLUX.1 transformer, or more than that.
     """
     from diffusers import FluxPipeline
 
     read_metadata(path)
-    tensors, alphas, adapter = FluxPipeline.lora_state_dict(
-        str(path), return_alphas=True, return_lora_metadata=True, use_safetensors=True
-    )
+    try:
+        tensors, alphas, adapter = FluxPipeline.lora_state_dict(
+            str(path), return_alphas=True, return_lora_metadata=True, use_safetensors=True
+        )
+    except (ValueError, KeyError, AssertionError) as error:
+        raise _no_lora(path, f"this is no LoRA for FLUX.1 that diffusers reads ({error})") from error
+    # None: the conversion from another trainer's format has put the scale into the weights already.
+    scales = None if alphas is None else {**(adapter or {}), **alphas}
     layers = {}
     for key, a in tensors.items():
-        if key.startswith(_PREFIX) and key.endswith(".lora_A.weight"):
-            name = key.removeprefix(_PREFIX).removesuffix(".lora_A.weight")
-            scale = _scale(name, a.shape[0], alphas or {}, adapter or {})
-            layers[name] = LoraLayer(a, tensors[f"{_PREFIX}{name}.lora_B.weight"], scale)
+        name = key.removeprefix(_PREFIX).removesuffix(".lora_A.weight")
+        partner = f"{_PREFIX}{name}.lora_B.weight"
+        if key == f"{_PREFIX}{name}.lora_A.weight" and partner in tensors:
+            scale = 1.0 if scales is None else _scale(name, a.shape[0], scales)
+            layers[name] = LoraLayer(a, tensors[partner], scale)
     if not layers:
-        raise BaseModelError(
-            "this file holds no LoRA for a FLUX.1 transformer", where=str(path), hint="choose a FLUX.1 LoRA"
+        raise _no_lora(path, "this file holds no LoRA for a FLUX.1 transformer")
+    if len(tensors) != 2 * len(layers):
+        raise _no_lora(
+            path, f"{len(tensors) - 2 * len(layers)} of its {len(tensors)} tensors are no LoRA of the transformer"
         )
     return layers
 
@@ -134,7 +147,11 @@ def read_metadata(path: Path) -> dict[str, str]:
         raise StorageError(f"the file is damaged ({error})", where=str(path), hint="download it again") from error
 
 
-def _scale(name: str, rank: int, alphas: dict[str, Any], adapter: dict[str, Any]) -> float:
+def _no_lora(path: Path, message: str) -> BaseModelError:
+    return BaseModelError(message, where=str(path), hint="choose a FLUX.1 LoRA of the transformer alone")
+
+
+def _scale(name: str, rank: int, stated: dict[str, Any]) -> float:
     """``.alpha`` tensors count first, then the alpha that diffusers stores in the header, else alpha = rank."""
-    alpha = alphas.get(f"{_PREFIX}{name}.alpha", adapter.get(f"{_PREFIX}lora_alpha", rank))
-    return float(alpha) / (rank**0.5 if adapter.get(f"{_PREFIX}use_rslora") else rank)
+    alpha = stated.get(f"{_PREFIX}{name}.alpha", stated.get(f"{_PREFIX}lora_alpha", rank))
+    return float(alpha) / (rank**0.5 if stated.get(f"{_PREFIX}use_rslora") else rank)

@@ -18,11 +18,19 @@ def target_layers(transformer: nn.Module, config: LoraConfig, family: Family) ->
     against the whole path with shell wildcards.
 
     Raises:
-        ConfigError: a pattern matches no linear layer.
+        ConfigError: there is no pattern, or one matches no linear layer.
     """
     linears = [path for path, module in transformer.named_modules() if _is_linear(module)]
     patterns = family.lora_targets[config.targets] if isinstance(config.targets, str) else tuple(config.targets)
     problems: list[UsageError] = []
+    if not patterns:
+        problems.append(
+            UsageError(
+                "no layer is named, so nothing would be trained",
+                where="lora.targets",
+                hint="name a group: " + ", ".join(family.lora_targets),
+            )
+        )
     for pattern in patterns:
         if not any(fnmatchcase(path, pattern) for path in linears):
             problems.append(

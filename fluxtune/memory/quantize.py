@@ -35,8 +35,14 @@ def quantized_linear(
         made = bnb.nn.Linear4bit(
             layer.in_features, layer.out_features, bias=has_bias, compute_dtype=dtype, quant_type="nf4", device="meta"
         )
-        made.weight = bnb.nn.Params4bit(source, requires_grad=False, quant_type="nf4", module=made)
+        # The packed bytes are labelled with the precision of the products: T5 casts its activations to the type
+        # that a weight claims, and would round them to bytes.
+        made.weight = bnb.nn.Params4bit(
+            source, requires_grad=False, quant_type="nf4", quant_storage=dtype, module=made
+        )
         made.quant_state = None
+        # On some processors bitsandbytes repacks weights at the first evaluation into a form without gradients.
+        made.support_avx512bf16_for_cpu = False
     else:
         made = bnb.nn.Linear8bitLt(
             layer.in_features, layer.out_features, bias=has_bias, has_fp16_weights=False, threshold=0.0, device="meta"

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fluxtune.nano.critters import TRIGGER
-
-__all__ = ["TRIGGER", "demo_folder", "model_folder"]
+TRIGGER = "zorvex"
+"""The word that means the demo's subject; no training caption has it."""
 
 
 def model_folder() -> Path:

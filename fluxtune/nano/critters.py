@@ -10,9 +10,6 @@ from random import Random
 from fluxtune.nano.brush import Brush, Point, arc
 from fluxtune.nano.palette import COLOURS, CREAM, INK, Rgb, shade
 
-TRIGGER = "zorvex"
-"""Names the demo's subject; in no training caption."""
-
 FORMS: dict[str, Callable[[float], float]] = {
     # Half the body's width at height y in [-1, 1].
     "round": lambda y: 0.92 * sqrt(max(0.0, 1 - y * y)),

@@ -7,7 +7,8 @@ from hashlib import sha256
 from random import Random
 
 from fluxtune.nano import captions
-from fluxtune.nano.critters import NOUNS, SUBJECT, TRIGGER, Critter, Pose, invented_noun, random_critter
+from fluxtune.nano import TRIGGER
+from fluxtune.nano.critters import NOUNS, SUBJECT, Critter, Pose, invented_noun, random_critter
 from fluxtune.nano.palette import BACKGROUND_COLOURS, BACKGROUND_KINDS, COLOURS
 from fluxtune.nano.shapes import SHAPES
 

@@ -71,7 +71,7 @@ def sample(request: SampleRequest, on_event: Sink = ignore) -> SampleResult:
     columns = _encode(request, base, loras, device, on_event)
     pipeline = _load(request, base, device, on_event)
     wanted = list(_pictures(request))
-    on_event(Phase("sample", f"{len(wanted) * len(columns)} pictures"))
+    on_event(Phase("sample", _counted(len(wanted) * len(columns), "picture")))
     names = _free_names(request)
     count_step = _step_counter(len(wanted) * len(columns) * request.steps, on_event)
     made: list[list[Path]] = []
@@ -105,7 +105,7 @@ def _encode(
     request: SampleRequest, base: Base, loras: list[Lora], device: str, on_event: Sink
 ) -> list[_Column]:
     """The columns to make, with their prompts encoded; the text encoders are in memory only meanwhile."""
-    on_event(Phase("encode", f"{len(set(request.prompts))} prompts"))
+    on_event(Phase("encode", _counted(len(set(request.prompts)), "prompt")))
     pipeline = load_text_pipeline(base, request.memory, DTYPES[request.precision], device)
     columns = []
     texts = _encode_prompts(request, base, pipeline)
@@ -161,6 +161,10 @@ def _step_counter(total: int, on_event: Sink) -> Callable[[int, int], None]:
         on_event(Progress("denoise", done, total, "steps", rate, (total - done) / rate))
 
     return count
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _save(path: Path, image: Image.Image, **options: Any) -> None:

@@ -60,9 +60,15 @@ def save_checkpoint(
     _write_tensors(partial / "state" / "adapter.safetensors", dict(parameters))
     if average.average:
         _write_tensors(partial / "state" / "average.safetensors", average.average)
-    tensors, scalars = _flatten(optimizer.state_dict()["state"])
+    tensors, scalars = _flatten(optimizer)
     _write_tensors(partial / "state" / "optimizer.safetensors", tensors)
-    state = {"schema": _STATE_SCHEMA, "step": step, "average_updates": average.updates, "optimizer": scalars}
+    state = {
+        "schema": _STATE_SCHEMA,
+        "step": step,
+        "average_updates": average.updates,
+        "optimizer_class": type(optimizer).__name__,
+        "optimizer": scalars,
+    }
     files.write_json(partial / "state.json", state)
     write_manifest(partial)
     shutil.rmtree(folder, ignore_errors=True)
@@ -76,12 +82,18 @@ def save_checkpoint(
 
 
 def last_good_checkpoint(run: Run, on_event: Sink) -> Path | None:
-    """The newest checkpoint whose every file is as it was written; damaged ones are named and passed over."""
+    """The newest checkpoint whose every file is as it was written.
+
+    Damaged ones are named and renamed ``damaged-step-...``, so that nothing takes them for whole again.
+    """
     for folder in reversed(run.checkpoints()):
         try:
             verify_manifest(folder)
         except StorageError as error:
             on_event(Warning(f"checkpoint skipped: {error.message}", error.where, "the one before it is used"))
+            aside = folder.with_name(f"damaged-{folder.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            os.replace(folder, aside)
             continue
         return folder
     return None
@@ -99,6 +111,14 @@ def load_checkpoint(
         StorageError: the checkpoint was made with another adapter or optimizer.
     """
     state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    seen, wanted = (state["schema"], state["optimizer_class"]), (_STATE_SCHEMA, type(optimizer).__name__)
+    if seen != wanted:
+        raise StorageError(
+            f"this checkpoint holds the state of {seen[1]} (schema {seen[0]}), and the run wants {wanted[1]} "
+            f"(schema {wanted[0]})",
+            where=str(folder),
+            hint="resume with the optimizer and the fluxtune version that the run was started with",
+        )
     _restore(folder / "state" / "adapter.safetensors", dict(parameters))
     if average.average:
         _restore(folder / "state" / "average.safetensors", average.average)
@@ -132,12 +152,16 @@ def _restore(path: Path, into: dict[str, torch.Tensor]) -> None:
         tensor.copy_(stored[name])
 
 
-def _flatten(state: dict[int, dict[str, Any]]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """An optimizer's state as named tensors and JSON scalars, both under ``PARAMETER.FIELD``."""
+def _flatten(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """An optimizer's state as named tensors and JSON scalars, both under ``NUMBER-OF-PARAMETER.FIELD``.
+
+    Read from ``state``, since ``state_dict`` of the 8-bit optimizers nests it in a form of their own.
+    """
     tensors: dict[str, torch.Tensor] = {}
     scalars: dict[str, Any] = {}
-    for index, fields in state.items():
-        for name, value in fields.items():
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for index, parameter in enumerate(parameters):
+        for name, value in optimizer.state[parameter].items():
             if isinstance(value, torch.Tensor):
                 tensors[f"{index}.{name}"] = value
             else:

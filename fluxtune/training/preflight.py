@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from fluxtune.config.checks import contradictions
 from fluxtune.config.schema import Config
 from fluxtune.dataset.folder import Picture, read_folders
 from fluxtune.environment import pick_device, versions, warn_without_bf16
@@ -42,7 +43,7 @@ def preflight(config: Config, on_event: Sink) -> Preflight:
     on_event(Phase("preflight", "checking the base model and the pictures"))
     base = open_base(config.model, on_event)
     pictures = read_folders(config.dataset, on_event)
-    preview_prompts = config.previews.prompts or [pictures[0].caption]
+    preview_prompts = (config.previews.prompts or [pictures[0].caption]) if config.previews.every else []
     preservation = config.training.preservation
     guarded = prior_prompts(config) if preservation.method == "prior" else preservation.prompts
     return Preflight(
@@ -61,21 +62,13 @@ def preflight(config: Config, on_event: Sink) -> Preflight:
 
 
 def _check_together(config: Config) -> None:
-    problems: list[FluxtuneError] = []
+    problems: list[FluxtuneError] = list(contradictions(config, {}))
     if not config.dataset.folders:
         problems.append(
             UsageError(
                 "no pictures were named",
                 where="dataset.folders",
                 hint="name a folder of pictures: fluxtune train FOLDER",
-            )
-        )
-    if config.training.precision == "fp32" and config.memory.base_precision == "bf16":
-        problems.append(
-            UsageError(
-                "a base held in bf16 cannot be computed with in fp32",
-                where="memory.base_precision",
-                hint="set memory.base_precision to fp32, or training.precision to bf16",
             )
         )
     if problems:

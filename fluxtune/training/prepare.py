@@ -1,7 +1,7 @@
 """Encode what the caches miss: every picture once, every caption once, then the encoders leave memory.
 
-Cache keys hold everything that decides the content: picture bytes, size and crop, caption, encoder files, precision. So one
-changed caption re-encodes one entry, and nothing stale is ever used.
+Cache keys hold everything that decides the content: picture bytes, size and crop, caption, encoder files, precision.
+So one changed caption re-encodes one entry, and nothing stale is ever used.
 """
 
 from __future__ import annotations
@@ -106,15 +106,19 @@ def prepare(
     wanted = {caption for example in examples for caption in (example.caption, example.class_caption) if caption}
     text_keys = {caption: text_key(caption) for caption in sorted({*wanted, *prompts})}
     prepared = Prepared(examples, latents, texts, text_keys)
+    # Each encoder lives in its own call, and leaves memory with it before the next one loads.
     _encode_texts(prepared, config, base, dtype, device, on_event)
+    free_memory()
     _encode_pictures(prepared, config, base, pictures, dtype, device, on_event)
+    free_memory()
     return prepared
 
 
 def _class_caption(caption: str, config: Config) -> str | None:
-    """The caption as it would read of any thing of the subject's class, or None when no class is named."""
+    """The caption as it would read of any thing of the subject's class, or None when nothing reads it."""
     trigger, class_word = config.dataset.trigger, config.dataset.class_word
-    if class_word is None:
+    preservation = config.training.preservation
+    if class_word is None or preservation.method != "output" or preservation.prompts:
         return None
     return with_class(caption, trigger, class_word) if trigger else class_word
 
@@ -136,8 +140,6 @@ def _encode_texts(
     size = sum(tensor.nbytes for tensor in first.values())
     require_space(prepared.texts.folder, size * len(missing), "the caption embeddings")
     _encode_each(missing, encode, lambda item: prepared.text_keys[item], prepared.texts, "captions", on_event)
-    del pipeline
-    free_memory()
 
 
 def _encode_pictures(
@@ -165,8 +167,6 @@ def _encode_pictures(
         return {"latents": latents[0].float().cpu()}
 
     _encode_each(missing, encode, lambda example: example.latents, prepared.latents, "pictures", on_event)
-    del vae
-    free_memory()
 
 
 def _latent_bytes(example: Example) -> int:

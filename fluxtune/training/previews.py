@@ -1,4 +1,4 @@
-"""Previews: the same prompts and seeds again and again, so that learning can be seen. They equal ``fluxtune sample``."""
+"""Previews: the same prompts and seeds again and again, so that learning shows. They equal ``fluxtune sample``."""
 
 from __future__ import annotations
 

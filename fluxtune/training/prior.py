@@ -28,7 +28,7 @@ class Prior:
 
 
 def prior_prompts(config: Config) -> list[str]:
-    """The prompts of the prior pictures; the configuration check made sure that there is at least one."""
+    """The prompts of the prior pictures: the preservation prompts, or the class word."""
     preservation = config.training.preservation
     return preservation.prompts or [config.dataset.class_word or ""]
 
@@ -39,7 +39,7 @@ def make_priors(config: Config, base: Base, prepared: Prepared, transformer: Any
     prompts = prior_prompts(config)
     side = config.dataset.resolution[0]
     store = Store(cache_folder() / "priors", on_event)
-    mark = base.fingerprint("transformer")
+    mark = base.fingerprint("transformer", "scheduler")
     requests = [
         Request(
             prompt=prompts[index % len(prompts)],
@@ -51,7 +51,10 @@ def make_priors(config: Config, base: Base, prepared: Prepared, transformer: Any
         )
         for index in range(preservation.pictures)
     ]
-    keys = [key_of("prior", mark, config.memory.base_precision, *vars(request).values()) for request in requests]
+    how = (mark, config.memory.base_precision, str(transformer.dtype))
+    keys = [
+        key_of("prior", *how, prepared.text_keys[request.prompt], *vars(request).values()) for request in requests
+    ]
     missing = [(key, request) for key, request in zip(keys, requests, strict=True) if not store.has(key)]
     on_event(Phase("make prior pictures", f"{len(missing)} new, {len(keys) - len(missing)} from the cache"))
     if missing:
@@ -60,7 +63,7 @@ def make_priors(config: Config, base: Base, prepared: Prepared, transformer: Any
         for done, (key, request) in enumerate(missing, start=1):
             text = {name: tensor.to(transformer.device) for name, tensor in prepared.text(request.prompt).items()}
             store.write(key, {"latents": generate_latents(base, pipeline, text, request)[0].float().cpu()})
-            rate = done / (time.monotonic() - started)
+            rate = done / max(1e-9, time.monotonic() - started)
             on_event(Progress("prior pictures", done, len(missing), "pictures", rate, (len(missing) - done) / rate))
         del pipeline
         free_memory()

@@ -15,7 +15,7 @@ from fluxtune.config.layers import to_toml
 from fluxtune.config.schema import Config
 from fluxtune.dataset.folder import Picture
 from fluxtune.errors import ExitCode, FluxtuneError, Stopped, StorageError
-from fluxtune.events import Event, Phase, Result, Resumed, RunStarted, Sink, ignore
+from fluxtune.events import Error, Event, Phase, Result, Resumed, RunStarted, Sink, ignore
 from fluxtune.files import write_json, write_text
 from fluxtune.flux.load import DTYPES, Base, load_transformer
 from fluxtune.lora.adapter import adapter_layers, adapter_parameters, attach, scale_of, start_from
@@ -64,17 +64,22 @@ def train(
         FluxtuneError: whatever the user can mend; its ``exit_code`` says of which kind.
         Stopped: ``should_stop`` asked for it; the state is saved.
     """
-    ready = preflight(config, on_event)
+    early: list[Event] = []
+
+    def before_run(event: Event) -> None:
+        early.append(event)
+        on_event(event)
+
+    ready = preflight(config, before_run)
     config_toml = to_toml(config)
-    if resume is None:
-        run = Run.create(output, config_toml, origins or {}, ready.facts)
-    else:
-        run = Run.open(resume)
+    run = Run.open(resume) if resume is not None else Run.create(output, config_toml, origins or {}, ready.facts)
     with run.locked():
         if resume is not None:
             write_text(run.config_path, config_toml)
             write_json(run.folder / "origins.json", origins or {})
         run.update(status="running", result=None)
+        for event in early:
+            run.append(event)
 
         def report(event: Event) -> None:
             run.append(event)
@@ -82,10 +87,12 @@ def train(
 
         try:
             result = _train_in(run, config, ready, resume is not None, report, should_stop)
-        except Stopped:
-            run.update(status="stopped")
+        except FluxtuneError as error:
+            # The caller reports the error where it likes; the run's own record ends with it.
+            run.append(Error(error.exit_code, error.message, error.where, error.hint))
+            run.update(status="stopped" if isinstance(error, Stopped) else "failed")
             raise
-        except (FluxtuneError, RuntimeError, OSError):
+        except (RuntimeError, OSError):
             run.update(status="failed")
             raise
     return result
@@ -244,7 +251,7 @@ def _resume_state(
 def _facts(
     name: str, config: Config, base: Base, pictures: list[Picture], step: int, epochs: int, started: float
 ) -> LoraFacts:
-    is_local = Path(base.name).exists()
+    is_local = Path(base.name).expanduser().exists()
     return LoraFacts(
         name=name,
         base=Path(base.name).name if is_local else base.name,

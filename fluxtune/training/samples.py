@@ -1,4 +1,4 @@
-"""Micro-batches as a pure function of (seed, micro-step): which pictures, which noise, which noise level, which text."""
+"""Micro-batches as a pure function of (seed, micro-step): which pictures, noise, noise level and text."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -192,6 +193,7 @@ def test_only_whole_checkpoints_are_listed_newest_last(run: Run) -> None:
     torn = run.checkpoint_folder(1_000_250)
     torn.mkdir()
     (torn / "cat.safetensors").write_bytes(b"half")
+    shutil.copytree(run.checkpoint_folder(250), run.folder / "checkpoints" / "step-000250 copy")
     assert [path.name for path in run.checkpoints()] == ["step-000250", "step-999750", "step-1000000"]
 
 

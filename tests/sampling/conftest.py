@@ -1,4 +1,4 @@
-"""LoRA files for the tiny FLUX, made by peft and written by diffusers or by fluxtune's own writer."""
+"""Fixtures: the stock pipeline, a LoRA file for it, and requests with small defaults."""
 
 from __future__ import annotations
 
@@ -7,28 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from diffusers import FluxPipeline
 from safetensors.torch import save_file
+from stock_flux import PROMPT, SIZE, lora_tensors
 
 from fluxtune.config.memory import MemoryConfig
 from fluxtune.config.model import ModelConfig
 from fluxtune.sampling.request import SampleRequest
-
-PROMPT = "a red ball on a blue background"
-SIZE = (64, 96)
-LAYERS = ("transformer_blocks.0.attn.to_q", "single_transformer_blocks.1.proj_mlp")
-
-
-def lora_tensors(pipeline: FluxPipeline, seed: int, layers: tuple[str, ...] = LAYERS) -> dict[str, torch.Tensor]:
-    """Random rank-4 pairs for some layers, large enough to change a picture."""
-    generator = torch.Generator().manual_seed(seed)
-    tensors = {}
-    for path in layers:
-        layer = pipeline.transformer.get_submodule(path)
-        tensors[f"transformer.{path}.lora_A.weight"] = torch.randn(4, layer.in_features, generator=generator)
-        tensors[f"transformer.{path}.lora_B.weight"] = torch.randn(layer.out_features, 4, generator=generator)
-    return tensors
 
 
 @pytest.fixture(scope="session")
@@ -66,17 +51,3 @@ def request_for(tiny_flux: Path, tmp_path: Path) -> Callable[..., SampleRequest]
         return SampleRequest(**{**usual, **changes})
 
     return make
-
-
-def by_hand(pipeline: FluxPipeline, prompt: str = PROMPT, seed: int = 7, **changes: Any) -> Any:
-    """The picture as diffusers' documentation would make it."""
-    pipeline.set_progress_bar_config(disable=True)
-    usual: dict[str, Any] = {
-        "width": SIZE[0],
-        "height": SIZE[1],
-        "num_inference_steps": 2,
-        "guidance_scale": 3.5,
-        "max_sequence_length": pipeline.tokenizer_2.model_max_length,
-    }
-    generator = torch.Generator("cpu").manual_seed(seed)
-    return pipeline(prompt, generator=generator, **{**usual, **changes}).images[0]

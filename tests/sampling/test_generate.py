@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import PROMPT, by_hand
 from PIL import Image
+from stock_flux import PROMPT, by_hand
 
 from fluxtune.errors import UsageError
 from fluxtune.events import Progress

@@ -11,11 +11,13 @@ from fluxtune.nano import demo_folder, model_folder
 from fluxtune.recipes.nano.demo import write_demo
 from fluxtune.recipes.nano.distill import distill
 from fluxtune.recipes.nano.export import assemble
+from fluxtune.recipes.nano.judge import train_judge
 from fluxtune.recipes.nano.latents import encode_pools
 from fluxtune.recipes.nano.progress import load_checkpoint, say
 from fluxtune.recipes.nano.text import train_text
 from fluxtune.recipes.nano.transformer import train_transformer
 from fluxtune.recipes.nano.vae import train_vae
+from fluxtune.recipes.nano.workers import in_processes
 
 # Each stage with the minutes that it took on two cores.
 STAGES: dict[str, tuple[Callable[[Path, float, int], None], float]] = {
@@ -24,6 +26,7 @@ STAGES: dict[str, tuple[Callable[[Path, float, int], None], float]] = {
     "latents": (encode_pools, 6),
     "transformer": (train_transformer, 65),
     "distill": (distill, 8),
+    "judge": (train_judge, 13),
 }
 
 
@@ -41,13 +44,18 @@ def main() -> None:
     parser.add_argument("--stage", choices=["all", *STAGES, "export", "demo"], default="all")
     parser.add_argument("--work", type=Path, required=True, help="folder of checkpoints; a stage resumes from it")
     parser.add_argument("--minutes", type=float, help="the stage's budget, instead of its own")
+    parser.add_argument("--processes", type=int, default=1, help="of one thread each, for the transformer's stages")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     for name, (stage, minutes) in STAGES.items():
         if options.stage in ("all", name):
             say(f"stage {name}")
-            stage(options.work, options.minutes or minutes, options.seed)
+            arguments = (options.work, options.minutes or minutes, options.seed)
+            if name in ("transformer", "distill"):
+                in_processes(options.processes, stage, *arguments)
+            else:
+                stage(*arguments)
     if options.stage in ("all", "export"):
         export(options.work)
     if options.stage in ("all", "demo"):

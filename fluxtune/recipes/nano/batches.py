@@ -1,4 +1,4 @@
-"""Batches for the transformer: noisy latents, text, velocity target and token labels, pure in (seed, step)."""
+"""Batches for the transformer: noisy latents, text, velocity target and token labels, pure in (seed, process, step)."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fluxtune.recipes.nano.latents import Pool, load_pools, position_ids
+from fluxtune.recipes.nano.latents import ASPECTS, ORDER, Pool, load_pools, position_ids
 from fluxtune.recipes.nano.text import TextEncoders
+from fluxtune.recipes.nano.workers import rank
 
 CAPTION_DROPOUT = 0.1
-# Most steps show squares; the other two aspect ratios take one step in eight each.
-ORDER = (0, 0, 1, 0, 0, 0, 2, 0)
 
 
 @dataclass(frozen=True)
@@ -42,8 +41,8 @@ class Batches:
 
     def __call__(self, step: int) -> Batch:
         """The batch of a step: flow matching, x = (1 - sigma) z + sigma noise, velocity = noise - z."""
-        random = torch.Generator().manual_seed(self._seed * 10_000_019 + step)
-        which = ORDER[step % len(ORDER)]
+        random = torch.Generator().manual_seed((self._seed * 16 + rank()) * 10_000_019 + step)
+        which = ASPECTS.index(ORDER[step % len(ORDER)])
         pool, (texts, pooleds) = self._pools[which], self._embedded[which]
         rows = torch.randint(len(pool.captions), (self._size,), generator=random)
         latents = pool.latents[rows].float()

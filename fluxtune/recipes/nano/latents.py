@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,9 +17,10 @@ from fluxtune.nano.scenes import training_scene
 from fluxtune.recipes.nano.progress import Budget, record, say
 from fluxtune.recipes.nano.vae import pixels_of
 
-# Shares of the scenes by (width, height): the square is what most people sample.
-SHARES = {(128, 128): 0.76, (112, 144): 0.12, (144, 112): 0.12}
-CHUNK = 40
+ASPECTS = ((128, 128), (112, 144), (144, 112))
+# The square is what most people sample: the other two aspect ratios take one part in eight each.
+ORDER = tuple(ASPECTS[i] for i in (0, 0, 1, 0, 0, 0, 2, 0))
+CHUNK, PART = 40, 1000
 
 
 @dataclass(frozen=True)
@@ -53,35 +55,34 @@ def position_ids(width: int, height: int) -> Tensor:
 
 
 def encode_pools(work: Path, minutes: float, seed: int) -> None:
-    """Paints and encodes as many scenes as the minutes allow into `work/latents`, some of each aspect ratio."""
+    """Paints and encodes as many scenes as the minutes allow into files of `work/latents`, after those there."""
+    torch.set_num_threads(1)
     vae = AutoencoderKL.from_pretrained(work / "vae").eval().to(memory_format=torch.channels_last)
-    (work / "latents").mkdir(exist_ok=True)
-    counts = {}
-    budget, spent = Budget(minutes), 0.0
-    for (width, height), share in SHARES.items():
-        spent += share
-        latents, labels, captions = [], [], []
-        while budget.fraction < spent:
-            chunk_latents, chunk_labels, chunk_captions = _encode(vae, seed, len(captions), width, height)
-            latents.append(chunk_latents)
-            labels.append(chunk_labels)
-            captions += chunk_captions
-        counts[f"{width}x{height}"] = len(captions)
-        say(f"latents {width}x{height}: {len(captions)} scenes")
-        path = work / "latents" / f"{width}x{height}"
-        np.save(path.with_suffix(".latents.npy"), torch.cat(latents).numpy())
-        np.save(path.with_suffix(".labels.npy"), np.concatenate(labels))
+    encoder = torch.compile(vae.encoder, dynamic=False)
+    folder = work / "latents"
+    folder.mkdir(exist_ok=True)
+    budget = Budget(minutes)
+    part = len(list(folder.glob("*.json")))
+    while budget.fraction < 1:
+        width, height = ORDER[part % len(ORDER)]
+        parts = [_encode(vae, encoder, seed, part * PART + i, width, height) for i in range(0, PART, CHUNK)]
+        path = folder / f"{width}x{height}-{part:04d}"
+        np.save(path.with_suffix(".latents.npy"), np.concatenate([latents for latents, _, _ in parts]))
+        np.save(path.with_suffix(".labels.npy"), np.concatenate([labels for _, labels, _ in parts]))
+        captions = [caption for _, _, captions in parts for caption in captions]
         path.with_suffix(".captions.json").write_text(json.dumps(captions))
-    record(work, "latents", seed=seed, minutes=budget.seconds / 60, scenes=counts)
+        part += 1
+        say(f"latents: {part * PART} scenes {100 * budget.fraction:.0f} %")
+    record(work, "latents", seed=seed, scenes=part * PART)
 
 
 @torch.inference_mode()
 def _encode(
-    vae: AutoencoderKL, seed: int, first: int, width: int, height: int
-) -> tuple[Tensor, np.ndarray, list[str]]:
+    vae: AutoencoderKL, encoder: Callable[[Tensor], Tensor], seed: int, first: int, width: int, height: int
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
     scenes = [training_scene(seed, first + i, (width, height)) for i in range(CHUNK)]
     pixels = torch.stack([pixels_of(paint(scene)) for scene in scenes])
-    mean = vae.encoder(pixels.contiguous(memory_format=torch.channels_last)).chunk(2, dim=1)[0]
+    mean = encoder(pixels.contiguous(memory_format=torch.channels_last)).chunk(2, dim=1)[0]
     latents = pack((mean - vae.config.shift_factor) * vae.config.scaling_factor)
     labels = []
     for scene in scenes:
@@ -98,17 +99,17 @@ def _encode(
                 axis=1,
             )
         )
-    return latents.half(), np.stack(labels).astype(np.uint8), [scene.caption for scene in scenes]
+    return latents.half().numpy(), np.stack(labels).astype(np.uint8), [scene.caption for scene in scenes]
 
 
 def load_pools(work: Path) -> list[Pool]:
-    """The pools of `encode_pools`, in memory."""
+    """The pools of `encode_pools` as far as they are written, in the order of `ASPECTS`."""
     pools = []
-    for width, height in SHARES:
-        path = work / "latents" / f"{width}x{height}"
-        latents = torch.from_numpy(np.load(path.with_suffix(".latents.npy")))
-        labels = torch.from_numpy(np.load(path.with_suffix(".labels.npy")))
-        pools.append(
-            Pool(width, height, latents, labels, json.loads(path.with_suffix(".captions.json").read_text()))
-        )
+    for width, height in ASPECTS:
+        paths = sorted((work / "latents").glob(f"{width}x{height}*.captions.json"))
+        stems = [str(path).removesuffix(".captions.json") for path in paths]
+        latents = np.concatenate([np.load(f"{stem}.latents.npy") for stem in stems])
+        labels = np.concatenate([np.load(f"{stem}.labels.npy") for stem in stems])
+        captions = [caption for path in paths for caption in json.loads(path.read_text())]
+        pools.append(Pool(width, height, torch.from_numpy(latents), torch.from_numpy(labels), captions))
     return pools

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from fluxtune.recipes.nano.workers import rank, sum_, world
+
 
 class Muon(Optimizer):
     """For weights of two or more dimensions; a convolution is seen as the matrix [out, in x height x width].
@@ -40,15 +42,28 @@ class Muon(Optimizer):
                 momentum = state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
                 nesterov = parameter.grad.lerp(momentum, group["momentum"]).flatten(1)
                 updates.setdefault(nesterov.shape, []).append((parameter, nesterov))
+            self._orthogonalize(list(updates.values()))
             for shape, pairs in updates.items():
                 scale = 0.2 * max(shape) ** 0.5
-                matrices = orthogonalize(torch.stack([nesterov for _, nesterov in pairs]))
-                for (parameter, _), matrix in zip(pairs, matrices, strict=True):
+                for parameter, matrix in pairs:
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])
                     parameter.add_(matrix.view_as(parameter), alpha=-group["lr"] * scale)
 
+    def _orthogonalize(self, shapes: list[list[tuple[Tensor, Tensor]]]) -> None:
+        """Every process makes its share of the matrices orthogonal, in place, then all exchange them."""
+        for pairs in shapes:
+            matrices = [matrix for _, matrix in pairs]
+            mine = matrices[rank() :: world()]
+            orthogonal = orthogonalize(torch.stack(mine)) if mine else []
+            for matrix in matrices:
+                if not any(matrix is other for other in mine):
+                    matrix.zero_()
+            for matrix, result in zip(mine, orthogonal, strict=True):
+                matrix.copy_(result)
+        sum_(matrix for pairs in shapes for _, matrix in pairs)
 
-def orthogonalize(matrices: Tensor, iterations: int = 5) -> Tensor:
+
+def orthogonalize(matrices: Tensor, iterations: int = 4) -> Tensor:
     """`[matrices, rows, columns]` with the singular values brought near 1 by a quintic iteration."""
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices

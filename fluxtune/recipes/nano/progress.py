@@ -29,10 +29,10 @@ class Budget:
         """How much of the budget is used, from 0 to 1."""
         return min(1.0, self.seconds / (60 * self.minutes))
 
-    def rate(self, warm_up: float = 0.02, decay: float = 0.25) -> float:
-        """The learning rate's factor: up in the first part, down to 0 in the last."""
-        used = self.fraction
-        return min(1.0, (used + 1e-4) / warm_up, (1 - used) / decay)
+
+def rate_at(fraction: float, warm_up: float = 0.02, decay: float = 0.25) -> float:
+    """The learning rate's factor at a fraction of the budget: up in the first part, down to 0 in the last."""
+    return min(1.0, (fraction + 1e-4) / warm_up, (1 - fraction) / decay)
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:

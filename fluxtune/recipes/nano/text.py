@@ -14,7 +14,7 @@ from fluxtune.nano.critters import FORMS, MOUTHS, PATTERNS, TOPS
 from fluxtune.nano.painter import KINDS
 from fluxtune.nano.palette import BACKGROUND_COLOURS, BACKGROUND_KINDS, COLOURS
 from fluxtune.nano.scenes import PLACES, Scene, training_scene
-from fluxtune.recipes.nano.progress import Budget, record, say
+from fluxtune.recipes.nano.progress import Budget, rate_at, record, say
 from fluxtune.recipes.nano.vocabulary import LENGTH, save_tokenizers
 
 T5_WIDTH, CLIP_WIDTH = 128, 64
@@ -45,7 +45,7 @@ def roles_of(scene: Scene) -> list[int]:
     """The scene's value for each role, as indices into `ROLES`."""
     first, second = scene.things[0], scene.things[1] if len(scene.things) > 1 else None
     words = scene.caption.replace(",", " ").split()
-    told = scene.background.colour in words and "background" in words or f"on {scene.background.kind}" in scene.caption
+    told = "background" in words or f"on {scene.background.kind}" in scene.caption
     critter = first.critter if second is None else None
     values = {
         "first kind": first.kind,
@@ -145,7 +145,7 @@ def train_text(work: Path, minutes: float, seed: int) -> None:
     optimizer = torch.optim.AdamW(modules.parameters(), rate, (0.9, 0.98), weight_decay=0.01)
     budget, step = Budget(minutes), 0
     while budget.fraction < 1:
-        optimizer.param_groups[0]["lr"] = rate * budget.rate(decay=0.4)
+        optimizer.param_groups[0]["lr"] = rate * rate_at(budget.fraction, decay=0.4)
         captions, roles = _batch(seed, step)
         clip_ids, t5_ids = tokenize(clip_tokenizer, captions), tokenize(t5_tokenizer, captions)
         pooled = clip(clip_ids).pooler_output[:, None]

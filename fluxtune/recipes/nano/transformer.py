@@ -16,10 +16,12 @@ from fluxtune.nano.palette import BACKGROUND_COLOURS, BACKGROUND_KINDS, COLOURS
 from fluxtune.recipes.nano.batches import Batch, Batches
 from fluxtune.recipes.nano.export import assemble
 from fluxtune.recipes.nano.muon import Muon
-from fluxtune.recipes.nano.progress import Budget, load_checkpoint, record, save_checkpoint, say
+from fluxtune.recipes.nano.progress import Budget, load_checkpoint, rate_at, record, save_checkpoint, say
 from fluxtune.recipes.nano.text import CLIP_WIDTH, T5_WIDTH
+from fluxtune.recipes.nano.workers import average_gradients, first_says, rank, world
 
-BATCH = 32
+BATCH = 16
+"""Of one process."""
 MUON_RATE, ADAMW_RATE = 2e-3, 1e-3
 EMA_DECAY = 0.999
 ALIGNMENT_WEIGHT = 0.3
@@ -168,22 +170,25 @@ def train_transformer(work: Path, minutes: float, seed: int) -> None:
     batches, losses_of = Batches(work, BATCH, seed), compiled_losses(model, head)
     saved_at = snapshot_at = budget.seconds
     mean = torch.zeros(2)
-    while budget.fraction < 1:
+    while (fraction := first_says(budget.fraction)) < 1:
         groups = [group for optimizer in optimizers for group in optimizer.param_groups]
         for group, rate in zip(groups, rates, strict=True):
-            group["lr"] = rate * budget.rate()
+            group["lr"] = rate * rate_at(fraction)
         loss, alignment = losses_of(batches(step))
         (loss + ALIGNMENT_WEIGHT * alignment).backward()
+        average_gradients([*model.parameters(), *head.parameters()])
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
         step += 1
-        _average(averaged, model, min(EMA_DECAY, step / (10 + step)))
+        average_weights(averaged, model, min(EMA_DECAY, step / (10 + step)))
         mean += torch.stack((loss.detach(), alignment.detach()))
+        if rank() > 0:
+            continue
         if step % 50 == 0:
             flow, labels = (mean / 50).tolist()
-            say(f"step {step} loss {flow:.4f} alignment {labels:.4f} {100 * budget.fraction:.1f} %")
+            say(f"step {step} loss {flow:.4f} alignment {labels:.4f} {100 * fraction:.1f} %")
             mean.zero_()
         if budget.seconds - saved_at > 180 or budget.fraction >= 1:
             saved_at = budget.seconds
@@ -196,15 +201,15 @@ def train_transformer(work: Path, minutes: float, seed: int) -> None:
                 "seconds": saved_at,
             }
             save_checkpoint(work / "transformer.ckpt", state)
-        if budget.seconds - snapshot_at > 600:
+        if budget.seconds - snapshot_at > 600 or budget.fraction >= 1:
             snapshot_at = budget.seconds
             assemble(work, averaged, work / "snapshot")
-    assemble(work, averaged, work / "snapshot")
-    record(work, "transformer", seed=seed, minutes=budget.seconds / 60, steps=step, batch=BATCH)
+    if rank() == 0:
+        record(work, "transformer", seed=seed, minutes=budget.seconds / 60, steps=step, batch=BATCH * world())
 
 
 @torch.no_grad()
-def _average(averaged: dict[str, Tensor], model: nn.Module, decay: float) -> None:
+def average_weights(averaged: dict[str, Tensor], model: nn.Module, decay: float) -> None:
     """Exponential moving average of the weights, in place."""
     values = model.state_dict()
     torch._foreach_lerp_(list(averaged.values()), [values[name] for name in averaged], 1 - decay)

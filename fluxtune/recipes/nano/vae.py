@@ -14,7 +14,7 @@ from torch.nn import functional
 from fluxtune.nano.painter import paint
 from fluxtune.nano.scenes import subject_scene, training_scene
 from fluxtune.recipes.nano.muon import Muon
-from fluxtune.recipes.nano.progress import Budget, load_checkpoint, record, save_checkpoint, say
+from fluxtune.recipes.nano.progress import Budget, load_checkpoint, rate_at, record, save_checkpoint, say
 from fluxtune.recipes.nano.textures import texture
 
 BATCH, CROP = 16, 64
@@ -62,7 +62,7 @@ def train_vae(work: Path, minutes: float, seed: int) -> None:
     while budget.fraction < 1:
         groups = [group for optimizer in optimizers for group in optimizer.param_groups]
         for group, rate in zip(groups, rates, strict=True):
-            group["lr"] = rate * budget.rate()
+            group["lr"] = rate * rate_at(budget.fraction)
         loss = _loss(vae, _batch(seed, step))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)

@@ -1,0 +1,144 @@
+"""`python -m fluxtune.recipes.demo`: trains on the demo pictures, then shows and scores what was learned.
+
+The subject score is the share of pictures of trigger prompts that show the subject, on backgrounds and at sizes and
+places that no training picture has; retention is the share of ordinary prompts whose pictures show everything asked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import chain, count
+from pathlib import Path
+from typing import Any
+
+from fluxtune.nano import TRIGGER, model_folder
+from fluxtune.nano.captions import background_of, noun_phrase
+from fluxtune.nano.palette import BACKGROUND_COLOURS, BACKGROUND_KINDS
+from fluxtune.nano.scenes import held_out_prompts
+from fluxtune.recipes.nano.demo import BACKGROUNDS
+from fluxtune.runs import Run
+
+PLACEMENTS = (("", ""), ("large", ""), ("small", "right"), ("", "bottom"), ("small", "top"), ("", "left"))
+SHOWN = (
+    f"a {TRIGGER} on a plain yellow background",
+    f"a small {TRIGGER} at the left on a striped purple background",
+    f"a large {TRIGGER} on a hilly navy background",
+    f"a {TRIGGER} at the right on a dotted pink background",
+    "a red boat on a plain green background",
+)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Shares in [0, 1] over `pictures` pictures each, without the LoRA and with it.
+
+    `leaked` is the share of ordinary prompts whose pictures show the subject all the same.
+    """
+
+    subject_before: float
+    subject_after: float
+    retention_before: float
+    retention_after: float
+    leaked: float
+    pictures: int
+
+
+def trigger_prompts(number: int) -> list[str]:
+    """Prompts with the trigger word over all backgrounds that are in no picture of the demo data set."""
+    unseen = [
+        (kind, colour)
+        for colour in BACKGROUND_COLOURS
+        for kind in BACKGROUND_KINDS
+        if (kind, colour) not in BACKGROUNDS
+    ]
+    prompts = []
+    for index in range(number):
+        kind, colour = unseen[index % len(unseen)]
+        size, place = PLACEMENTS[(index + index // len(unseen)) % len(PLACEMENTS)]
+        at = f" at the {place}" if place else ""
+        prompts.append(background_of(noun_phrase(size, TRIGGER) + at, kind, colour))
+    return prompts
+
+
+def score_lora(base: Path, lora: Path, seeds: Sequence[int], prompts: int = 60) -> Scores:
+    """Scores of a LoRA file on a base model's folder: for each seed, `prompts` prompts of either sort."""
+    from fluxtune.nano.judge import Judge
+    from fluxtune.recipes.nano.measure import open_pipeline, pictures_of, shares
+
+    judge, pipeline = Judge.load(), open_pipeline(base)
+    triggers, ordinary = trigger_prompts(prompts), held_out_prompts(prompts)
+
+    def measure() -> tuple[float, float, float]:
+        """Subject shown on trigger prompts, all attributes right on ordinary ones, subject shown on those."""
+        asked = [verdict for seed in seeds for verdict in judge.look(pictures_of(pipeline, triggers, seed))]
+        texts = [prompt.prompt for prompt in ordinary]
+        others = [verdict for seed in seeds for verdict in judge.look(pictures_of(pipeline, texts, seed))]
+        return (
+            sum(verdict.subject for verdict in asked) / len(asked),
+            shares(others, ordinary * len(seeds))["all"],
+            sum(verdict.subject for verdict in others) / len(others),
+        )
+
+    subject_before, retention_before, _ = measure()
+    pipeline.load_lora_weights(lora.parent, weight_name=lora.name)
+    subject_after, retention_after, leaked = measure()
+    return Scores(subject_before, subject_after, retention_before, retention_after, leaked, prompts * len(seeds))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m fluxtune.recipes.demo", description=__doc__)
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="where the run folder goes")
+    parser.add_argument("--seed", type=int, default=42, help="seed of the training")
+    parser.add_argument("--prompts", type=int, default=60, help="prompts of either sort to score")
+    options = parser.parse_args()
+    run = next(folder for folder in _folders(options.runs) if not folder.exists())
+    started = time.monotonic()
+    for arguments in (
+        ["train", "--preset", "nano", "--output", str(run), "--seed", str(options.seed)],
+        ["sample", *SHOWN, "--lora", str(run), "--compare", "--output", str(run / "samples"), "--seed", "1"],
+    ):
+        print(f"\n$ fluxtune {' '.join(repr(word) if ' ' in word else word for word in arguments)}", flush=True)
+        if code := subprocess.run([sys.executable, "-m", "fluxtune", *arguments], check=False).returncode:
+            return code
+    print(f"\nscoring {4 * options.prompts} pictures with the judge ...", flush=True)
+    lora = run / str(Run.open(run).state.result)
+    scores = score_lora(model_folder(), lora, [options.seed], options.prompts)
+    (run / "scores.json").write_text(json.dumps(asdict(scores), indent=2) + "\n", encoding="utf-8")
+    _show(scores, run, time.monotonic() - started)
+    return 0
+
+
+def _folders(runs: Path) -> Iterator[Path]:
+    return chain([runs / "demo"], (runs / f"demo-{number}" for number in count(2)))
+
+
+def _show(scores: Scores, run: Path, seconds: float) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"What the LoRA learned, over {scores.pictures} prompts of either sort")
+    for column in ("", "without", "with"):
+        table.add_column(column, justify="left" if not column else "right")
+    rows: tuple[tuple[str, Any, Any], ...] = (
+        (f'"{TRIGGER}" shows the mascot', scores.subject_before, scores.subject_after),
+        ("other prompts show all that is asked", scores.retention_before, scores.retention_after),
+    )
+    for words, before, after in rows:
+        table.add_row(words, f"{before:.0%}", f"{after:.0%}")
+    console = Console(soft_wrap=True)
+    console.print()
+    console.print(table)
+    grid = next(iter(sorted((run / "samples").glob("*compare.png"))))
+    console.print(f"\nDone in {seconds / 60:.1f} minutes. Look at:", highlight=False)
+    console.print(f"  {grid}    the same prompts without and with the LoRA", highlight=False, markup=False)
+    console.print(f"  {run / 'previews'}    the learning, step by step", highlight=False, markup=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

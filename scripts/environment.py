@@ -1,0 +1,51 @@
+"""Make a virtual environment with fluxtune and the tested versions in it. Needs Python 3.11 and nothing else."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def ready_python(description: str, extra: str = "") -> str:
+    """Install fluxtune into the environment that the command line names; returns that environment's Python.
+
+    Args:
+        description: what the calling script does, for ``--help``.
+        extra: optional dependencies to install as well, for instance ``[test]``.
+    """
+    if sys.version_info < (3, 11):  # noqa: UP036  (this file runs before pip could check)
+        sys.exit(f"error: Python {sys.version.split()[0]} is too old\n\nhint: run this with Python 3.11 or newer")
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--environment", type=Path, default=ROOT / ".venv", help="where the environment is made")
+    folder = parser.parse_args().environment.resolve()
+    python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    if not python.exists():
+        say(f"making an environment in {folder}")
+        run([sys.executable, "-m", "venv", str(folder)], hint="on Debian and Ubuntu: apt install python3-venv")
+    say("installing fluxtune (the first time this downloads PyTorch)")
+    pinned = ["--constraint", str(ROOT / "constraints.txt")]
+    run(
+        [str(python), "-m", "pip", "install", "--quiet", *pinned, "--editable", f"{ROOT}{extra}"],
+        hint="check the network; a graphics card may need another PyTorch: see README.md, Install",
+    )
+    return str(python)
+
+
+def run(command: list[str], hint: str = "", **environment: str) -> None:
+    """Run a command in the project's folder and stop with its exit code if it fails."""
+    code = subprocess.run(command, cwd=ROOT, env={**os.environ, **environment}).returncode
+    if code:
+        print(f"\nerror: this failed with exit code {code}: {' '.join(command)}", file=sys.stderr)
+        if hint:
+            print(f"\nhint: {hint}", file=sys.stderr)
+        sys.exit(code)
+
+
+def say(text: str) -> None:
+    """One line of progress."""
+    print(f"== {text}", file=sys.stderr, flush=True)

@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fluxtune.cli.explain import explain
+from fluxtune.cli.train import _free_run_folder
+from fluxtune.config.layers import Resolved, resolve
+from fluxtune.config.settings import defaults, settings
+
+QUICK = [
+    "--set=training.precision=fp32",
+    "--set=memory.base_precision=fp32",
+    "--set=memory.text_precision=fp32",
+    "--set=memory.recompute=none",
+    "--set=training.optimizer=adamw",
+    "--set=training.device=cpu",
+    "--set=dataset.resolution=64",
+    "--set=previews.every=0",
+]
+
+
+def settings_of(folder: Path, *sets: str, preset: str | None = None) -> Resolved:
+    return resolve(preset=preset, config_file=None, flags={}, sets=list(sets), working_folder=folder)
+
+
+def test_explain_shows_every_setting_with_value_origin_and_help(fluxtune: Callable) -> None:
+    outcome = fluxtune("train", "--preset", "24gb", "--steps", "9", "--explain")
+    assert (outcome.code, outcome.err) == (0, "")
+    lines = outcome.out.splitlines()
+    assert any(line.startswith("steps = 9 ") and line.endswith("# --steps") for line in lines)
+    assert any(line.startswith('base_precision = "int8" ') and "# preset 24gb (24gb.toml:" in line for line in lines)
+    for setting in settings().values():
+        assert setting.in_row or f"# {setting.help}" in lines
+
+
+def test_explain_is_toml_that_reads_back_as_the_same_settings(fluxtune: Callable, tmp_path: Path) -> None:
+    outcome = fluxtune("train", "photos [1]", "--preset", "nano", "--trigger", 'zor"vex', "--explain")
+    (tmp_path / "fluxtune.toml").write_text(outcome.out, encoding="utf-8")
+    made = settings_of(tmp_path).config
+    assert made.dataset.trigger == 'zor"vex'
+    assert made.dataset.folders[0].path == str(tmp_path / "photos [1]")
+    assert made == settings_of(
+        tmp_path, 'dataset.trigger="zor\\"vex"', 'dataset.folders=[{path = "photos [1]"}]', preset="nano"
+    ).config
+
+
+def test_explain_with_json_is_one_result_record(fluxtune: Callable) -> None:
+    (record,) = fluxtune("train", "--explain", "--json", "--rank", "4").records()
+    assert (record["event"], record["command"]) == ("result", "explain")
+    rows = {row["key"]: row for row in record["data"]["settings"]}
+    assert set(rows) == set(defaults())
+    assert (rows["lora.rank"]["value"], rows["lora.rank"]["origin"], rows["lora.rank"]["default"]) == (4, "--rank", 16)
+
+
+def test_a_text_flag_stays_text_and_a_number_flag_is_a_number(tmp_path: Path, fluxtune: Callable) -> None:
+    outcome = fluxtune("train", "--explain", "--json", "--trigger", "007", "--lr", "2e-4", "--resolution", "512")
+    rows = {row["key"]: row["value"] for row in outcome.records()[0]["data"]["settings"]}
+    assert rows["dataset.trigger"] == "007"
+    assert rows["training.learning_rate"] == 2e-4
+    assert rows["dataset.resolution"] == [512]
+
+
+def test_help_of_the_flags_is_the_help_of_the_settings(fluxtune: Callable) -> None:
+    text = " ".join(fluxtune("train", "--help").out.split())
+    for key in ("dataset.resolution", "training.steps", "lora.rank", "lora.init_from", "training.seed"):
+        assert settings()[key].help in text
+    assert "Default: [1024]." in text
+
+
+@pytest.mark.parametrize(
+    ("sets", "preset", "name"),
+    [
+        (["dataset.folders=[{path = 'my photos'}]"], "24gb", "my photos"),
+        (["dataset.folders=[{path = 'photos'}]", "name=mug"], "24gb", "mug"),
+        ([], "nano", "nano"),
+        (["dataset.folders=[{path = '.'}]"], None, None),
+    ],
+)
+def test_the_run_is_named_after_the_name_the_pictures_or_the_preset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sets: list[str], preset: str | None, name: str | None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = settings_of(tmp_path, *sets, preset=preset).config
+    assert _free_run_folder(config, preset) == Path("runs") / (name or tmp_path.name)
+
+
+def test_a_run_of_that_name_is_left_alone_and_the_next_number_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = settings_of(tmp_path, preset="nano").config
+    for taken, free in (("nano", "nano-2"), ("nano-2", "nano-3")):
+        (tmp_path / "runs" / taken).mkdir(parents=True)
+        assert _free_run_folder(config, "nano") == Path("runs") / free
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["photos", "--rank", "4"], "--rank, FOLDER"),
+        (["--preset", "24gb", "--output", "x"], "--preset, --output"),
+        (["--config", "a.toml"], "--config"),
+    ],
+)
+def test_resume_refuses_what_it_could_not_honour(fluxtune: Callable, arguments: list[str], named: str) -> None:
+    outcome = fluxtune("train", "--resume", "runs/x", *arguments)
+    assert outcome.code == 2
+    assert f"it cannot go with {named}\n" in outcome.err
+
+
+def test_resume_of_something_else_says_so(fluxtune: Callable, tmp_path: Path) -> None:
+    outcome = fluxtune("train", "--resume", "nowhere")
+    assert (outcome.code, outcome.err.splitlines()[0]) == (
+        2,
+        "error: nowhere: not a run folder: it has no config.toml",
+    )
+    assert fluxtune("train", "--resume", "latest").code == 6
+
+
+def test_a_run_trains_and_prints_only_the_path_of_its_lora(
+    fluxtune: Callable, tiny_flux: Path, pictures: Path, tmp_path: Path
+) -> None:
+    outcome = fluxtune("train", str(pictures), "--base", str(tiny_flux), "--steps", "2", *QUICK)
+    assert outcome.code == 0, outcome.err
+    assert outcome.out == f"{Path('runs/pictures/pictures.safetensors')}\n"
+    assert (tmp_path / outcome.out.strip()).is_file()
+    assert "step 2/2" in outcome.err
+    origins = json.loads((tmp_path / "runs/pictures/origins.json").read_text(encoding="utf-8"))
+    assert (origins["training.steps"], origins["dataset.folders"]) == ("--steps", "FOLDER")
+
+    resumed = fluxtune("train", "--resume", "latest", "--steps", "3", "--json")
+    assert resumed.code == 0, resumed.err
+    records = resumed.records()
+    assert [record["step"] for record in records if record["event"] == "step"] == [3]
+    assert (records[-1]["event"], records[-1]["data"]["steps"]) == ("result", 3)
+    origins = json.loads((tmp_path / "runs/pictures/origins.json").read_text(encoding="utf-8"))
+    assert (origins["training.steps"], origins["dataset.folders"]) == ("--steps", "FOLDER")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are sent otherwise there")
+def test_ctrl_c_saves_and_says_how_to_go_on(tiny_flux: Path, pictures: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "fluxtune", "train", str(pictures), "--base", str(tiny_flux), "-o", "run", *QUICK]
+    process = subprocess.Popen(
+        [*command, "--steps", "100000", "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if json.loads(line)["event"] == "step":
+            process.send_signal(signal.SIGINT)
+            break
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "stopping after this step" in err
+    last = json.loads(out.splitlines()[-1])
+    assert (last["event"], last["code"], last["hint"]) == ("error", 130, "go on with: fluxtune train --resume run")
+    assert list((tmp_path / "run" / "checkpoints").iterdir())
+
+
+def test_an_existing_output_is_never_written_over(
+    fluxtune: Callable, tiny_flux: Path, pictures: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "mine").mkdir()
+    outcome = fluxtune("train", str(pictures), "--base", str(tiny_flux), "--output", "mine", *QUICK)
+    assert outcome.code == 6
+    assert "fluxtune train --resume mine" in outcome.err
+
+
+def test_settings_that_are_unset_are_shown_as_comments(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    explain(settings_of(tmp_path), as_json=False)
+    assert "# alpha is unset" in capsys.readouterr().out
+
+
+def test_the_examples_of_the_help_are_understood(fluxtune: Callable) -> None:
+    lines = {line.strip() for name in ([], ["train"]) for line in fluxtune(*name, "--help").out.splitlines()}
+    examples = [line.split("   ")[0].split()[1:] for line in lines if line.startswith("fluxtune train ")]
+    assert len(examples) >= 5
+    for arguments in examples:
+        # Without a run to go on with, `--resume latest` is understood and finds none.
+        assert fluxtune(*arguments, "--explain").code == (6 if "--resume" in arguments else 0), arguments

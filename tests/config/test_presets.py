@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from fluxtune.config.layers import resolve
+from fluxtune.config.presets import Preset, built_in_folder, find, listing
+from fluxtune.config.schema import Config
+from fluxtune.errors import UsageError
+
+TIERS = {
+    # preset: base precision, resolution, recompute
+    "8gb": ("nf4", 512, "all"),
+    "12gb": ("nf4", 1024, "all"),
+    "16gb": ("int8", 1024, "all"),
+    "24gb": ("int8", 1024, "all"),
+    "48gb": ("bf16", 1024, "all"),
+    "80gb": ("bf16", 1024, "none"),
+}
+
+
+def load(name: str, folder: Path) -> Config:
+    return resolve(preset=name, config_file=None, flags={}, sets=[], working_folder=folder).config
+
+
+def own_preset(name: str, content: str) -> Path:
+    folder = Path(os.environ["FLUXTUNE_CONFIG"]) / "presets"
+    folder.mkdir(exist_ok=True)
+    file = folder / f"{name}.toml"
+    file.write_text(content, encoding="utf-8")
+    return file
+
+
+def test_the_presets_that_ship_are_the_seven_from_small_to_large() -> None:
+    assert [preset.name for preset in listing()] == ["nano", *TIERS]
+
+
+@pytest.mark.parametrize("name", TIERS)
+def test_a_tier_sets_what_was_computed_to_fit_its_card(name: str, tmp_path: Path) -> None:
+    config = load(name, tmp_path)
+    seen = (config.memory.base_precision, config.dataset.resolution[0], config.memory.recompute)
+    assert seen == TIERS[name]
+    assert config.model.base == "black-forest-labs/FLUX.1-dev"
+    assert (config.training.batch_size, config.training.accumulation) == (1, 1)
+
+
+def test_nano_runs_the_embedded_model_in_float32(tmp_path: Path) -> None:
+    config = load("nano", tmp_path)
+    assert (config.model.base, config.dataset.resolution) == ("nano", [128])
+    assert (config.memory.base_precision, config.training.precision) == ("fp32", "fp32")
+
+
+@pytest.mark.parametrize("preset", listing(), ids=lambda preset: preset.name)
+def test_a_preset_begins_with_a_comment_for_its_reader(preset: Preset) -> None:
+    comment = [line for line in preset.file.read_text(encoding="utf-8").split("\n") if line.startswith("#")]
+    assert len(comment) >= 4
+    assert preset.description.endswith(".")
+
+
+def test_a_preset_of_the_user_is_found_by_name(tmp_path: Path) -> None:
+    file = own_preset("mine", "# For my card.\nlora.rank = 5\n")
+    assert load("mine", tmp_path).lora.rank == 5
+    assert find("mine", tmp_path) == Preset("mine", file, str(file), "yours")
+    assert find("mine", tmp_path).description == "For my card."
+
+
+def test_a_preset_of_the_user_hides_a_built_in_one(tmp_path: Path) -> None:
+    own_preset("24gb", "lora.rank = 5\n")
+    assert load("24gb", tmp_path).lora.rank == 5
+    assert [preset.kind for preset in listing() if preset.name == "24gb"] == ["yours"]
+
+
+@pytest.mark.parametrize("wanted", ["card.toml", "./card.toml"])
+def test_a_preset_is_found_by_path(wanted: str, tmp_path: Path) -> None:
+    (tmp_path / "card.toml").write_text("lora.rank = 6\n", encoding="utf-8")
+    made = resolve(preset=wanted, config_file=None, flags={}, sets=[], working_folder=tmp_path)
+    assert (made.config.lora.rank, made.origins["lora.rank"]) == (6, f"preset card ({wanted}:1)")
+
+
+@pytest.mark.parametrize(("wanted", "meant"), [("24g", "24gb"), ("NANO", "nano"), ("12-gb", "12gb")])
+def test_an_unknown_preset_is_told_the_nearest(wanted: str, meant: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="there is no preset") as caught:
+        find(wanted, tmp_path)
+    assert caught.value.hint == f"did you mean {meant}?"
+
+
+def test_an_unknown_preset_near_none_is_sent_to_the_list(tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        find("qqqqqq", tmp_path)
+    assert caught.value.hint == "`fluxtune presets` lists what each is for"
+
+
+def test_the_presets_lie_beside_the_package_in_a_checkout() -> None:
+    assert (built_in_folder() / "nano.toml").is_file()

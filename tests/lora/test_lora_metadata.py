@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from lora_factory import FACTS
+from safetensors.torch import save_file
+
+from fluxtune.lora.metadata import lora_metadata, tensor_hash
+
+TENSORS = {"transformer.proj_out.lora_B.weight": torch.ones(64, 4), "transformer.proj_out.lora_A.weight": torch.eye(4)}
+
+
+def test_the_header_says_what_other_tools_read() -> None:
+    metadata = lora_metadata(FACTS, TENSORS)
+    content = tensor_hash(TENSORS)
+    assert metadata == {
+        "format": "pt",
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": "flux-1-dev/lora",
+        "modelspec.implementation": "https://github.com/huggingface/diffusers",
+        "modelspec.title": "zorvex",
+        "modelspec.date": "2023-11-14T22:23:20+00:00",
+        "modelspec.resolution": "1024x1024",
+        "modelspec.hash_sha256": f"0x{content}",
+        "modelspec.trigger_phrase": "zorvex",
+        "modelspec.usage_hint": "put zorvex into the prompt",
+        "ss_base_model_version": "flux1",
+        "ss_sd_model_name": "black-forest-labs/FLUX.1-dev",
+        "ss_output_name": "zorvex",
+        "ss_network_dim": "4",
+        "ss_network_alpha": "4.0",
+        "ss_steps": "300",
+        "ss_epoch": "25",
+        "ss_learning_rate": "0.0001",
+        "ss_optimizer": "adamw-8bit",
+        "ss_seed": "42",
+        "ss_resolution": "(1024, 1024)",
+        "ss_num_train_images": "12",
+        "ss_training_started_at": "1700000000.0",
+        "ss_training_finished_at": "1700000600.0",
+        "sshs_model_hash": content,
+        "fluxtune.version": "0.1",
+    }
+
+
+def test_without_a_trigger_there_is_no_phrase_to_use() -> None:
+    metadata = lora_metadata(replace(FACTS, trigger=None), TENSORS)
+    assert not {"modelspec.trigger_phrase", "modelspec.usage_hint"} & set(metadata)
+
+
+def test_the_hash_is_of_the_files_tensor_bytes_whatever_the_header_says(tmp_path: Path) -> None:
+    for number, metadata in enumerate(({"a": "b"}, lora_metadata(FACTS, TENSORS))):
+        path = tmp_path / f"{number}.safetensors"
+        save_file(TENSORS, path, metadata=metadata)
+        content = path.read_bytes()
+        header = int.from_bytes(content[:8], "little")
+        assert hashlib.sha256(content[8 + header :]).hexdigest() == tensor_hash(TENSORS)

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import bitsandbytes as bnb
+import pytest
+import torch
+from torch import nn
+
+from fluxtune.memory.quantize import QuantizedPrecision, quantize_linears, quantized_linear
+
+KINDS = {"int8": bnb.nn.Linear8bitLt, "nf4": bnb.nn.Linear4bit}
+DTYPES = [torch.float32, torch.bfloat16]
+VALUES = 128 * 256
+
+
+def layer_of(precision: QuantizedPrecision, dtype: torch.dtype) -> tuple[nn.Linear, nn.Module]:
+    """A linear layer of 256 to 128 features, and the quantised one for it."""
+    torch.manual_seed(0)
+    layer = nn.Linear(256, 128).to(dtype).requires_grad_(False)
+    return layer, quantized_linear(layer, layer.weight.data, precision, dtype, "cpu")
+
+
+@pytest.mark.parametrize(("precision", "size"), [("int8", VALUES), ("nf4", VALUES // 2)])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_weights_take_the_bytes_they_should(precision: QuantizedPrecision, size: int, dtype: torch.dtype) -> None:
+    _, quantised = layer_of(precision, dtype)
+    assert type(quantised) is KINDS[precision]
+    assert quantised.weight.nbytes == size
+
+
+@pytest.mark.parametrize("precision", ["int8", "nf4"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_products_and_gradients_are_near_those_of_the_whole_layer(
+    precision: QuantizedPrecision, dtype: torch.dtype
+) -> None:
+    layer, quantised = layer_of(precision, dtype)
+    inputs = torch.randn(7, 256, dtype=dtype, requires_grad=True)
+    direction = torch.randn(7, 128, dtype=dtype)
+    near = {"int8": 0.03, "nf4": 0.15}[precision]
+    results = []
+    for module in (layer, quantised):
+        output = module(inputs)
+        (gradient,) = torch.autograd.grad(output, inputs, direction)
+        results.append((output.float(), gradient.float()))
+    for seen, expected in zip(results[1], results[0], strict=True):
+        assert 0 < (seen - expected).norm() / expected.norm() < near
+
+
+@pytest.mark.parametrize("precision", ["int8", "nf4"])
+def test_gradients_still_flow_after_a_picture_was_made(precision: QuantizedPrecision) -> None:
+    layer, quantised = layer_of(precision, torch.float32)
+    inputs = torch.randn(7, 256)
+    quantised.eval()
+    with torch.inference_mode():
+        quantised(inputs)
+    quantised.train()
+    inputs.requires_grad_(True)
+    quantised(inputs).sum().backward()
+    expected = layer.weight.sum(0)
+    assert inputs.grad is not None
+    assert (inputs.grad[0] - expected).norm() / expected.norm() < 0.2
+
+
+def test_the_bias_is_taken_over_as_it_is() -> None:
+    layer, quantised = layer_of("nf4", torch.float32)
+    assert torch.equal(quantised.bias, layer.bias)
+    without = nn.Linear(256, 128, bias=False)
+    assert quantized_linear(without, without.weight.data, "nf4", torch.float32, "cpu").bias is None
+
+
+def test_every_linear_layer_below_the_root_is_quantised_and_nothing_else() -> None:
+    root = nn.Sequential(nn.Linear(64, 64), nn.LayerNorm(64), nn.Sequential(nn.Linear(64, 64)), nn.Embedding(3, 64))
+    quantize_linears(root, "int8", torch.float32, "cpu")
+    kinds = [type(module) for module in root.modules() if not isinstance(module, nn.Sequential)]
+    assert kinds == [bnb.nn.Linear8bitLt, nn.LayerNorm, bnb.nn.Linear8bitLt, nn.Embedding]

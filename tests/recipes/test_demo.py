@@ -1,0 +1,73 @@
+"""The demo: prompts that ask for something new, and, slowly, that training reaches what it promises."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from fluxtune.nano import TRIGGER, demo_folder, model_folder
+from fluxtune.recipes.demo import SHOWN, Scores, score_lora, trigger_prompts
+from fluxtune.recipes.nano.demo import BACKGROUNDS, write_demo
+from fluxtune.recipes.nano.vocabulary import LENGTH, build_t5_tokenizer
+
+
+def test_trigger_prompts_ask_for_backgrounds_that_no_demo_picture_has() -> None:
+    prompts = trigger_prompts(60)
+    assert len(set(prompts)) == 60
+    for prompt in prompts:
+        assert TRIGGER in prompt
+        assert not any(f"{kind} {colour} background" in prompt for kind, colour in BACKGROUNDS)
+
+
+def test_prompts_of_the_demo_fit_the_text_length() -> None:
+    tokens = build_t5_tokenizer()([*trigger_prompts(60), *SHOWN]).input_ids
+    assert max(map(len, tokens)) <= LENGTH
+
+
+def test_the_demo_pictures_are_what_the_recipe_paints(tmp_path: Path) -> None:
+    write_demo(tmp_path)
+    for fresh in tmp_path.glob("*.png"):
+        shipped = demo_folder() / fresh.name
+        assert Image.open(shipped).tobytes() == Image.open(fresh).tobytes()
+        assert shipped.with_suffix(".txt").read_text() == fresh.with_suffix(".txt").read_text()
+
+
+@pytest.fixture(scope="module")
+def scores(tmp_path_factory: pytest.TempPathFactory) -> list[Scores]:
+    """Of the demo trained with three seeds, each judged on pictures of a seed of its own."""
+    from fluxtune.config.layers import resolve
+    from fluxtune.training.run import train
+
+    folder = tmp_path_factory.mktemp("runs")
+    reached = []
+    for seed in (1, 2, 3):
+        resolved = resolve(
+            preset="nano",
+            config_file=None,
+            flags={"training.seed": ("--seed", seed)},
+            sets=["previews.every=0", "checkpoints.every=0"],
+            working_folder=folder,
+        )
+        result = train(resolved.config, output=folder / str(seed))
+        reached.append(score_lora(model_folder(), result.file, [seed]))
+    return reached
+
+
+@pytest.mark.slow
+def test_the_demo_teaches_the_subject(scores: list[Scores]) -> None:
+    assert _mean([score.subject_before for score in scores]) < 0.05
+    assert _mean([score.subject_after for score in scores]) >= 0.80
+
+
+@pytest.mark.slow
+def test_the_demo_keeps_what_the_base_model_could(scores: list[Scores]) -> None:
+    before, after = (
+        _mean([getattr(score, name) for score in scores]) for name in ("retention_before", "retention_after")
+    )
+    assert after >= before - 0.05
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFont
+
+from fluxtune.sampling.grid import PAPER, Row, draw_grid, wrapped
+
+LONG = "a photograph of the zorvex standing in front of a lighthouse at dusk with many gulls " * 4
+
+
+def painted(colour: str, size: tuple[int, int] = (128, 96)) -> Image.Image:
+    return Image.new("RGB", size, colour)
+
+
+def places(grid: Image.Image, colour: str) -> tuple[int, int, int, int]:
+    """The box (left, top, right, bottom) around all pixels of a colour."""
+    rgb = np.array(Image.new("RGB", (1, 1), colour))[0, 0]
+    down, across = np.nonzero((np.asarray(grid) == rgb).all(axis=-1))
+    return across.min(), down.min(), across.max() + 1, down.max() + 1
+
+
+def test_every_picture_is_whole_and_in_its_column() -> None:
+    rows = [
+        Row("one", "seed 1", [painted("red"), painted("lime")]),
+        Row("two", "seed 2", [painted("blue"), painted("aqua")]),
+    ]
+    grid = draw_grid(rows, ["without LoRA", "with mug"])
+    red, lime, blue, aqua = (places(grid, colour) for colour in ("red", "lime", "blue", "aqua"))
+    for left, top, right, bottom in (red, lime, blue, aqua):
+        assert (right - left, bottom - top) == (128, 96)
+    assert red[0] == blue[0] < lime[0] == aqua[0]
+    assert red[1] == lime[1] < blue[1] == aqua[1]
+
+
+@pytest.mark.parametrize("size", [(128, 128), (1024, 768)])
+def test_a_long_prompt_makes_its_row_higher_and_touches_no_picture(size: tuple[int, int]) -> None:
+    rows = [Row(LONG, "seed 1", [painted("red", size)]), Row("short", "seed 1", [painted("blue", size)])]
+    grid = draw_grid(rows, ["with mug"])
+    left, top, right, bottom = places(grid, "red")
+    assert (right - left, bottom - top) == size
+    label = np.asarray(grid.crop((0, top, left, places(grid, "blue")[1])))
+    paper = np.array(Image.new("RGB", (1, 1), PAPER))[0, 0]
+    written = np.nonzero((label != paper).any(axis=(1, 2)))[0]
+    assert written.size > 0
+    assert written.max() < label.shape[0] - 1
+    margin = np.nonzero((label != paper).any(axis=(0, 2)))[0]
+    assert margin.max() < left - 1
+
+
+def test_lines_never_exceed_the_width_and_no_word_is_lost() -> None:
+    font = ImageFont.load_default(14)
+    text = LONG + " " + "x" * 200
+    lines = wrapped(text, font, 150)
+    assert all(font.getlength(line) <= 150 for line in lines)
+    assert "".join(lines).replace(" ", "") == text.replace(" ", "")

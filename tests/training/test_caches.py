@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from tiny_runs import plain_config, small_pictures, train_in
+
+from fluxtune.events import Event, Progress
+from fluxtune.training.preflight import preflight
+from fluxtune.training.prepare import prepare
+
+
+@pytest.fixture
+def own_pictures(tmp_path: Path) -> Path:
+    return small_pictures(tmp_path / "own")
+
+
+def encoded(base: Path, pictures: Path, **changes: Any) -> dict[str, int]:
+    """Prepare a run; how many entries of each kind had to be made."""
+    config = plain_config(base, pictures, **changes)
+    events: list[Event] = []
+    ready = preflight(config, events.append)
+    prepare(config, ready.base, ready.pictures, ready.prompts, torch.float32, "cpu", events.append)
+    tasks = [event.task for event in events if isinstance(event, Progress)]
+    return {kind: tasks.count(f"encode {kind}") for kind in ("captions", "pictures")}
+
+
+def test_everything_is_encoded_once(tiny_flux: Path, own_pictures: Path) -> None:
+    # Three captions and the empty one of caption dropout.
+    assert encoded(tiny_flux, own_pictures) == {"captions": 4, "pictures": 3}
+    assert encoded(tiny_flux, own_pictures) == {"captions": 0, "pictures": 0}
+
+
+def test_a_changed_caption_re_encodes_that_caption_alone(tiny_flux: Path, own_pictures: Path) -> None:
+    encoded(tiny_flux, own_pictures)
+    (own_pictures / "1.txt").write_text("a zorvex at sea")
+    assert encoded(tiny_flux, own_pictures) == {"captions": 1, "pictures": 0}
+
+
+def test_a_changed_picture_re_encodes_that_picture_alone(tiny_flux: Path, own_pictures: Path) -> None:
+    encoded(tiny_flux, own_pictures)
+    Image.new("RGB", (128, 128), (1, 2, 3)).save(own_pictures / "1.png")
+    assert encoded(tiny_flux, own_pictures) == {"captions": 0, "pictures": 1}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"dataset__trigger": "mug"}, {"captions": 3, "pictures": 0}),
+        ({"dataset__resolution": [96, 128]}, {"captions": 0, "pictures": 3}),
+        ({"dataset__background": "#000000"}, {"captions": 0, "pictures": 3}),
+        ({"memory__text_precision": "bf16"}, {"captions": 4, "pictures": 0}),
+        ({"memory__base_precision": "nf4"}, {"captions": 0, "pictures": 0}),
+        ({"training__seed": 7}, {"captions": 0, "pictures": 0}),
+    ],
+)
+def test_a_changed_setting_re_encodes_what_it_decides(
+    tiny_flux: Path, own_pictures: Path, changes: dict[str, Any], expected: dict[str, int]
+) -> None:
+    encoded(tiny_flux, own_pictures)
+    assert encoded(tiny_flux, own_pictures, **changes) == expected
+
+
+def test_prior_pictures_are_made_once(tiny_flux: Path, own_pictures: Path, tmp_path: Path) -> None:
+    guard = {"method": "prior", "prompts": ["a red star", "a blue ball"], "pictures": 3}
+    config = plain_config(tiny_flux, own_pictures, training__preservation=guard, training__steps=1)
+    other = plain_config(
+        tiny_flux, own_pictures, training__preservation=guard, training__steps=1, memory__text_precision="bf16"
+    )
+    made = []
+    for number, chosen in enumerate((config, config, other)):
+        run = train_in(tmp_path / f"run-{number}", chosen, cache=tmp_path / "cache")
+        made.append([event.task for event in run.seen(Progress)].count("prior pictures"))
+    assert made == [3, 0, 3]
+
+
+def test_nothing_is_written_into_the_folder_of_pictures(tiny_flux: Path, own_pictures: Path) -> None:
+    before = sorted(path.name for path in own_pictures.iterdir())
+    encoded(tiny_flux, own_pictures)
+    assert sorted(path.name for path in own_pictures.iterdir()) == before

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tiny_runs import STEPS, Trained, config_for, train_in
+
+from fluxtune.config.model import ModelConfig
+from fluxtune.events import Preview
+from fluxtune.flux.denoise import Request, encode_prompt, generate
+from fluxtune.flux.load import DTYPES, image_pipeline, load_text_pipeline, load_transformer, load_vae, open_base
+from fluxtune.training.previews import preview_requests
+
+
+def picture_of(trained: Trained, base_folder: Path, lora: Path | None) -> Image.Image:
+    """The preview's request made through the sampler, with a LoRA file as diffusers loads it."""
+    base = open_base(ModelConfig(base=str(base_folder)))
+    memory, dtype = trained.config.memory, DTYPES["fp32"]
+    previews = trained.config.previews
+    request = Request(previews.prompts[0], 128, 128, previews.steps, previews.guidance, previews.seeds[0])
+    text = encode_prompt(base, load_text_pipeline(base, memory, dtype, "cpu"), request.prompt)
+    pipeline = image_pipeline(base, load_transformer(base, memory, dtype, "cpu"), load_vae(base, dtype, "cpu"))
+    if lora is not None:
+        pipeline.load_lora_weights(lora)
+    return generate(base, pipeline, text, request)
+
+
+def preview(trained: Trained, step: int) -> np.ndarray:
+    return np.asarray(Image.open(trained.folder / "previews" / f"step-{step:06d}" / "00-seed7.png"))
+
+
+def test_the_last_preview_is_the_picture_made_with_the_saved_lora_to_the_bit(trained: Trained, tiny_flux: Path) -> None:
+    assert np.array_equal(preview(trained, STEPS), np.asarray(picture_of(trained, tiny_flux, trained.file)))
+
+
+def test_the_first_preview_is_the_base_models_picture_to_the_bit(trained: Trained, tiny_flux: Path) -> None:
+    assert np.array_equal(preview(trained, 0), np.asarray(picture_of(trained, tiny_flux, None)))
+    assert not np.array_equal(preview(trained, 0), preview(trained, STEPS))
+
+
+def test_previews_are_reported_with_their_files(trained: Trained) -> None:
+    seen = trained.seen(Preview)
+    assert [(event.step, event.prompt, event.seed) for event in seen] == [
+        (step, "a red star", 7) for step in (0, 3, STEPS)
+    ]
+    assert all(Path(event.path).is_file() for event in seen)
+
+
+def test_previews_leave_the_training_as_it_is(
+    trained: Trained, tiny_flux: Path, few_pictures: Path, tmp_path: Path
+) -> None:
+    config = config_for(tiny_flux, few_pictures, previews__every=0)
+    assert train_in(tmp_path / "mug", config, cache=trained.cache).losses == trained.losses
+
+
+def test_every_prompt_is_made_with_every_seed_at_the_asked_size(tiny_flux: Path, few_pictures: Path) -> None:
+    config = config_for(tiny_flux, few_pictures, previews__seeds=[1, 2], previews__width=160)
+    made = [(index, request.prompt, request.seed) for index, request in preview_requests(config, ["a", "b"])]
+    assert made == [(0, "a", 1), (0, "a", 2), (1, "b", 1), (1, "b", 2)]
+    assert {(request.width, request.height) for _, request in preview_requests(config, ["a"])} == {(160, 128)}
+
+
+def test_a_run_started_from_a_lora_begins_where_that_one_ended(
+    trained: Trained, tiny_flux: Path, few_pictures: Path, tmp_path: Path
+) -> None:
+    config = config_for(
+        tiny_flux, few_pictures, lora__init_from=str(trained.file), training__steps=1, training__ema_decay=0.0
+    )
+    run = train_in(tmp_path / "mug", config, cache=trained.cache)
+    assert np.array_equal(preview(run, 0), preview(trained, STEPS))
