@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any, ClassVar, TypeAlias
 
 SCHEMA = 1
@@ -144,7 +144,7 @@ Sink: TypeAlias = Callable[[Event], None]
 
 def as_record(event: Event) -> dict[str, Any]:
     """The event as the JSON object that scripts read: schema, name, time (ISO 8601, UTC), then its fields."""
-    now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
     # JSON has no infinities and no NaN.
     fields = {
         name: None if isinstance(value, float) and not math.isfinite(value) else value

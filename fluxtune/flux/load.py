@@ -108,9 +108,8 @@ def build_transformer(
     Raises:
         BaseModelError: a weight is missing, unexpected or of the wrong shape.
     """
-    from accelerate import init_empty_weights
-
     import diffusers
+    from accelerate import init_empty_weights
 
     with init_empty_weights():
         transformer = getattr(diffusers, family.transformer).from_config(config)
@@ -126,8 +125,8 @@ def build_transformer(
             raise _wrong_weights(where, f"unexpected tensor {name}") from None
         if tensor.shape != expected.shape:
             raise _wrong_weights(where, f"{name} is {list(tensor.shape)}, should be {list(expected.shape)}")
-        quantised = precision in ("int8", "nf4") and path.startswith(blocks) and type(module) is nn.Linear
-        if quantised and leaf == "weight":
+        is_weight = leaf == "weight" and type(module) is nn.Linear and path.startswith(blocks)
+        if is_weight and precision in ("int8", "nf4"):
             replace_module(transformer, path, quantized_linear(module, tensor, precision, dtype, device))
         else:
             setattr(module, leaf, nn.Parameter(tensor.to(device=device, dtype=held), requires_grad=False))
@@ -169,10 +168,12 @@ def image_pipeline(base: Base, transformer: Any, vae: Any) -> Any:
 
     It computes in the precision of the transformer's weights, and so the VAE takes that one.
     """
+    if vae.dtype != transformer.dtype:
+        vae.to(transformer.dtype)
     pipeline = _pipeline_class(base).from_pretrained(
         base.folder,
         transformer=transformer,
-        vae=vae.to(transformer.dtype),
+        vae=vae,
         text_encoder=None,
         text_encoder_2=None,
         tokenizer=None,

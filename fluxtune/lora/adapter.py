@@ -70,9 +70,7 @@ def attach(transformer: Any, config: LoraConfig, family: Family, seed: int) -> l
 
 def adapter_parameters(transformer: nn.Module) -> dict[str, nn.Parameter]:
     """The trained parameters by name (``PATH.lora_A``, ``PATH.lora_B``), in a fixed order."""
-    return {
-        _plain_name(name): parameter for name, parameter in transformer.named_parameters() if _is_adapter(name)
-    }
+    return {_plain_name(name): parameter for name, parameter in transformer.named_parameters() if _is_adapter(name)}
 
 
 def adapter_layers(parameters: dict[str, torch.Tensor], scale: float) -> dict[str, LoraLayer]:

@@ -79,9 +79,7 @@ def verify_lora(path: Path, layers: dict[str, LoraLayer]) -> None:
     for name, trained in expected.items():
         kept = stored[name]
         if kept.shape != trained.shape:
-            raise VerificationError(
-                f"{name} is {list(kept.shape)}, should be {list(trained.shape)}", where=str(path)
-            )
+            raise VerificationError(f"{name} is {list(kept.shape)}, should be {list(trained.shape)}", where=str(path))
         kind = torch.finfo(kept.dtype)
         error = (kept.float() - trained).abs().max()
         # Written so that a value that is no number fails too. Below ``tiny`` a format has no relative precision.
@@ -106,6 +104,8 @@ def read_lora(path: Path) -> dict[str, LoraLayer]:
         )
     except (ValueError, KeyError, AssertionError) as error:
         raise _no_lora(path, f"this is no LoRA for FLUX.1 that diffusers reads ({error})") from error
+    if adapter and adapter.get(f"{_PREFIX}alpha_pattern"):
+        raise _no_lora(path, "its header gives single layers an alpha of their own, which is not supported")
     # None: the conversion from another trainer's format has put the scale into the weights already.
     scales = None if alphas is None else {**(adapter or {}), **alphas}
     layers = {}

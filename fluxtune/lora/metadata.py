@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 
 import torch
 from safetensors.torch import save
@@ -42,7 +42,7 @@ def lora_metadata(facts: LoraFacts, tensors: dict[str, torch.Tensor]) -> dict[st
     The scale is folded into the weights, so the file's alpha equals its rank.
     """
     content = tensor_hash(tensors)
-    finished = datetime.fromtimestamp(facts.finished, timezone.utc).isoformat(timespec="seconds")
+    finished = datetime.fromtimestamp(facts.finished, UTC).isoformat(timespec="seconds")
     metadata = {
         "format": "pt",
         "modelspec.sai_model_spec": "1.0.1",

@@ -37,9 +37,7 @@ def quantized_linear(
         )
         # The packed bytes are labelled with the precision of the products: T5 casts its activations to the type
         # that a weight claims, and would round them to bytes.
-        made.weight = bnb.nn.Params4bit(
-            source, requires_grad=False, quant_type="nf4", quant_storage=dtype, module=made
-        )
+        made.weight = bnb.nn.Params4bit(source, requires_grad=False, quant_type="nf4", quant_storage=dtype, module=made)
         made.quant_state = None
         # On some processors bitsandbytes repacks weights at the first evaluation into a form without gradients.
         made.support_avx512bf16_for_cpu = False
@@ -60,9 +58,7 @@ def replace_module(root: nn.Module, path: str, module: nn.Module) -> None:
     setattr(root.get_submodule(parent), name, module)
 
 
-def quantize_linears(
-    root: nn.Module, precision: QuantizedPrecision, dtype: torch.dtype, device: str
-) -> None:
+def quantize_linears(root: nn.Module, precision: QuantizedPrecision, dtype: torch.dtype, device: str) -> None:
     """Quantise every linear layer below ``root`` in place, one at a time, so that both copies never coexist."""
     paths = [path for path, module in root.named_modules() if type(module) is nn.Linear]
     for path in paths:

@@ -44,9 +44,7 @@ class Brush:
         if outline is not None:
             self._draw.line([*placed, placed[0]], fill=self._ink(outline), width=self._width(0.055))
 
-    def ellipse(
-        self, x: float, y: float, across: float, down: float, fill: Rgb, outline: Rgb | None = None
-    ) -> None:
+    def ellipse(self, x: float, y: float, across: float, down: float, fill: Rgb, outline: Rgb | None = None) -> None:
         """A filled ellipse about (x, y) with the two radii given."""
         self.polygon([(x + across * cosine, y + down * sine) for cosine, sine in CIRCLE], fill, outline)
 

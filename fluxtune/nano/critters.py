@@ -113,9 +113,7 @@ def _body_y(y: float) -> float:
     return 0.12 + 0.74 * y
 
 
-def _feet_and_arms(
-    brush: Brush, width_at: Callable[[float], float], colour: Rgb, second: Rgb, pose: Pose
-) -> None:
+def _feet_and_arms(brush: Brush, width_at: Callable[[float], float], colour: Rgb, second: Rgb, pose: Pose) -> None:
     reach = 0.78 * width_at(0.2)
     for side in (-1, 1):
         brush.ellipse(0.3 * side, 0.88, 0.22, 0.12, second, shade(second, 0.5))

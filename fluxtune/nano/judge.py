@@ -26,6 +26,8 @@ ANSWERS = (KINDS, tuple(COLOURS), BACKGROUND_KINDS, tuple(BACKGROUND_COLOURS), (
 """What each head chooses from: object, its colour, background kind, background colour, whether it is the subject."""
 
 _BATCH = 50
+_SEEN = 64
+"""Side in pixels of what each part of the network looks at."""
 
 
 @dataclass(frozen=True)
@@ -53,27 +55,62 @@ def agrees(verdict: Verdict, prompt: HeldOutPrompt) -> tuple[bool, bool, bool, b
 
 
 class JudgeNetwork(nn.Module):
-    """170,000 weights; takes any size, since what it sees is pooled over the picture before it decides."""
+    """190,000 weights. One part looks at the whole picture, for the background and for where the thing is; the other
+    looks at a crop that the thing fills, whatever its size and place."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.parts = nn.Sequential(
-            _layer(3, 24, kernel=4, stride=2),
+        self.scene = nn.Sequential(
+            _layer(3, 16, kernel=4, stride=2),
+            _layer(16, 24, stride=2),
             _layer(24, 32, stride=2),
+            _Residual(32),
             _layer(32, 48, stride=2),
-            _Residual(48),
-            _layer(48, 64, stride=2),
-            _Residual(64, dilation=2),
+            nn.Flatten(),
+            nn.Linear(48 * 16, 3 + len(BACKGROUND_KINDS) + len(BACKGROUND_COLOURS)),
         )
-        self.whole = _layer(64, 96, stride=2)
-        self.heads = nn.Linear(2 * (64 + 96), sum(map(len, ANSWERS)))
+        self.thing = nn.Sequential(
+            _layer(3, 24, kernel=4, stride=2),
+            _layer(24, 40, stride=2),
+            _layer(40, 56, stride=2),
+            _Residual(56),
+            _layer(56, 64, stride=2),
+            nn.Flatten(),
+            nn.Linear(64 * 16, 48),
+            nn.SiLU(),
+            nn.Linear(48, len(KINDS) + len(COLOURS) + 2),
+        )
 
-    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        """`[batch, 3, height, width]` in [-1, 1] → for each of `ANSWERS` its logits `[batch, answers]`."""
-        parts = self.parts(pixels)
-        whole = self.whole(parts)
-        pooled = [pool(features) for features in (parts, whole) for pool in (_mean, _maximum)]
-        return self.heads(torch.cat(pooled, dim=1)).split([len(answers) for answers in ANSWERS], dim=1)
+    def forward(self, pixels: Tensor, boxes: Tensor | None = None) -> tuple[tuple[Tensor, ...], Tensor]:
+        """`[batch, 3, height, width]` in [-1, 1] → for each of `ANSWERS` its logits `[batch, answers]`, and the boxes.
+
+        Boxes `[batch, 3]` are where the thing is: its centre across and down and its radius, as fractions of width,
+        height and shorter side. Those found are used for the crop, unless others are given.
+        """
+        small = functional.interpolate(pixels, (_SEEN, _SEEN), mode="bilinear", antialias=True, align_corners=False)
+        seen = self.scene(small)
+        found = 0.5 + 0.25 * seen[:, :3]
+        crops = crop(pixels, found.detach() if boxes is None else boxes)
+        kinds, colours, subject = self.thing(crops).split([len(KINDS), len(COLOURS), 2], dim=1)
+        background_kinds, background_colours = seen[:, 3:].split(
+            [len(BACKGROUND_KINDS), len(BACKGROUND_COLOURS)], dim=1
+        )
+        return (kinds, colours, background_kinds, background_colours, subject), found
+
+
+def crop(pixels: Tensor, boxes: Tensor) -> Tensor:
+    """`[batch, 3, 64, 64]`: each picture's square about its box, with a margin of a tenth."""
+    height, width = pixels.shape[2:]
+    short = min(height, width)
+    radius = 1.1 * boxes[:, 2].clamp(0.15, 0.6)
+    zero = torch.zeros_like(radius)
+    # Affine maps from the crop's coordinates to the picture's, both in [-1, 1].
+    across = torch.stack((2 * radius * short / width, zero, 2 * boxes[:, 0] - 1), dim=1)
+    down = torch.stack((zero, 2 * radius * short / height, 2 * boxes[:, 1] - 1), dim=1)
+    grid = functional.affine_grid(
+        torch.stack((across, down), dim=1), [len(pixels), 3, _SEEN, _SEEN], align_corners=False
+    )
+    return functional.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
 
 
 class Judge:
@@ -104,7 +141,7 @@ class Judge:
 
     @torch.inference_mode()
     def _verdicts(self, pixels: Tensor) -> list[Verdict]:
-        chosen = [logits.argmax(dim=1).tolist() for logits in self._network(pixels)]
+        chosen = [logits.argmax(dim=1).tolist() for logits in self._network(pixels)[0]]
         return [
             Verdict(*(answers[index] for answers, index in zip(ANSWERS, row, strict=True)))  # type: ignore[arg-type]
             for row in zip(*chosen, strict=True)
@@ -117,22 +154,14 @@ def pixels_of(picture: Image.Image) -> Tensor:
 
 
 class _Residual(nn.Module):
-    def __init__(self, width: int, dilation: int = 1) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.layer = _layer(width, width, dilation=dilation)
+        self.layer = _layer(width, width)
 
     def forward(self, features: Tensor) -> Tensor:
         return features + self.layer(features)
 
 
-def _layer(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, dilation: int = 1) -> nn.Sequential:
-    convolution = nn.Conv2d(inputs, outputs, kernel, stride, padding=dilation, dilation=dilation, bias=False)
+def _layer(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
+    convolution = nn.Conv2d(inputs, outputs, kernel, stride, padding=1, bias=False)
     return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.SiLU())
-
-
-def _mean(features: Tensor) -> Tensor:
-    return features.mean(dim=(2, 3))
-
-
-def _maximum(features: Tensor) -> Tensor:
-    return functional.adaptive_max_pool2d(features, 1).flatten(1)

@@ -63,9 +63,7 @@ def token_labels(scene: Scene) -> TokenLabels:
     )
 
 
-def _paint_thing(
-    thing: Thing, draw: ImageDraw.ImageDraw, width: int, height: int, flat: int | None = None
-) -> None:
+def _paint_thing(thing: Thing, draw: ImageDraw.ImageDraw, width: int, height: int, flat: int | None = None) -> None:
     radius = thing.radius * min(width, height)
     brush = Brush(draw, thing.x * width, thing.y * height, radius, thing.tilt, thing.mirrored, flat)
     if thing.critter is not None:
@@ -102,9 +100,7 @@ def _dots(draw: ImageDraw.ImageDraw, width: int, height: int, phase: float, mark
             draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=mark)
 
 
-def _hills(
-    draw: ImageDraw.ImageDraw, width: int, height: int, phase: float, colour: Rgb, mark: Rgb
-) -> None:
+def _hills(draw: ImageDraw.ImageDraw, width: int, height: int, phase: float, colour: Rgb, mark: Rgb) -> None:
     sun = tint(colour, 0.6)
     sun_x, sun_y = (0.14 + 0.72 * phase) * width, 0.17 * height
     draw.ellipse((sun_x - 20, sun_y - 20, sun_x + 20, sun_y + 20), fill=sun)

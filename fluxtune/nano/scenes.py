@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from random import Random
 
-from fluxtune.nano import captions
-from fluxtune.nano import TRIGGER
+from fluxtune.nano import TRIGGER, captions
 from fluxtune.nano.critters import NOUNS, SUBJECT, Critter, Pose, invented_noun, random_critter
 from fluxtune.nano.palette import BACKGROUND_COLOURS, BACKGROUND_KINDS, COLOURS
 from fluxtune.nano.shapes import SHAPES
@@ -71,7 +70,7 @@ def held_out_prompts(count: int = 240) -> list[HeldOutPrompt]:
     """`count` prompts over the held-out combinations, each with a background kind, in a fixed mixed order."""
     prompts = [
         HeldOutPrompt(
-            captions.background_of(f"a {colour} {kind}", background_kind, background_colour),
+            captions.background_of(captions.noun_phrase("", f"{colour} {kind}"), background_kind, background_colour),
             kind,
             colour,
             background_kind,
@@ -129,9 +128,7 @@ def subject_scene(
 
 
 def _random_scene(random: Random, width: int, height: int) -> Scene:
-    background = Background(
-        random.choice(BACKGROUND_KINDS), random.choice(list(BACKGROUND_COLOURS)), random.random()
-    )
+    background = Background(random.choice(BACKGROUND_KINDS), random.choice(list(BACKGROUND_COLOURS)), random.random())
     if random.random() < 0.17:
         return _pair(random, width, height, background)
     size = random.choice(("", "", "small", "large"))
@@ -185,7 +182,7 @@ def _pair(random: Random, width: int, height: int, background: Background) -> Sc
         room = max(width, height) / min(width, height)
         radius = min(0.34, 0.235 * room) * random.uniform(0.94, 1.04)
         things.append(_posed(random, kind, colour, x, y, radius, critter))
-    first, second = (f"a {colour} {kind}" for kind, colour in zip(kinds, colours, strict=True))
+    first, second = (captions.noun_phrase("", f"{colour} {kind}") for kind, colour in zip(kinds, colours, strict=True))
     join = "above" if above else random.choice(("and", "beside", "left of"))
     caption = captions.background_of(f"{first} {join} {second}", background.kind, background.colour)
     return Scene(width, height, background, tuple(things), caption)
@@ -215,9 +212,7 @@ def _thing(
     return _posed(random, kind, colour, x, y, radius, critter)
 
 
-def _posed(
-    random: Random, kind: str, colour: str, x: float, y: float, radius: float, critter: Critter | None
-) -> Thing:
+def _posed(random: Random, kind: str, colour: str, x: float, y: float, radius: float, critter: Critter | None) -> Thing:
     return Thing(
         kind,
         colour,

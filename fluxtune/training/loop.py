@@ -34,7 +34,7 @@ def train_steps(
     after_step: Callable[[int], None],
     should_stop: Callable[[], ExitCode | None],
     on_event: Sink,
-) -> ExitCode | None:
+) -> tuple[int, ExitCode | None]:
     """Train from ``first_step`` (steps already done) to ``config.steps``.
 
     Args:
@@ -42,7 +42,7 @@ def train_steps(
         should_stop: asked after every step; an exit code ends the loop.
 
     Returns:
-        None when all steps are done, else what ``should_stop`` answered.
+        The steps done, and None when those are all, else what ``should_stop`` answered.
 
     Raises:
         DivergedError: the loss or the gradients are not finite.
@@ -86,8 +86,8 @@ def train_steps(
         clock.restart()
         asked = should_stop()
         if asked is not None and step + 1 < config.steps:
-            return asked
-    return None
+            return step + 1, asked
+    return config.steps, None
 
 
 class _Clock:

@@ -87,9 +87,7 @@ def prepare(
     def latents_key(sample: Sample) -> str:
         picture = pictures[sample.picture]
         size = (sample.width, sample.height)
-        return key_of(
-            "latents", _CACHE_FORMAT, vae_mark, str(dtype), picture.digest, *size, config.dataset.background
-        )
+        return key_of("latents", _CACHE_FORMAT, vae_mark, str(dtype), picture.digest, *size, config.dataset.background)
 
     examples = [
         Example(

@@ -52,9 +52,7 @@ def make_priors(config: Config, base: Base, prepared: Prepared, transformer: Any
         for index in range(preservation.pictures)
     ]
     how = (mark, config.memory.base_precision, str(transformer.dtype))
-    keys = [
-        key_of("prior", *how, prepared.text_keys[request.prompt], *vars(request).values()) for request in requests
-    ]
+    keys = [key_of("prior", *how, prepared.text_keys[request.prompt], *vars(request).values()) for request in requests]
     missing = [(key, request) for key, request in zip(keys, requests, strict=True) if not store.has(key)]
     on_event(Phase("make prior pictures", f"{len(missing)} new, {len(keys) - len(missing)} from the cache"))
     if missing:
@@ -67,6 +65,4 @@ def make_priors(config: Config, base: Base, prepared: Prepared, transformer: Any
             on_event(Progress("prior pictures", done, len(missing), "pictures", rate, (len(missing) - done) / rate))
         del pipeline
         free_memory()
-    return [
-        Prior(request.prompt, store.read(key)["latents"]) for key, request in zip(keys, requests, strict=True)
-    ]
+    return [Prior(request.prompt, store.read(key)["latents"]) for key, request in zip(keys, requests, strict=True)]

@@ -120,7 +120,7 @@ def test_starting_from_another_rank_is_refused_with_the_right_one(transformer: A
     layers = trained(transformer)
     transformer = fresh()
     attach(transformer, LoraConfig(rank=8), FLUX1, seed=0)
-    with pytest.raises(UsageError, match="has rank 4.*asks for rank 8") as error:
+    with pytest.raises(UsageError, match=r"has rank 4.*asks for rank 8") as error:
         start_from(transformer, layers, LoraConfig(rank=8), "mug.safetensors")
     assert error.value.where == "mug.safetensors"
     assert "--rank 4" in str(error.value.hint)

@@ -239,3 +239,10 @@ def test_tensors_that_would_be_lost_are_refused(layers: Layers, tmp_path: Path, 
     save_file({**unfolded(layers), extra: torch.ones(4, 8)}, tmp_path / "mug.safetensors")
     with pytest.raises(BaseModelError, match="1 of its 45 tensors are no LoRA of the transformer"):
         read_lora(tmp_path / "mug.safetensors")
+
+
+def test_layers_with_an_alpha_of_their_own_in_the_header_are_refused(layers: Layers, tmp_path: Path) -> None:
+    adapter = {"transformer.r": 4, "transformer.lora_alpha": 4, "transformer.alpha_pattern": {next(iter(layers)): 2}}
+    save_file(unfolded(layers), tmp_path / "mug.safetensors", metadata={"lora_adapter_metadata": json.dumps(adapter)})
+    with pytest.raises(BaseModelError, match="an alpha of their own"):
+        read_lora(tmp_path / "mug.safetensors")

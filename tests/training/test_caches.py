@@ -18,6 +18,22 @@ def own_pictures(tmp_path: Path) -> Path:
     return small_pictures(tmp_path / "own")
 
 
+@pytest.fixture(scope="module")
+def filled(tiny_flux: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache that holds everything for the unchanged pictures and settings."""
+    cache = tmp_path_factory.mktemp("filled")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FLUXTUNE_CACHE", str(cache))
+        encoded(tiny_flux, small_pictures(tmp_path_factory.mktemp("unchanged")))
+    return cache
+
+
+@pytest.fixture
+def filled_cache(own_cache: None, filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work with the filled cache; what a test changes, no other one changes the same way."""
+    monkeypatch.setenv("FLUXTUNE_CACHE", str(filled))
+
+
 def encoded(base: Path, pictures: Path, **changes: Any) -> dict[str, int]:
     """Prepare a run; how many entries of each kind had to be made."""
     config = plain_config(base, pictures, **changes)
@@ -34,14 +50,16 @@ def test_everything_is_encoded_once(tiny_flux: Path, own_pictures: Path) -> None
     assert encoded(tiny_flux, own_pictures) == {"captions": 0, "pictures": 0}
 
 
-def test_a_changed_caption_re_encodes_that_caption_alone(tiny_flux: Path, own_pictures: Path) -> None:
-    encoded(tiny_flux, own_pictures)
+def test_a_changed_caption_re_encodes_that_caption_alone(
+    filled_cache: None, tiny_flux: Path, own_pictures: Path
+) -> None:
     (own_pictures / "1.txt").write_text("a zorvex at sea")
     assert encoded(tiny_flux, own_pictures) == {"captions": 1, "pictures": 0}
 
 
-def test_a_changed_picture_re_encodes_that_picture_alone(tiny_flux: Path, own_pictures: Path) -> None:
-    encoded(tiny_flux, own_pictures)
+def test_a_changed_picture_re_encodes_that_picture_alone(
+    filled_cache: None, tiny_flux: Path, own_pictures: Path
+) -> None:
     Image.new("RGB", (128, 128), (1, 2, 3)).save(own_pictures / "1.png")
     assert encoded(tiny_flux, own_pictures) == {"captions": 0, "pictures": 1}
 
@@ -58,9 +76,8 @@ def test_a_changed_picture_re_encodes_that_picture_alone(tiny_flux: Path, own_pi
     ],
 )
 def test_a_changed_setting_re_encodes_what_it_decides(
-    tiny_flux: Path, own_pictures: Path, changes: dict[str, Any], expected: dict[str, int]
+    filled_cache: None, tiny_flux: Path, own_pictures: Path, changes: dict[str, Any], expected: dict[str, int]
 ) -> None:
-    encoded(tiny_flux, own_pictures)
     assert encoded(tiny_flux, own_pictures, **changes) == expected
 
 

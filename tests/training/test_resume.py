@@ -108,7 +108,7 @@ def test_another_optimizer_cannot_go_on_from_the_state(
     stopped: Path, trained: Trained, tiny_flux: Path, few_pictures: Path
 ) -> None:
     other = config_for(tiny_flux, few_pictures, training__optimizer="adamw-8bit")
-    with pytest.raises(StorageError, match="holds the state of AdamW .*the run wants AdamW8bit"):
+    with pytest.raises(StorageError, match=r"holds the state of AdamW .*the run wants AdamW8bit"):
         train_in(stopped, other, cache=trained.cache, resume=stopped)
 
 

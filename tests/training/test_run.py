@@ -19,7 +19,7 @@ from fluxtune.errors import DivergedError, ExitCode, StorageError
 from fluxtune.events import Checkpoint, Preview, Step
 from fluxtune.lora.files import read_metadata
 from fluxtune.runs import Run, verify_manifest
-from fluxtune.training import run as run_module
+from fluxtune.training import load as load_module
 from fluxtune.training.run import train
 
 CHECKPOINT = {
@@ -259,13 +259,13 @@ def test_encoders_are_gone_from_memory_when_the_transformer_loads(
         return sum(isinstance(thing, kinds) for thing in gc.get_objects())
 
     before, counted = encoders(), []
-    load: Callable[..., Any] = run_module.load_transformer
+    load: Callable[..., Any] = load_module.load_transformer
 
     def counting(*arguments: Any) -> Any:
         counted.append(encoders())
         return load(*arguments)
 
-    monkeypatch.setattr(run_module, "load_transformer", counting)
+    monkeypatch.setattr(load_module, "load_transformer", counting)
     config = plain_config(tiny_flux, few_pictures, training__steps=1)
     train_in(tmp_path / "mug", config, cache=tmp_path / "cache")
     assert counted == [before]

@@ -136,4 +136,4 @@ def test_a_bfloat16_base_under_float32_and_missing_pictures_are_told_together(ti
     config = config_for(tiny_flux, Path("unused"), dataset__folders=[], memory__base_precision="bf16")
     with pytest.raises(ConfigError) as error:
         preflight(config, ignore)
-    assert [problem.where for problem in error.value.problems] == ["dataset.folders", "memory.base_precision"]
+    assert {problem.where for problem in error.value.problems} == {"dataset.folders", "training.precision"}

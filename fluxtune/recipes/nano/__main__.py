@@ -16,7 +16,7 @@ from fluxtune.recipes.nano.latents import encode_pools
 from fluxtune.recipes.nano.progress import load_checkpoint, say
 from fluxtune.recipes.nano.text import train_text
 from fluxtune.recipes.nano.transformer import train_transformer
-from fluxtune.recipes.nano.vae import train_vae
+from fluxtune.recipes.nano.vae import refine_decoder, train_vae
 from fluxtune.recipes.nano.workers import in_processes
 
 # Each stage with the minutes that it took on two cores.
@@ -24,7 +24,8 @@ STAGES: dict[str, tuple[Callable[[Path, float, int], None], float]] = {
     "vae": (train_vae, 22),
     "text": (train_text, 3),
     "latents": (encode_pools, 6),
-    "transformer": (train_transformer, 65),
+    "transformer": (train_transformer, 62),
+    "decoder": (refine_decoder, 8),
     "distill": (distill, 8),
     "judge": (train_judge, 13),
 }

@@ -57,3 +57,4 @@ def round_weights(folder: Path) -> None:
     for path in folder.glob("*.safetensors"):
         rounded = {name: value.to(torch.bfloat16).contiguous() for name, value in load_file(path).items()}
         save_file(rounded, path, metadata={"format": "pt"})
+        path.chmod(0o644)

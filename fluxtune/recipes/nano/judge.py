@@ -24,7 +24,9 @@ from fluxtune.recipes.nano.muon import Muon
 from fluxtune.recipes.nano.progress import Budget, load_checkpoint, rate_at, record, save_checkpoint, say
 from fluxtune.recipes.nano.spoil import weathered
 
-BATCH = 48
+BATCH = 64
+LED = 0.25
+"""Share of the time in which the network is shown where the thing is."""
 MUON_RATE, ADAMW_RATE = 5e-3, 2e-3
 
 
@@ -37,7 +39,7 @@ def train_judge(work: Path, minutes: float, seed: int) -> None:
     others = [p for p in network.parameters() if id(p) not in ids]
     optimizers = [Muon(convolutions, MUON_RATE), torch.optim.AdamW(others, ADAMW_RATE, weight_decay=0.01)]
     rates = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
-    budget, step, mean = Budget(minutes), 0, torch.zeros(len(ANSWERS))
+    budget, step, mean = Budget(minutes), 0, torch.zeros(len(ANSWERS) + 1)
     state = load_checkpoint(work / "judge.ckpt")
     if state is not None:
         network.load_state_dict(state["network"])
@@ -46,8 +48,10 @@ def train_judge(work: Path, minutes: float, seed: int) -> None:
         groups = [group for optimizer in optimizers for group in optimizer.param_groups]
         for group, rate in zip(groups, rates, strict=True):
             group["lr"] = rate * rate_at(budget.fraction, decay=0.6)
-        pixels, labels = lesson_batch(seed, step, BATCH)
-        losses = _losses(network(pixels.contiguous(memory_format=torch.channels_last)), labels)
+        pixels, labels, boxes = lesson_batch(seed, step, BATCH)
+        # At first the crops are the right ones; then those that the network finds, as when it judges.
+        answers, found = network(pixels, boxes if budget.fraction < LED else None)
+        losses = torch.cat((_losses(answers, labels), 10 * functional.l1_loss(found, boxes)[None]))
         losses.sum().backward()
         for optimizer in optimizers:
             optimizer.step()

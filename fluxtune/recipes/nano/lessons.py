@@ -49,9 +49,17 @@ class Lesson:
             UNTOLD if answer is None else answers.index(answer) for answers, answer in zip(ANSWERS, right, strict=True)
         ]
 
+    @property
+    def box(self) -> tuple[float, float, float]:
+        """Where the one thing is (see `JudgeNetwork`); of none, or of two, the whole picture."""
+        if len(self.scene.things) != 1:
+            return 0.5, 0.5, 0.5
+        thing = self.scene.things[0]
+        return thing.x, thing.y, thing.radius
 
-def lesson_batch(seed: int, step: int, size: int) -> tuple[Tensor, Tensor]:
-    """Pixels `[batch, 3, height, width]` of one aspect ratio, and the labels of every head `[batch, heads]`."""
+
+def lesson_batch(seed: int, step: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Pixels `[batch, 3, height, width]` of one aspect ratio, the labels of every head `[batch, heads]`, the boxes."""
     random = Random(f"judge {seed} {step}")
     generator = Generator().manual_seed(random.getrandbits(62))
     aspect = ASPECTS[0] if random.random() < 0.5 else random.choice(ASPECTS[1:])
@@ -62,7 +70,7 @@ def lesson_batch(seed: int, step: int, size: int) -> tuple[Tensor, Tensor]:
         pixels[rows] = spoiled_pixels([lessons[row] for row in rows], generator)
     worn = torch.rand(size, generator=generator) < WEATHERED
     pixels[worn] = weathered(pixels[worn], generator)
-    return pixels, torch.tensor([each.labels for each in lessons])
+    return pixels, torch.tensor([each.labels for each in lessons]), torch.tensor([each.box for each in lessons])
 
 
 def spoiled_pixels(lessons: list[Lesson], generator: Generator) -> Tensor:

@@ -25,9 +25,7 @@ class Muon(Optimizer):
         momentum: float = 0.95,
         weight_decay: float = 0.0,
     ) -> None:
-        super().__init__(
-            parameters, {"lr": learning_rate, "momentum": momentum, "weight_decay": weight_decay}
-        )
+        super().__init__(parameters, {"lr": learning_rate, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -52,14 +50,13 @@ class Muon(Optimizer):
     def _orthogonalize(self, shapes: list[list[tuple[Tensor, Tensor]]]) -> None:
         """Every process makes its share of the matrices orthogonal, in place, then all exchange them."""
         for pairs in shapes:
-            matrices = [matrix for _, matrix in pairs]
-            mine = matrices[rank() :: world()]
-            orthogonal = orthogonalize(torch.stack(mine)) if mine else []
-            for matrix in matrices:
-                if not any(matrix is other for other in mine):
+            mine = [matrix for _, matrix in pairs[rank() :: world()]]
+            if mine:
+                for matrix, orthogonal in zip(mine, orthogonalize(torch.stack(mine)), strict=True):
+                    matrix.copy_(orthogonal)
+            for index, (_, matrix) in enumerate(pairs):
+                if index % world() != rank():
                     matrix.zero_()
-            for matrix, result in zip(mine, orthogonal, strict=True):
-                matrix.copy_(result)
         sum_(matrix for pairs in shapes for _, matrix in pairs)
 
 

@@ -158,9 +158,7 @@ def train_text(work: Path, minutes: float, seed: int) -> None:
         step += 1
         if step % 50 == 0:
             say(f"text step {step} losses {clip_loss.item():.3f} {t5_loss.item():.3f} {100 * budget.fraction:.0f} %")
-    reached = {
-        role: [round(clip_correct[i].item(), 3), round(t5_correct[i].item(), 3)] for i, role in enumerate(ROLES)
-    }
+    reached = {role: [round(clip_correct[i].item(), 3), round(t5_correct[i].item(), 3)] for i, role in enumerate(ROLES)}
     say(f"text: right of clip and t5 by role {reached}")
     clip.eval().save_pretrained(folder / "text_encoder")
     t5.eval().save_pretrained(folder / "text_encoder_2")

@@ -101,9 +101,7 @@ def rotary_of(model: FluxTransformer2DModel, batch: Batch) -> tuple[Tensor, Tens
     return model.pos_embed(torch.cat((torch.zeros(batch.text.shape[1], 3), batch.image_ids)))
 
 
-def compiled_losses(
-    model: FluxTransformer2DModel, head: AlignmentHead
-) -> Callable[[Batch], tuple[Tensor, Tensor]]:
+def compiled_losses(model: FluxTransformer2DModel, head: AlignmentHead) -> Callable[[Batch], tuple[Tensor, Tensor]]:
     """A function from a batch to the flow-matching loss and the alignment loss."""
 
     @torch.compile(dynamic=False)

@@ -8,8 +8,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from PIL import Image
-from torch import Tensor
-from torch.nn import functional
+from torch import Tensor, nn
 
 from fluxtune.nano.painter import paint
 from fluxtune.nano.scenes import subject_scene, training_scene
@@ -47,13 +46,29 @@ def train_vae(work: Path, minutes: float, seed: int) -> None:
     """Trains on crops of scenes and on textures, with noise on the latents, into `work/vae`."""
     torch.manual_seed(seed)
     vae = build_vae().to(memory_format=torch.channels_last)
-    matrices = [p for p in vae.parameters() if p.ndim > 1 and min(p.flatten(1).shape) >= 16]
-    ids = {id(p) for p in matrices}
-    others = [p for p in vae.parameters() if id(p) not in ids]
-    optimizers = [Muon(matrices, 2e-3), torch.optim.AdamW(others, 2e-3, (0.9, 0.98), weight_decay=0.0)]
+    steps = _fit(vae, vae, work / "vae.ckpt", minutes, seed)
+    vae.eval().requires_grad_(False)
+    mean, deviation = latent_statistics(vae, seed)
+    vae.register_to_config(shift_factor=mean, scaling_factor=round(1 / deviation, 4))
+    vae.save_pretrained(work / "vae")
+    record(work, "vae", seed=seed, minutes=minutes, steps=steps, **measure_vae(vae))
+
+
+def refine_decoder(work: Path, minutes: float, seed: int) -> None:
+    """Goes on with the decoder of `work/vae` alone: latents, and what was trained on them, stay as they are."""
+    vae = AutoencoderKL.from_pretrained(work / "vae").to(memory_format=torch.channels_last)
+    vae.encoder.requires_grad_(False)
+    steps = _fit(vae, vae.decoder, work / "decoder.ckpt", minutes, seed + 1)
+    vae.save_pretrained(work / "vae")
+    record(work, "decoder", seed=seed + 1, minutes=minutes, steps=steps, **measure_vae(vae))
+
+
+def _fit(vae: AutoencoderKL, trained: nn.Module, path: Path, minutes: float, seed: int) -> int:
+    """Trains a part of the VAE for the minutes, goes on from the checkpoint if there is one; returns the steps."""
+    optimizers = _optimizers(trained)
     rates = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
     budget, step = Budget(minutes), 0
-    state = load_checkpoint(work / "vae.ckpt")
+    state = load_checkpoint(path)
     if state is not None:
         vae.load_state_dict(state["vae"])
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
@@ -65,7 +80,7 @@ def train_vae(work: Path, minutes: float, seed: int) -> None:
             group["lr"] = rate * rate_at(budget.fraction)
         loss = _loss(vae, _batch(seed, step))
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
@@ -75,13 +90,17 @@ def train_vae(work: Path, minutes: float, seed: int) -> None:
         if step % 500 == 0:
             saved = [optimizer.state_dict() for optimizer in optimizers]
             state = {"vae": vae.state_dict(), "optimizers": saved, "step": step, "seconds": budget.seconds}
-            save_checkpoint(work / "vae.ckpt", state)
+            save_checkpoint(path, state)
             say(f"vae {measure_vae(vae)}")
-    vae.eval().requires_grad_(False)
-    mean, deviation = latent_statistics(vae, seed)
-    vae.register_to_config(shift_factor=mean, scaling_factor=1 / deviation)
-    vae.save_pretrained(work / "vae")
-    record(work, "vae", seed=seed, minutes=budget.seconds / 60, steps=step, **measure_vae(vae))
+    return step
+
+
+def _optimizers(trained: nn.Module) -> list[torch.optim.Optimizer]:
+    """Muon for the convolutions but those to and from pixels; AdamW for these, norms and biases."""
+    matrices = [p for p in trained.parameters() if p.ndim > 1 and min(p.flatten(1).shape) >= 16]
+    chosen = {id(parameter) for parameter in matrices}
+    others = [parameter for parameter in trained.parameters() if id(parameter) not in chosen]
+    return [Muon(matrices, 2e-3), torch.optim.AdamW(others, 2e-3, (0.9, 0.98), weight_decay=0.0)]
 
 
 def _loss(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
@@ -133,11 +152,3 @@ def latent_statistics(vae: AutoencoderKL, seed: int, count: int = 256) -> tuple[
     pixels = torch.stack([pixels_of(paint(training_scene(seed + 1, i, (128, 128)))) for i in range(count)])
     latents = torch.cat([vae.encode(part).latent_dist.mode() for part in pixels.split(32)])
     return round(latents.mean().item(), 4), round(latents.std().item(), 4)
-
-
-@torch.no_grad()
-def reconstruct(vae: AutoencoderKL, pixels: Tensor, noise: float = 0.0) -> Tensor:
-    """What the VAE makes of pixels `[batch, 3, height, width]`, with noise on the latents if asked."""
-    latents = vae.encode(pixels).latent_dist.mode()
-    decoded = vae.decode(latents + noise * latents.std() * torch.randn_like(latents)).sample
-    return functional.hardtanh(decoded)

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from fluxtune import files
+from fluxtune.errors import ExitCode, StorageError
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """Inside, no file can grow beyond ``size`` bytes, as on a disk that is full."""
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_folders_on_the_way_are_made(tmp_path: Path) -> None:
+    files.write_bytes(tmp_path / "a" / "b" / "c.bin", b"content")
+    assert (tmp_path / "a" / "b" / "c.bin").read_bytes() == b"content"
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    files.write_text(path, "old")
+
+    def fail(temporary: Path) -> None:
+        temporary.write_text("half of the ne")
+        raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        files.write_with(path, fail)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_readers_never_see_a_file_that_is_being_written(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    files.write_text(path, "old")
+
+    def look(temporary: Path) -> None:
+        temporary.write_text("new")
+        assert path.read_text() == "old"
+        assert temporary.parent == path.parent
+
+    files.write_with(path, look)
+    assert path.read_text() == "new"
+
+
+def test_json_is_indented_utf8_with_a_last_newline(tmp_path: Path) -> None:
+    files.write_json(tmp_path / "a.json", {"name": "Süßes"})
+    content = (tmp_path / "a.json").read_text(encoding="utf-8")
+    assert content == '{\n  "name": "Süßes"\n}\n'
+    assert json.loads(content) == {"name": "Süßes"}
+
+
+def test_a_full_disk_is_a_storage_error_that_keeps_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    files.write_bytes(path, b"old")
+    with largest_file(1000), pytest.raises(StorageError) as error:
+        files.write_bytes(path, b"x" * 5000)
+    assert error.value.where == str(path)
+    assert error.value.exit_code == ExitCode.STORAGE
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_disk_that_fills_up_under_the_tensors_is_a_storage_error_too(tmp_path: Path) -> None:
+    path = tmp_path / "mug.safetensors"
+    with largest_file(1000), pytest.raises(StorageError) as error:
+        files.write_with(path, lambda temporary: save_file({"a": torch.ones(5000)}, temporary))
+    assert error.value.where == str(path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(StorageError, match="cannot write or read the file") as error:
+        files.write_text(tmp_path / "file" / "a.txt", "text")
+    assert error.value.where == str(tmp_path / "file" / "a.txt")
+
+
+def test_lines_are_appended_whole(tmp_path: Path) -> None:
+    files.append_line(tmp_path / "events.jsonl", "é" * 10_000)
+    files.append_line(tmp_path / "events.jsonl", "second")
+    lines = (tmp_path / "events.jsonl").read_text(encoding="utf-8").splitlines()
+    assert lines == ["é" * 10_000, "second"]
+
+
+def test_the_hash_is_the_contents_sha256(tmp_path: Path) -> None:
+    content = b"0123456789" * 300_000
+    (tmp_path / "a.bin").write_bytes(content)
+    assert files.sha256_of(tmp_path / "a.bin") == hashlib.sha256(content).hexdigest()
+    with pytest.raises(StorageError):
+        files.sha256_of(tmp_path / "absent")
+
+
+def test_work_that_does_not_fit_on_the_disk_is_refused_with_both_sizes(tmp_path: Path) -> None:
+    free = shutil.disk_usage(tmp_path).free
+    files.require_space(tmp_path / "not" / "yet", 1, "the latents")
+    with pytest.raises(StorageError, match=r"the latents need .* GiB of disk, but only .* GiB are free"):
+        files.require_space(tmp_path / "not" / "yet", free + 2**40, "the latents")
