@@ -66,6 +66,4 @@ Sets: TypeAlias = Annotated[
 Json: TypeAlias = Annotated[
     bool, typer.Option("--json", help="Write JSON lines on stdout, for programs; the last is the result or the error.")
 ]
-Base: TypeAlias = Annotated[
-    str | None, setting_flag("model.base", "--base", "-b", metavar="ID|FOLDER|nano")
-]
+Base: TypeAlias = Annotated[str | None, setting_flag("model.base", "--base", "-b", metavar="ID|FOLDER|nano")]

@@ -65,9 +65,7 @@ def sample(
     guidance: Annotated[str | None, setting_flag("previews.guidance", "--guidance", "-g", metavar="X")] = None,
     size: Annotated[
         str | None,
-        typer.Option(
-            "--size", metavar="WIDTHxHEIGHT", help="For instance 1024x768."
-        ),
+        typer.Option("--size", metavar="WIDTHxHEIGHT", help="For instance 1024x768."),
     ] = None,
     width: Annotated[str | None, setting_flag("previews.width", "--width", metavar="PIXELS")] = None,
     height: Annotated[str | None, setting_flag("previews.height", "--height", metavar="PIXELS")] = None,

@@ -62,9 +62,7 @@ def train(
     ] = None,
     batch_size: Annotated[str | None, setting_flag("training.batch_size", "--batch-size", metavar="N")] = None,
     seed: Annotated[str | None, setting_flag("training.seed", "--seed", metavar="N")] = None,
-    init_from: Annotated[
-        str | None, setting_flag("lora.init_from", "--init-from", metavar="FILE")
-    ] = None,
+    init_from: Annotated[str | None, setting_flag("lora.init_from", "--init-from", metavar="FILE")] = None,
     resume: Annotated[
         str | None,
         typer.Option(

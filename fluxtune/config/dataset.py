@@ -36,9 +36,7 @@ class DatasetConfig(Section):
     buckets: bool = setting(
         True, "Keep each picture's shape, cropped to the nearest bucket; off crops every picture to a square."
     )
-    max_aspect: float = setting(
-        2.0, "The most elongated bucket, as long side over short side.", ge=1.0, le=4.0
-    )
+    max_aspect: float = setting(2.0, "The most elongated bucket, as long side over short side.", ge=1.0, le=4.0)
     upscale: bool = setting(
         True, "Enlarge pictures that are smaller than their bucket; off leaves them out at that resolution."
     )

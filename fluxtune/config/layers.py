@@ -55,9 +55,7 @@ def resolve(
     problems: list[FluxtuneError] = []
     base = _preset_layers(preset, working_folder, problems)
     user = _user_layers(config_file, working_folder, problems)
-    user += [
-        Layer(flag, _nested(key.split("."), value), working_folder) for key, (flag, value) in flags.items()
-    ]
+    user += [Layer(flag, _nested(key.split("."), value), working_folder) for key, (flag, value) in flags.items()]
     user += _set_layers(sets, working_folder, problems)
     for layer in (*base, *user):
         problems += problems_of(layer)

@@ -101,9 +101,7 @@ def _check_size(request: SampleRequest, base: Base) -> None:
             )
 
 
-def _encode(
-    request: SampleRequest, base: Base, loras: list[Lora], device: str, on_event: Sink
-) -> list[_Column]:
+def _encode(request: SampleRequest, base: Base, loras: list[Lora], device: str, on_event: Sink) -> list[_Column]:
     """The columns to make, with their prompts encoded; the text encoders are in memory only meanwhile."""
     on_event(Phase("encode", _counted(len(set(request.prompts)), "prompt")))
     pipeline = load_text_pipeline(base, request.memory, DTYPES[request.precision], device)

@@ -169,9 +169,7 @@ def _refuse_lost_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
         )
 
 
-def _refuse_other_shapes(
-    path: Path, tensors: dict[str, torch.Tensor], base: Base, metadata: dict[str, str]
-) -> None:
+def _refuse_other_shapes(path: Path, tensors: dict[str, torch.Tensor], base: Base, metadata: dict[str, str]) -> None:
     transformer_class = getattr(diffusers, base.family.transformer)
     with init_empty_weights():
         transformer = transformer_class.from_config(transformer_class.load_config(base.folder / "transformer"))

@@ -90,8 +90,7 @@ def test_training_without_pictures_says_how_to_give_some(fluxtune: Callable) -> 
         ),
         (
             ["train", "--steps"],
-            "error: fluxtune: option '--steps' requires an argument\n\n"
-            "hint: `fluxtune --help` shows how it is used\n",
+            "error: fluxtune: option '--steps' requires an argument\n\nhint: `fluxtune --help` shows how it is used\n",
         ),
     ],
 )

@@ -46,9 +46,12 @@ def test_explain_is_toml_that_reads_back_as_the_same_settings(fluxtune: Callable
     made = settings_of(tmp_path).config
     assert made.dataset.trigger == 'zor"vex'
     assert made.dataset.folders[0].path == str(tmp_path / "photos [1]")
-    assert made == settings_of(
-        tmp_path, 'dataset.trigger="zor\\"vex"', 'dataset.folders=[{path = "photos [1]"}]', preset="nano"
-    ).config
+    assert (
+        made
+        == settings_of(
+            tmp_path, 'dataset.trigger="zor\\"vex"', 'dataset.folders=[{path = "photos [1]"}]', preset="nano"
+        ).config
+    )
 
 
 def test_explain_with_json_is_one_result_record(fluxtune: Callable) -> None:

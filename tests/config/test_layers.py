@@ -47,9 +47,7 @@ def test_each_layer_overrides_those_below_and_every_value_knows_its_origin(tmp_p
 def test_an_explicit_config_file_takes_the_place_of_the_one_in_the_folder(tmp_path: Path) -> None:
     (tmp_path / "other.toml").write_text("lora.rank = 9\n", encoding="utf-8")
     (tmp_path / "fluxtune.toml").write_text("lora.alpha = 2.0\n", encoding="utf-8")
-    made = resolve(
-        preset=None, config_file=Path("other.toml"), flags={}, sets=[], working_folder=tmp_path
-    )
+    made = resolve(preset=None, config_file=Path("other.toml"), flags={}, sets=[], working_folder=tmp_path)
     assert (made.config.lora.rank, made.config.lora.alpha) == (9, None)
     assert made.origins["lora.rank"] == "other.toml:1"
 
@@ -313,9 +311,7 @@ def test_preservation_needs_a_class_word_or_prompts(tmp_path: Path, method: str)
 
 
 def test_output_preservation_needs_a_trigger_to_replace(tmp_path: Path) -> None:
-    ((where, message, _),) = problems(
-        tmp_path, sets=["training.preservation.method=output", "dataset.class_word=dog"]
-    )
+    ((where, message, _),) = problems(tmp_path, sets=["training.preservation.method=output", "dataset.class_word=dog"])
     assert where == "--set"
     assert "wanted dataset.trigger" in message
 

@@ -45,6 +45,7 @@ except FluxtuneError as error:
 print(json.dumps({**answer, "events": events}))
 """
 
+
 @pytest.fixture
 def ask(hub: Hub, tmp_path: Path) -> Ask:
     """Call ``locate`` in a process of its own, with the hub's address in the environment."""

@@ -105,9 +105,7 @@ def test_a_refused_token_is_told_apart_and_never_shown(ask: Ask) -> None:
 
 
 @pytest.mark.parametrize("tokens", [(), (TOKEN,)])
-def test_an_id_that_the_hub_does_not_know_names_the_nearest_one(
-    ask: Ask, hub: Hub, tokens: tuple[str, ...]
-) -> None:
+def test_an_id_that_the_hub_does_not_know_names_the_nearest_one(ask: Ask, hub: Hub, tokens: tuple[str, ...]) -> None:
     hub.tokens = tokens
     answer = ask("black-forest-labs/FLUX1-dev", env={"HF_TOKEN": TOKEN} if tokens else {})
     assert answer.code == 5

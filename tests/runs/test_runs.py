@@ -142,9 +142,7 @@ def test_a_run_that_another_process_writes_is_refused(run: Run, writer: subproce
 
 
 @pytest.mark.parametrize("reaped", [True, False])
-def test_the_lock_of_a_killed_process_is_taken_over(
-    run: Run, writer: subprocess.Popen[str], reaped: bool
-) -> None:
+def test_the_lock_of_a_killed_process_is_taken_over(run: Run, writer: subprocess.Popen[str], reaped: bool) -> None:
     writer.send_signal(signal.SIGKILL)
     if reaped:
         writer.wait()
