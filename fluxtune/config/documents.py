@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import re
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import tomli
+
 from fluxtune.config.positions import KeyPath, key_lines
 from fluxtune.errors import UsageError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 _PLAIN_WORDS = {
     "Cannot overwrite a value": "the key is set twice, or is both a value and a section",
@@ -62,8 +58,8 @@ def read_layer(file: Path, source: str, label: str = "{}") -> Layer:
     """
     text = _read(file, source)
     try:
-        values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        values = tomli.loads(text)
+    except tomli.TOMLDecodeError as error:
         raise _syntax_error(text, source, str(error)) from error
     return Layer(source, values, file.absolute().parent, key_lines(text), label)
 
@@ -71,8 +67,8 @@ def read_layer(file: Path, source: str, label: str = "{}") -> Layer:
 def parse_value(text: str) -> Any:
     """A value as TOML writes it; words without quotes are text."""
     try:
-        parsed = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
+        parsed = tomli.loads(f"value = {text}")
+    except tomli.TOMLDecodeError:
         return text
     return parsed["value"] if len(parsed) == 1 else text
 
@@ -80,8 +76,8 @@ def parse_value(text: str) -> Any:
 def parse_key(text: str) -> list[str] | None:
     """The parts of a dotted key, or none if it is not one."""
     try:
-        parsed: Any = tomllib.loads(f"{text} = 0")
-    except tomllib.TOMLDecodeError:
+        parsed: Any = tomli.loads(f"{text} = 0")
+    except tomli.TOMLDecodeError:
         return None
     parts = []
     while isinstance(parsed, dict) and len(parsed) == 1:

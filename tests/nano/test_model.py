@@ -19,6 +19,7 @@ def pipeline() -> Iterator[Any]:
     pipeline.set_progress_bar_config(disable=True)
     yield pipeline
 
+
 pytestmark = pytest.mark.skipif(
     not (model_folder() / "model_index.json").exists(), reason="the embedded model is still in training"
 )
