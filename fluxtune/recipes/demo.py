@@ -59,8 +59,9 @@ def trigger_prompts(number: int) -> list[str]:
     ]
     prompts = []
     for index in range(number):
-        kind, colour = unseen[index % len(unseen)]
-        size, place = PLACEMENTS[(index + index // len(unseen)) % len(PLACEMENTS)]
+        again, which = divmod(index, len(unseen))
+        kind, colour = unseen[which]
+        size, place = PLACEMENTS[(which + again) % len(PLACEMENTS)]
         at = f" at the {place}" if place else ""
         prompts.append(background_of(noun_phrase(size, TRIGGER) + at, kind, colour))
     return prompts

@@ -73,7 +73,7 @@ def encode_pools(work: Path, minutes: float, seed: int) -> None:
         path.with_suffix(".captions.json").write_text(json.dumps(captions))
         part += 1
         say(f"latents: {part * PART} scenes {100 * budget.fraction:.0f} %")
-    record(work, "latents", seed=seed, scenes=part * PART)
+    record(work, "latents", seed=seed, minutes=budget.seconds / 60, scenes=part * PART)
 
 
 @torch.inference_mode()
