@@ -9,15 +9,7 @@ from fluxtune.nano.painter import paint
 from fluxtune.nano.scenes import ASPECTS, HeldOutPrompt, held_out_prompts, object_scene
 from fluxtune.recipes.nano.judge import measure_judge
 
-FLOORS = {
-    "right": 0.95,
-    "weathered": 0.93,
-    "wrong": 0.98,
-    "spoiled": 0.9,
-    "subject": 0.95,
-    "near_misses": 0.95,
-    "ordinary": 0.98,
-}
+FIGURES = ("right", "weathered", "wrong", "spoiled", "subject", "near_misses", "ordinary")
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +22,9 @@ def reached(judge: Judge) -> dict[str, float]:
     return measure_judge(judge, seed=77, size=100)
 
 
-@pytest.mark.parametrize("figure", FLOORS)
+@pytest.mark.parametrize("figure", FIGURES)
 def test_the_judge_is_right_on_fresh_pictures(reached: dict[str, float], figure: str) -> None:
-    assert reached[figure] >= FLOORS[figure]
+    assert reached[figure] >= 0.95
 
 
 def test_verdicts_come_in_the_order_of_the_pictures_whatever_their_sizes(judge: Judge) -> None:
