@@ -29,7 +29,7 @@ from fluxtune.config.layers import resolve
 from fluxtune.config.schema import Config
 from fluxtune.environment import memory_in_use, pick_device, versions
 from fluxtune.flux.families import FLUX1
-from fluxtune.flux.load import DTYPES, build_transformer
+from fluxtune.flux.load import DTYPES, build_transformer, free_memory
 from fluxtune.lora.adapter import adapter_parameters, attach
 from fluxtune.training.optimizers import make_optimizer
 from fluxtune.training.step import Learner, MicroBatch, learn, update
@@ -115,11 +115,14 @@ def measure(preset: str, scale: str, steps: int, side: int | None) -> dict[str, 
     side = side or max(settings.dataset.resolution)
     device, dtype = pick_device("auto"), DTYPES[settings.training.precision]
     config = transformer_config(scale)
+    # What an earlier preset left in cycles would count as this one's.
+    free_memory()
+    _forget_peak(device)
     started = time.monotonic()
     transformer = build_transformer(
         FLUX1, config, random_weights(config, device), settings.memory, dtype, device, "random weights"
     )
-    loaded = time.monotonic() - started
+    loaded, load_peak = time.monotonic() - started, memory_in_use(device)
     attach(transformer, settings.lora, FLUX1, rng.derive(0, "adapter"))
     if settings.memory.recompute == "all":
         transformer.enable_gradient_checkpointing()
@@ -128,8 +131,7 @@ def measure(preset: str, scale: str, steps: int, side: int | None) -> dict[str, 
     optimizer = accelerator.prepare_optimizer(make_optimizer(parameters, settings.training))
     learner = Learner(FLUX1, transformer, optimizer, accelerator, parameters, dtype, 1.0, 1.0)
     batch = micro_batch(config, side, settings.training.batch_size, device, dtype)
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
+    _forget_peak(device)
     seconds = []
     for _ in range(steps):
         begun = _now(device)
@@ -146,11 +148,17 @@ def measure(preset: str, scale: str, steps: int, side: int | None) -> dict[str, 
         "base_precision": settings.memory.base_precision,
         "recompute": settings.memory.recompute,
         "load_seconds": round(loaded, 1),
+        "load_peak_gib": round(load_peak, 2),
         "step_seconds": round(second, 4),
         "peak_gib": round(memory_in_use(device), 2),
         "step_operations": operations,
         "share_of_matrix_rate": round(operations / second / matrix_rate(device), 3),
     }
+
+
+def _forget_peak(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
 
 
 def _now(device: str) -> float:

@@ -9,6 +9,7 @@ import difflib
 import errno
 import io
 import json
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,7 +52,7 @@ def locate(base: str, revision: str | None = None, offline: bool = False, on_eve
         from fluxtune.nano import model_folder
 
         return _complete(model_folder(), base, "the installation is damaged: install fluxtune again")
-    path = Path(base).expanduser()
+    path = Path(os.path.expanduser(base))
     if path.is_dir():
         return _complete(path, base, "complete the folder, or give a hub id to download the model")
     if path.is_file():
@@ -74,10 +75,10 @@ def missing_files(folder: Path) -> list[str]:
     if not (folder / INDEX).is_file():
         return [INDEX]
     try:
-        parts = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-    except ValueError:
-        return [f"{INDEX} (it is not readable JSON)"]
-    present = [name for name, kind in parts.items() if isinstance(kind, list) and kind[0] is not None]
+        parts = json.loads((folder / INDEX).read_text(encoding="utf-8")).items()
+        present = [name for name, kind in parts if isinstance(kind, list) and kind[0] is not None]
+    except (ValueError, AttributeError, IndexError):
+        return [f"{INDEX} (it is not a readable index)"]
     return [missing for name in present for missing in _missing_of_part(folder / name)]
 
 
@@ -104,7 +105,7 @@ def _missing_weights(part: Path) -> list[str]:
     index = next(part.glob("*.safetensors.index.json"), None)
     if index is not None:
         try:
-            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            shards = {str(shard) for shard in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
         except (ValueError, KeyError, AttributeError, TypeError):
             return [f"{part.name}/{index.name} (it is not a readable index)"]
         return _absent(part, sorted(shards))

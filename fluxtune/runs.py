@@ -76,20 +76,14 @@ class Run:
         try:
             folder.mkdir(parents=True)
         except OSError as error:
-            if folder.exists():
-                raise StorageError(
-                    "the run folder exists already, and a run never writes over another one",
-                    where=str(folder),
-                    hint=f"go on with that run: fluxtune train --resume {folder}; or choose another --output",
-                ) from None
+            require_unused(folder)
             raise StorageError(
                 f"cannot make the run folder: {error.strerror or error}",
                 where=str(folder),
                 hint="check that you may write there, or choose another --output",
             ) from error
-        files.write_text(folder / "config.toml", config_toml)
-        files.write_json(folder / "origins.json", origins)
         run = cls(folder, RunState(facts=facts, created=_now()))
+        run._write_settings(config_toml, origins)
         run.update()
         return run
 
@@ -126,6 +120,11 @@ class Run:
         """Change fields of ``state`` and write ``run.json``."""
         self.state = replace(self.state, updated=_now(), **changes)
         files.write_json(self.folder / "run.json", asdict(self.state))
+
+    def go_on(self, config_toml: str, origins: dict[str, str]) -> None:
+        """Take the run up again with these settings: it is running, and has no result any more."""
+        self._write_settings(config_toml, origins)
+        self.update(status="running", result=None)
 
     def append(self, event: Event) -> None:
         """Add an event to ``events.jsonl``, and a line for people to ``log.txt``."""
@@ -172,6 +171,25 @@ class Run:
         finally:
             if _read_owner(lock) == owner:
                 lock.unlink()
+
+    def _write_settings(self, config_toml: str, origins: dict[str, str]) -> None:
+        files.write_text(self.config_path, config_toml)
+        files.write_json(self.folder / "origins.json", origins)
+
+
+def require_unused(folder: Path) -> None:
+    """Refuse a run folder that exists, before the work that would end in it.
+
+    Raises:
+        StorageError: the folder exists.
+    """
+    # A link that leads nowhere is in the way too.
+    if os.path.lexists(folder):
+        raise StorageError(
+            "the run folder exists already, and a run never writes over another one",
+            where=str(folder),
+            hint=f"go on with that run: fluxtune train --resume {folder}; or choose another --output",
+        )
 
 
 def latest_run(under: Path) -> Path:

@@ -24,9 +24,11 @@ def ready_python(description: str, extra: str = "") -> str:
     parser.add_argument("--environment", type=Path, default=ROOT / ".venv", help="where the environment is made")
     folder = parser.parse_args().environment.resolve()
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    if not python.exists():
+    if not _has_pip(python):
         say(f"making an environment in {folder}")
-        run([sys.executable, "-m", "venv", str(folder)], hint="on Debian and Ubuntu: apt install python3-venv")
+        # A half-made one is made anew; a folder that is none keeps what is in it.
+        clear = ["--clear"] if (folder / "pyvenv.cfg").exists() else []
+        run([sys.executable, "-m", "venv", *clear, str(folder)], hint="on Debian and Ubuntu: apt install python3-venv")
     say("installing fluxtune (the first time this downloads PyTorch)")
     pinned = ["--constraint", str(ROOT / "constraints.txt")]
     run(
@@ -44,6 +46,14 @@ def run(command: list[str], hint: str = "", **environment: str) -> None:
         if hint:
             print(f"\nhint: {hint}", file=sys.stderr)
         sys.exit(code)
+
+
+def _has_pip(python: Path) -> bool:
+    """Whether that Python runs and has pip: not so where making the environment was cut off."""
+    try:
+        return subprocess.run([str(python), "-m", "pip", "--version"], capture_output=True).returncode == 0
+    except OSError:
+        return False
 
 
 def say(text: str) -> None:

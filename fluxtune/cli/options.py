@@ -21,8 +21,12 @@ def setting_flag(key: str, *names: str, metavar: str) -> Any:
 
 
 def given(flags: dict[str, tuple[str, str | list[str] | None]]) -> dict[str, tuple[str, object]]:
-    """The flags that were used: dotted key -> (flag, value), read as what the setting wants; a text stays a text."""
-    return {key: (flag, _read(key, value)) for key, (flag, value) in flags.items() if value}
+    """The flags that were used: dotted key -> (flag, value), read as what the setting wants; a text stays a text.
+
+    A flag with an empty text was used, and the schema says whether its setting may be empty.
+    """
+    used = {key: (flag, value) for key, (flag, value) in flags.items() if value is not None and value != []}
+    return {key: (flag, _read(key, value)) for key, (flag, value) in used.items()}
 
 
 def _read(key: str, value: str | list[str]) -> object:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -11,12 +13,23 @@ import typer
 
 from fluxtune.cli.options import Base, ConfigFile, Json, Preset, Sets, given, setting_flag
 from fluxtune.cli.render import sink, write_line
-from fluxtune.config.layers import EMBEDDED, PROJECT_FILE, Resolved, resolve
+from fluxtune.config.documents import Layer, read_layer
+from fluxtune.config.layers import Resolved, resolve
 from fluxtune.environment import quiet_libraries
 from fluxtune.errors import StorageError, UsageError
 from fluxtune.events import Result
 from fluxtune.runs import Run
 from fluxtune.sampling.request import LoraUse, SampleRequest
+
+# All of a section where no names are given. The folders say that the run had pictures, and no demo data set with
+# preview prompts of its own. The rest would only let settings contradict each other that no picture depends on.
+_READ: dict[str, tuple[str, ...]] = {
+    "model": (),
+    "memory": (),
+    "previews": (),
+    "dataset": ("folders", "resolution"),
+    "training": ("precision", "device"),
+}
 
 
 def sample(
@@ -47,10 +60,7 @@ def sample(
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for the pictures; none is overwritten.")
     ] = Path("samples"),
-    seed: Annotated[
-        int | None,
-        typer.Option("--seed", metavar="N", min=0, help="Seed of the first picture."),
-    ] = None,
+    seed: Annotated[str | None, typer.Option("--seed", metavar="N", help="Seed of the first picture.")] = None,
     count: Annotated[
         int | None,
         typer.Option(
@@ -77,7 +87,8 @@ def sample(
 ) -> None:
     """Paint prompts with FLUX, with or without LoRAs.
 
-    A LoRA in the run folder that made it brings the run's settings along: base model, size, steps, preview prompts.
+    A LoRA in the run folder that made it brings the run's settings along: base model, memory, size, steps, preview
+    prompts. A preset, your TOML file and flags are above them.
 
     \b
     Examples:
@@ -90,14 +101,15 @@ def sample(
     flags = given(
         {
             "model.base": ("--base", base),
+            "previews.seeds": ("--seed", None if seed is None else [seed]),
             "previews.steps": ("--steps", steps),
             "previews.guidance": ("--guidance", guidance),
-            "previews.width": ("--width", width) if width else ("--size", across),
-            "previews.height": ("--height", height) if height else ("--size", down),
+            "previews.width": ("--width", width) if width is not None else ("--size", across),
+            "previews.height": ("--height", height) if height is not None else ("--size", down),
         }
     )
     resolved = _resolve(preset, config_file, flags, sets or [], [use.path for use in loras])
-    request = _request(resolved, loras, _prompts(prompts or [], prompts_file), seed, count, compare, output)
+    request = _request(resolved, loras, _prompts(prompts or [], prompts_file), count, compare, output)
     with sink(as_json) as on_event:
         quiet_libraries()
         from fluxtune.sampling.generate import sample as make
@@ -118,6 +130,10 @@ def _lora_use(text: str) -> LoraUse:
     except ValueError:
         use = (Path(text), 1.0)
     path, strength = use
+    if not math.isfinite(strength):
+        raise UsageError(
+            f"{scale!r} is no scale: wanted a finite number", where="--lora", hint=f"for instance --lora {name}:0.8"
+        )
     return LoraUse(_result_of(path) if path.is_dir() else path, strength)
 
 
@@ -166,39 +182,50 @@ def _resolve(
     sets: list[str],
     loras: list[Path],
 ) -> Resolved:
-    """The settings; where the user names none, those of the run that made the LoRA, or what the LoRA itself names."""
+    """The settings; at the bottom those of the run that made the LoRA, or the base that the LoRA itself names."""
     here = Path.cwd()
-    if preset is None and config_file is None and not (here / PROJECT_FILE).exists():
-        config_file = next((run / "config.toml" for path in loras if (run := _run_around(path))), None)
-    resolved = resolve(preset=preset, config_file=config_file, flags=flags, sets=sets, working_folder=here)
-    if resolved.origins["model.base"] == "default" and loras:
-        from fluxtune.sampling.loras import base_of
+    run = next((run for path in loras if (run := _run_around(path))), None)
+    lowest = None if run is None else _settings_of(run)
+    resolved = resolve(
+        preset=preset, config_file=config_file, flags=flags, sets=sets, working_folder=here, lowest=lowest
+    )
+    if resolved.origins["model.base"] != "default" or not loras:
+        return resolved
+    from fluxtune.sampling.loras import base_of
 
-        named = next((base for path in loras if (base := base_of(path))), None)
-        if named is not None:
-            flags = {**flags, "model.base": ("--lora", named)}
-    if preset is None and flags.get("model.base", ("", None))[1] == EMBEDDED:
-        preset = EMBEDDED
-    return resolve(preset=preset, config_file=config_file, flags=flags, sets=sets, working_folder=here)
+    named = next((base for path in loras if (base := base_of(path))), None)
+    if named is None:
+        return resolved
+    lowest = Layer("--lora", {"model": {"base": named}}, here)
+    return resolve(preset=preset, config_file=config_file, flags=flags, sets=sets, working_folder=here, lowest=lowest)
+
+
+def _settings_of(run: Path) -> Layer:
+    """What sampling reads of the settings of a run, as a layer."""
+    file = run / "config.toml"
+    whole = read_layer(file, str(file))
+    values = {section: table for section, table in whole.values.items() if section in _READ}
+    for section, names in _READ.items():
+        if names and isinstance(table := values.get(section), dict):
+            values[section] = {name: value for name, value in table.items() if name in names}
+    return replace(whole, values=values)
 
 
 def _request(
     resolved: Resolved,
     loras: list[LoraUse],
     prompts: list[str],
-    seed: int | None,
     count: int | None,
     compare: bool,
     output: Path,
 ) -> SampleRequest:
     config = resolved.config
     previews, side = config.previews, config.dataset.resolution[0]
-    first = previews.seeds[0] if seed is None else seed
-    seeds = range(first, first + (count or 1))
+    first = previews.seeds[0]
     return SampleRequest(
         model=config.model,
         prompts=tuple(prompts or previews.prompts),
-        seeds=tuple(previews.seeds if seed is None and count is None else seeds),
+        seeds=tuple(previews.seeds if count is None else range(first, first + count)),
         steps=previews.steps,
         guidance=previews.guidance,
         width=previews.width or side,

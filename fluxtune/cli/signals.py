@@ -5,38 +5,81 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from fluxtune.errors import ExitCode
+from fluxtune.errors import ExitCode, Stopped
+from fluxtune.events import Event, Sink
 
 _CODES = {signal.SIGINT: ExitCode.INTERRUPTED, signal.SIGTERM: ExitCode.TERMINATED}
 _STDERR = 2
 _SHOW_CURSOR = "\x1b[?25h"
 
 
+class StopRequests:
+    """The signal that came; called, it answers the exit code to stop with, or None.
+
+    Until the work asks for the first time it has nothing to save, so a signal interrupts it wherever it is, with
+    KeyboardInterrupt. From then on the work asks at its good places, and a signal is only noted.
+    """
+
+    def __init__(self) -> None:
+        self.requested: ExitCode | None = None
+        self.asked = False
+
+    def __call__(self) -> ExitCode | None:
+        self.asked = True
+        return self.requested
+
+    def interrupting(self, on_event: Sink) -> Sink:
+        """A sink that also interrupts the other threads of work that is to end, such as those of a download.
+
+        A signal itself interrupts the main thread alone, and that one would wait for them.
+        """
+
+        def emit(event: Event) -> None:
+            if self.requested is not None and not self.asked:
+                raise KeyboardInterrupt
+            on_event(event)
+
+        return emit
+
+
 @contextmanager
-def stop_requests() -> Iterator[Callable[[], ExitCode | None]]:
-    """While this is open, the first signal only sets what the yielded function returns: the code to stop with.
+def stop_requests() -> Iterator[StopRequests]:
+    """While this is open, the first signal asks for a stop, as ``StopRequests`` says.
 
     From then on the system's own handling is back, so that a second signal ends the process even inside a long
     computation. The notice goes straight to the file descriptor: a handler may not enter a stream that is in use.
+
+    Raises:
+        Stopped: the work was interrupted before it first asked.
     """
-    requested: list[ExitCode] = []
+    requests = StopRequests()
 
     def request(number: int, frame: FrameType | None) -> None:
-        requested.append(_CODES[signal.Signals(number)])
+        requests.requested = _CODES[signal.Signals(number)]
         for each in _CODES:
             signal.signal(each, signal.SIG_DFL)
+        doing, at_once = (
+            ("stopping after this step, then saving", "leave at once without saving")
+            if requests.asked
+            else ("stopping", "leave at once")
+        )
         again = "press Ctrl-C again" if number == signal.SIGINT else "send it again"
         show_cursor = _SHOW_CURSOR if sys.stderr.isatty() else ""
-        notice = f"{show_cursor}\nstopping after this step, then saving; {again} to leave at once without saving\n"
-        os.write(_STDERR, notice.encode())
+        os.write(_STDERR, f"{show_cursor}\n{doing}; {again} to {at_once}\n".encode())
+        if not requests.asked:
+            raise KeyboardInterrupt
 
     previous = {number: signal.signal(number, request) for number in _CODES}
     try:
-        yield lambda: requested[0] if requested else None
+        yield requests
+    except KeyboardInterrupt:
+        if requests.requested is None:
+            raise
+        raise Stopped("interrupted", requests.requested) from None
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

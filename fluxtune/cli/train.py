@@ -22,10 +22,11 @@ from fluxtune.cli.options import (
 )
 from fluxtune.cli.render import sink, write_line
 from fluxtune.cli.signals import stop_requests
+from fluxtune.config.documents import parse_key
 from fluxtune.config.layers import EMBEDDED_PREFIX, Resolved, resolve
 from fluxtune.config.schema import Config
 from fluxtune.environment import quiet_libraries
-from fluxtune.errors import UsageError
+from fluxtune.errors import StorageError, UsageError
 from fluxtune.runs import latest_run
 
 RUNS = Path("runs")
@@ -34,7 +35,7 @@ CHANGEABLE_ON_RESUME = {"training.steps", "training.learning_rate"}
 
 def train(
     folder: Annotated[
-        Path | None,
+        str | None,
         typer.Argument(
             metavar="FOLDER",
             help="Folder of pictures with .txt captions beside them; --preset nano has a demo set of its own.",
@@ -103,7 +104,7 @@ def train(
         }
     )
     if folder is not None:
-        flags["dataset.folders"] = ("FOLDER", [{"path": str(folder)}])
+        flags["dataset.folders"] = ("FOLDER", [{"path": folder}])
     run = None
     if resume is None:
         resolved = resolve(
@@ -111,7 +112,7 @@ def train(
         )
     else:
         others = {"--preset": preset, "--config": config_file, "--output": output}
-        _refuse_on_resume([flag for flag, value in others.items() if value is not None], flags)
+        _refuse_on_resume([flag for flag, value in others.items() if value is not None], flags, sets or [])
         run = latest_run(RUNS) if resume == "latest" else Path(resume)
         resolved = _resolve_again(run, flags, sets or [])
     if explain_only:
@@ -133,7 +134,7 @@ def _run(resolved: Resolved, output: Path, resume: Path | None, as_json: bool) -
             output=output,
             origins=resolved.origins,
             resume=resume,
-            on_event=on_event,
+            on_event=should_stop.interrupting(on_event),
             should_stop=should_stop,
         )
     return result.file
@@ -149,22 +150,37 @@ def _resolve_again(run: Path, flags: dict[str, tuple[str, object]], sets: list[s
             hint="give the folder that `fluxtune train` made, or --resume latest",
         )
     resolved = resolve(preset=None, config_file=file, flags=flags, sets=sets, working_folder=Path.cwd())
-    first: dict[str, str] = {}
-    if (run / "origins.json").is_file():
-        first = json.loads((run / "origins.json").read_text(encoding="utf-8"))
+    first = _first_origins(run / "origins.json")
     origins = {
         key: origin if origin.startswith("--") else first.get(key, origin) for key, origin in resolved.origins.items()
     }
     return Resolved(resolved.config, origins)
 
 
-def _refuse_on_resume(others: list[str], flags: dict[str, tuple[str, Any]]) -> None:
+def _first_origins(file: Path) -> dict[str, str]:
+    """Where the settings of a run first came from, as far as that is recorded."""
+    if not file.is_file():
+        return {}
+    try:
+        return {key: str(origin) for key, origin in json.loads(file.read_text(encoding="utf-8")).items()}
+    except (OSError, ValueError, AttributeError) as error:
+        raise StorageError(
+            f"damaged record of where settings came from: {error}",
+            where=str(file),
+            hint="remove the file: the run goes on without that record",
+        ) from error
+
+
+def _refuse_on_resume(others: list[str], flags: dict[str, tuple[str, Any]], sets: list[str]) -> None:
     refused = [*others, *(flag for key, (flag, _) in flags.items() if key not in CHANGEABLE_ON_RESUME)]
+    keys = (parse_key(text.partition("=")[0].strip()) for text in sets)
+    # What is no key at all is told as such when the settings are read.
+    refused += [f"--set {'.'.join(key)}" for key in keys if key and ".".join(key) not in CHANGEABLE_ON_RESUME]
     if refused:
         raise UsageError(
             f"--resume goes on with the run's own settings; it cannot go with {', '.join(refused)}",
             where="--resume",
-            hint="leave them out; --steps, --learning-rate and --set may change a resumed run",
+            hint=f"leave them out; a resumed run may change {' and '.join(sorted(CHANGEABLE_ON_RESUME))}",
         )
 
 

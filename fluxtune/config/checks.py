@@ -8,13 +8,17 @@ from fluxtune.config.schema import Config
 from fluxtune.errors import FluxtuneError, UsageError
 
 
-def contradictions(config: Config, origins: dict[str, str]) -> Iterator[FluxtuneError]:
-    """Settings that are each in range and make no sense together.
+def contradictions(
+    config: Config, origins: dict[str, str], ranks: dict[str, int] | None = None
+) -> Iterator[FluxtuneError]:
+    """Settings that are each in range and make no sense together, each told where it came about: in the higher layer.
 
     Args:
         origins: dotted key -> where its value comes from; a key without one is named itself.
+        ranks: dotted key -> how high the layer is that its value comes from; a key without one is a default.
     """
-    yield from _preservation(config, origins)
+    ranks = ranks or {}
+    yield from _preservation(config, origins, ranks)
     training, dataset = config.training, config.dataset
     if dataset.missing_captions == "trigger" and not dataset.trigger:
         yield UsageError(
@@ -23,25 +27,28 @@ def contradictions(config: Config, origins: dict[str, str]) -> Iterator[Fluxtune
             hint="set dataset.trigger",
         )
     if training.warmup >= training.steps:
+        culprit = _highest(("training.warmup", "training.steps"), ranks)
         yield UsageError(
             f"training.warmup is {training.warmup} steps, as long as the whole run: wanted fewer than the "
             f"{training.steps} of training.steps",
-            where=_place("training.warmup", origins),
+            where=_place(culprit, origins),
             hint="a tenth of training.steps is usual",
         )
     if training.precision == "fp32" and config.memory.base_precision == "bf16":
+        culprit = _highest(("training.precision", "memory.base_precision"), ranks)
+        other = 'memory.base_precision = "fp32"' if culprit == "training.precision" else 'training.precision = "bf16"'
         yield UsageError(
             'training.precision is "fp32", but memory.base_precision is "bf16", which cannot be computed with in it',
-            where=_place("training.precision", origins),
-            hint='set memory.base_precision = "fp32" too',
+            where=_place(culprit, origins),
+            hint=f"set {other} too",
         )
 
 
-def _preservation(config: Config, origins: dict[str, str]) -> Iterator[FluxtuneError]:
+def _preservation(config: Config, origins: dict[str, str], ranks: dict[str, int]) -> Iterator[FluxtuneError]:
     guard, dataset = config.training.preservation, config.dataset
     if guard.method == "none" or guard.prompts:
         return
-    where = _place("training.preservation.method", origins)
+    where = _place(_highest(("training.preservation.method", "training.preservation.prompts"), ranks), origins)
     if not dataset.class_word:
         yield UsageError(
             f'training.preservation.method is "{guard.method}", but nothing says what to preserve: wanted '
@@ -56,6 +63,11 @@ def _preservation(config: Config, origins: dict[str, str]) -> Iterator[FluxtuneE
             where=where,
             hint="name the trigger word: dataset.trigger",
         )
+
+
+def _highest(keys: tuple[str, ...], ranks: dict[str, int]) -> str:
+    """The key whose value comes from the highest layer; of one layer, the first."""
+    return max(keys, key=lambda key: ranks.get(key, 0))
 
 
 def _place(key: str, origins: dict[str, str]) -> str:

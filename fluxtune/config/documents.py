@@ -47,7 +47,7 @@ class Layer:
 
     def origin(self, path: KeyPath) -> str:
         """The place of a key with the name of its layer: ``preset 24gb (24gb.toml:14)``."""
-        return self.label.format(self.where(path))
+        return self.label.replace("{}", self.where(path))
 
 
 def read_layer(file: Path, source: str, label: str = "{}") -> Layer:

@@ -1,5 +1,7 @@
 """Settings in layers: schema defaults < preset < the user's TOML < flags and ``--set``.
 
+A preset that only the base model implies, and the settings of a run that made a LoRA, lie below the preset.
+
 Every layer is checked by itself, so that all mistakes of all layers are told at once, each at its own place. The
 layers are then merged key by key; a list replaces the list below it. Each value knows the layer that gave it.
 """
@@ -39,36 +41,43 @@ def resolve(
     flags: dict[str, tuple[str, object]],
     sets: list[str],
     working_folder: Path,
+    lowest: Layer | None = None,
 ) -> Resolved:
     """Read all layers, check them and merge them.
 
     Args:
-        preset: name or path of a preset.
+        preset: name or path of a preset; none takes the one that ships for the embedded model if that is the base.
         config_file: the user's TOML; none takes ``fluxtune.toml`` of the working folder if there is one.
         flags: dotted key -> (flag as the user writes it, its value).
         sets: values of ``--set``, each ``section.key=value``.
         working_folder: what relative paths on the command line are relative to.
+        lowest: a layer below the preset, for instance of the run that made a LoRA.
 
     Raises:
         ConfigError: with every mistake of every layer.
     """
     problems: list[FluxtuneError] = []
-    base = _preset_layers(preset, working_folder, problems)
+    base = [lowest] if lowest is not None else []
+    base += _preset_layers(preset, working_folder, problems)
     user = _user_layers(config_file, working_folder, problems)
     user += [Layer(flag, _nested(key.split("."), value), working_folder) for key, (flag, value) in flags.items()]
     user += _set_layers(sets, working_folder, problems)
+    is_embedded = _base_of([*base, *user]) == EMBEDDED
+    if is_embedded and preset is None:
+        base.insert(0, _preset_layer(presets.built_in(EMBEDDED)))
     for layer in (*base, *user):
         problems += problems_of(layer)
     if problems:
         raise ConfigError(problems)
 
-    layers = [*base, *_demo_layers([*base, *user]), *user]
+    layers = [*base, *(_demo_layers([*base, *user]) if is_embedded else []), *user]
     merged: dict[str, Any] = {}
     for layer in layers:
         merged = _merge(merged, _anchored(layer.values, "", layer.folder))
     config = Config.model_validate(merged)
-    origins = {key: _origin(layers, key) for key, setting in settings().items() if not setting.in_row}
-    if problems := list(contradictions(config, origins)):
+    ranks = {key: _rank(layers, key) for key, setting in settings().items() if not setting.in_row}
+    origins = {key: _origin(layers, rank, key) for key, rank in ranks.items()}
+    if problems := list(contradictions(config, origins, ranks)):
         raise ConfigError(problems)
     return Resolved(config, origins)
 
@@ -84,11 +93,14 @@ def _preset_layers(preset: str | None, working_folder: Path, problems: list[Flux
     if preset is None:
         return []
     try:
-        found = presets.find(preset, working_folder)
-        return [read_layer(found.file, found.source, f"preset {found.name} ({{}})")]
+        return [_preset_layer(presets.find(preset, working_folder))]
     except UsageError as error:
         problems.append(error)
         return []
+
+
+def _preset_layer(preset: presets.Preset) -> Layer:
+    return read_layer(preset.file, preset.source, f"preset {preset.name} ({{}})")
 
 
 def _user_layers(config_file: Path | None, working_folder: Path, problems: list[FluxtuneError]) -> list[Layer]:
@@ -128,14 +140,17 @@ def _set_layers(sets: list[str], working_folder: Path, problems: list[FluxtuneEr
     return layers
 
 
-def _demo_layers(layers: list[Layer]) -> list[Layer]:
-    """The demo data set, where the embedded model is trained and no layer names any pictures."""
+def _base_of(layers: list[Layer]) -> object:
+    """The base model that the highest of the layers names, not yet checked."""
     base: object = None
     for layer in layers:
         base = _get(layer.values, "model.base", base)
-        if _get(layer.values, "dataset.folders", None):
-            return []
-    if base != EMBEDDED:
+    return base
+
+
+def _demo_layers(layers: list[Layer]) -> list[Layer]:
+    """The demo data set, where no layer names any pictures."""
+    if any(_get(layer.values, "dataset.folders", None) for layer in layers):
         return []
     from fluxtune.nano import demo_folder
 
@@ -149,9 +164,12 @@ def _anchored(value: Any, key: str, folder: Path) -> Any:
     if isinstance(value, list):
         return [_anchored(item, key, folder) for item in value]
     kind = settings()[key].path
-    if kind is None or value == EMBEDDED or value.startswith(EMBEDDED_PREFIX):
+    if kind is None or (key == "model.base" and value == EMBEDDED):
         return value
-    path = folder / Path(value).expanduser()
+    if key == "dataset.folders.path" and value.startswith(EMBEDDED_PREFIX):
+        return value
+    # Unlike Path.expanduser, this leaves the home folder of a user who does not exist as it is written.
+    path = folder / os.path.expanduser(value)
     if kind == "path or id" and not path.exists() and not value.startswith((".", "~")):
         return value
     return os.path.abspath(path)
@@ -165,12 +183,15 @@ def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _origin(layers: list[Layer], key: str) -> str:
+def _rank(layers: list[Layer], key: str) -> int:
+    """The number, from 1, of the layer that gives a key its value; 0 for a default."""
     absent = object()
-    for layer in reversed(layers):
-        if _get(layer.values, key, absent) is not absent:
-            return layer.origin(tuple(key.split(".")))
-    return "default"
+    givers = (rank for rank, layer in enumerate(layers, start=1) if _get(layer.values, key, absent) is not absent)
+    return max(givers, default=0)
+
+
+def _origin(layers: list[Layer], rank: int, key: str) -> str:
+    return layers[rank - 1].origin(tuple(key.split("."))) if rank else "default"
 
 
 def _get(values: dict[str, Any], key: str, default: object) -> Any:

@@ -1,7 +1,7 @@
 """On which line each key of a TOML file stands.
 
 TOML parsers return values without positions, so the text is scanned once more. Only text that a parser has accepted
-comes here: the scan follows the grammar (https://toml.io/en/v1.0.0) and checks nothing.
+comes here: the scan follows the grammar (https://toml.io/en/v1.1.0) and checks nothing.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ _STRINGS = {
     '"': re.compile(r'"(?:\\.|[^"\\])*"'),
     "'": re.compile(r"'[^']*'"),
 }
-_ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|(.))")
-_ESCAPED = {"b": "\b", "t": "\t", "n": "\n", "f": "\f", "r": "\r", '"': '"', "\\": "\\"}
+_ESCAPE = re.compile(r"\\(?:x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|(.))")
+_ESCAPED = {"b": "\b", "t": "\t", "n": "\n", "f": "\f", "r": "\r", "e": "\x1b", '"': '"', "\\": "\\"}
 
 
 def key_lines(text: str) -> dict[KeyPath, int]:
@@ -151,4 +151,4 @@ def _unquoted(key: str) -> str:
     """A quoted key's name: single quotes are literal, double quotes know escapes."""
     if key.startswith("'"):
         return key[1:-1]
-    return _ESCAPE.sub(lambda m: chr(int(m[1] or m[2], 16)) if m[1] or m[2] else _ESCAPED[m[3]], key[1:-1])
+    return _ESCAPE.sub(lambda m: _ESCAPED[m[4]] if m[4] else chr(int(m[1] or m[2] or m[3], 16)), key[1:-1])

@@ -24,9 +24,12 @@ class Preset:
 
     @property
     def description(self) -> str:
-        """The file's first comment line; empty if the file begins with anything else."""
-        with open(self.file, encoding="utf-8-sig", errors="replace") as lines:
-            first = lines.readline().strip()
+        """The file's first comment line; empty if the file begins with anything else or cannot be read."""
+        try:
+            with open(self.file, encoding="utf-8-sig", errors="replace") as lines:
+                first = lines.readline().strip()
+        except OSError:
+            return ""
         return first.lstrip("# ") if first.startswith("#") else ""
 
 
@@ -39,7 +42,7 @@ def built_in_folder() -> Path:
 def user_folder() -> Path:
     """Where the user's own presets are: ``$FLUXTUNE_CONFIG/presets``, or the user's configuration folder."""
     if configured := os.environ.get("FLUXTUNE_CONFIG"):
-        return Path(configured).expanduser() / "presets"
+        return Path(os.path.expanduser(configured)) / "presets"
     from platformdirs import user_config_path
 
     return user_config_path("fluxtune", appauthor=False) / "presets"
@@ -47,10 +50,17 @@ def user_folder() -> Path:
 
 def listing() -> list[Preset]:
     """All presets with a name, smallest built-in first; one of the user's hides a built-in one of the same name."""
-    own = {file.stem: Preset(file.stem, file, str(file), "yours") for file in sorted(user_folder().glob("*.toml"))}
-    shipped = [Preset(file.stem, file, file.name, "built-in") for file in built_in_folder().glob("*.toml")]
+    files = [file for file in sorted(user_folder().glob("*.toml")) if file.is_file()]  # no link that leads nowhere
+    own = {file.stem: Preset(file.stem, file, str(file), "yours") for file in files}
+    shipped = [built_in(file.stem) for file in built_in_folder().glob("*.toml")]
     shipped.sort(key=lambda preset: _size(preset.name))
     return [preset for preset in shipped if preset.name not in own] + list(own.values())
+
+
+def built_in(name: str) -> Preset:
+    """A preset that ships, also where one of the user's hides it."""
+    file = built_in_folder() / f"{name}.toml"
+    return Preset(name, file, file.name, "built-in")
 
 
 def find(wanted: str, working_folder: Path) -> Preset:
@@ -60,7 +70,7 @@ def find(wanted: str, working_folder: Path) -> Preset:
         UsageError: there is none; the hint has the nearest name.
     """
     if wanted.endswith(".toml") or any(separator in wanted for separator in _SEPARATORS):
-        file = working_folder / Path(wanted).expanduser()
+        file = working_folder / os.path.expanduser(wanted)
         return Preset(file.stem, file, wanted, "file")
     known = {preset.name: preset for preset in listing()}
     if wanted in known:

@@ -9,6 +9,7 @@ from pydantic import Field
 from fluxtune.config.base import Section, setting
 
 Side = Annotated[int, Field(ge=64, le=4096, multiple_of=16)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class PreviewsConfig(Section):
@@ -16,7 +17,7 @@ class PreviewsConfig(Section):
 
     every: int = setting(250, "Steps between previews; 0 makes none.", unit="steps", ge=0)
     prompts: list[str] = setting([], "Prompts of the previews. Without any, the first caption of the data set.")
-    seeds: list[int] = setting([42], "Seeds; each prompt is made with each of them.", min_length=1)
+    seeds: list[Seed] = setting([42], "Seeds; each prompt is made with each of them.", min_length=1)
     steps: int = setting(28, "Denoising steps of a preview.", ge=1, le=1000)
     guidance: float = setting(3.5, "Guidance of a preview, for models that embed it.", ge=0.0, le=100.0)
     width: Side | None = setting(None, "Width; unset means the first training resolution.", unit="px")

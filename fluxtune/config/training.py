@@ -13,7 +13,8 @@ class PreservationConfig(Section):
     method: Literal["none", "output", "prior"] = setting(
         "none",
         "none; output: on the same noisy pictures, captions with the class word keep the base model's own output; "
-        "prior: pictures that the base model makes of the preservation prompts are trained along (arXiv 2208.12242).",
+        "prior: on pictures that the base model makes of the preservation prompts, it keeps its own output "
+        "(after arXiv 2208.12242).",
     )
     weight: float = setting(1.0, "Weight of the preservation loss beside the subject's loss.", ge=0.0, le=100.0)
     prompts: list[str] = setting(

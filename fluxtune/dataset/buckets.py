@@ -19,6 +19,9 @@ from fluxtune.events import Warning
 NOTICEABLE = 1.1
 """Enlarging by less than this factor is not worth a warning."""
 
+CROPPED = 0.2
+"""Nor is cutting off less than this share of a picture."""
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -111,6 +114,7 @@ def plan(pictures: Sequence[Picture], config: DatasetConfig, multiple: int = 16)
     tables = [bucket_sizes(resolution, max_aspect, multiple) for resolution in sorted(set(config.resolution))]
     samples: list[Sample] = []
     enlarged: list[tuple[float, str]] = []
+    cropped: list[tuple[float, str]] = []
     kept: list[str] = []
     left_out = 0
     for index, picture in enumerate(pictures):
@@ -123,11 +127,24 @@ def plan(pictures: Sequence[Picture], config: DatasetConfig, multiple: int = 16)
         samples += [Sample(index, width, height) for width, height in chosen]
         if (scale := max(enlargement(picture.size, *size) for size in chosen)) > NOTICEABLE:
             enlarged.append((scale, picture.name))
-    return Plan(tuple(samples), len(pictures), tuple(_warnings(enlarged, kept, left_out, len(pictures))))
+        if (share := max(crop_share(picture.size, *size) for size in chosen)) > CROPPED:
+            cropped.append((share, picture.name))
+    return Plan(tuple(samples), len(pictures), tuple(_warnings(enlarged, cropped, kept, left_out, len(pictures))))
 
 
-def _warnings(enlarged: list[tuple[float, str]], kept: list[str], left_out: int, pictures: int) -> list[Warning]:
+def _warnings(
+    enlarged: list[tuple[float, str]], cropped: list[tuple[float, str]], kept: list[str], left_out: int, pictures: int
+) -> list[Warning]:
     warnings = []
+    if cropped:
+        share, worst = max(cropped)
+        warnings.append(
+            Warning(
+                f"{len(cropped)} of {pictures} pictures lose more than {CROPPED:.0%} to cropping, "
+                f"the most {worst}: {share:.0%}",
+                hint="crop them yourself, or raise dataset.max_aspect",
+            )
+        )
     if enlarged:
         scale, worst = max(enlarged)
         warnings.append(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sized
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -120,6 +120,10 @@ def _find(folder: FolderConfig, problems: list[DataError], on_event: Sink) -> li
     if not pictures:
         hint = f"put pictures there ({' '.join(PICTURES)})"
         problems.append(DataError("there are no pictures in this folder", where=str(root), hint=hint))
+    shared = Counter(stem_of(picture) for picture in pictures if stem_of(picture) in captions)
+    if alike := [picture.name for picture in pictures if shared[stem_of(picture)] > 1]:
+        message = f"{_count(alike, 'picture')} with the caption of another, for their names differ in the ending alone"
+        on_event(Warning(f"{message}: {some_names(alike)}", where=str(root), hint="rename those that differ"))
     return [
         _Found(
             picture,

@@ -156,7 +156,9 @@ def load_text_pipeline(base: Base, memory: MemoryConfig, dtype: torch.dtype, dev
     held = DTYPES.get(precision, dtype)
     pipeline = _pipeline_class(base).from_pretrained(base.folder, transformer=None, vae=None, torch_dtype=held)
     if precision in ("int8", "nf4"):
-        quantize_linears(pipeline.text_encoder_2, precision, dtype, device)
+        # int8 products pass through float16, whose range T5's last projections exceed.
+        keep = ("wo",) if precision == "int8" else ()
+        quantize_linears(pipeline.text_encoder_2, precision, dtype, device, keep)
     for encoder in (pipeline.text_encoder, pipeline.text_encoder_2):
         encoder.requires_grad_(False)
         encoder.to(device)

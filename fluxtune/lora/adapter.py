@@ -122,6 +122,21 @@ def adapter_disabled(transformer: Any) -> Iterator[None]:
         transformer.enable_adapters()
 
 
+@contextmanager
+@torch.no_grad()
+def as_saved(parameters: dict[str, nn.Parameter], scale: float, dtype: torch.dtype) -> Iterator[None]:
+    """Inside, the adapter computes with what a file of ``dtype`` would hold (its B has the scale folded in)."""
+    trained = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    try:
+        for name, parameter in parameters.items():
+            folded = scale if name.endswith(".lora_B") else 1.0
+            parameter.copy_((parameter * folded).to(dtype).float() / folded)
+        yield
+    finally:
+        for name, value in trained.items():
+            parameters[name].copy_(value)
+
+
 def _is_adapter(name: str) -> bool:
     return f".lora_A.{ADAPTER}." in name or f".lora_B.{ADAPTER}." in name
 

@@ -13,6 +13,8 @@ import torch
 from safetensors.torch import save
 
 _IMPLEMENTATION = "https://github.com/huggingface/diffusers"
+# Forge takes a LoRA for one of FLUX by dev's architecture or by this name alone.
+_IMPLEMENTATION_BUT_DEV = "https://github.com/black-forest-labs/flux"
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ def lora_metadata(facts: LoraFacts, tensors: dict[str, torch.Tensor]) -> dict[st
         "format": "pt",
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": facts.architecture,
-        "modelspec.implementation": _IMPLEMENTATION,
+        "modelspec.implementation": _IMPLEMENTATION if "-dev/" in facts.architecture else _IMPLEMENTATION_BUT_DEV,
         "modelspec.title": facts.name,
         "modelspec.date": finished,
         "modelspec.resolution": f"{facts.resolution}x{facts.resolution}",

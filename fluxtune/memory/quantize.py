@@ -6,6 +6,7 @@ Knows layers, not FLUX: the caller says which layers.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
 import torch
@@ -24,7 +25,7 @@ def quantized_linear(
         weight: ``[out, in]``, in any floating precision, quantised here from ``dtype``.
         precision: ``int8`` (LLM.int8(), arXiv 2208.07339, one scale a row) or ``nf4`` (arXiv 2305.14314, blocks of
             64 values, their scales quantised again).
-        dtype: precision of the products of an NF4 layer and of the bias.
+        dtype: precision in which the layer takes and gives activations, and of its bias.
         device: where the quantised weight lives; it is quantised there.
     """
     import bitsandbytes as bnb
@@ -45,11 +46,20 @@ def quantized_linear(
         made = bnb.nn.Linear8bitLt(
             layer.in_features, layer.out_features, bias=has_bias, has_fp16_weights=False, threshold=0.0, device="meta"
         )
-        made.weight = bnb.nn.Int8Params(source, requires_grad=False, has_fp16_weights=False)
+        # Int8Params quantises only what moves from the CPU to a card, and would hold what is on the card whole.
+        rows, scales, _ = bnb.functional.int8_vectorwise_quant(source.to(torch.float16))
+        made.weight = bnb.nn.Int8Params(rows, requires_grad=False, has_fp16_weights=False, CB=rows, SCB=scales)
     if has_bias:
         made.bias = nn.Parameter(layer.bias.detach(), requires_grad=False)
     made.weight = made.weight.to(device)
+    # Under autocast, norms hand on float32, and bitsandbytes answers in the precision that it is asked in: without
+    # this, all activations of the model would be float32 from the first such layer on.
+    made.register_forward_pre_hook(partial(_cast_input, dtype))
     return made
+
+
+def _cast_input(dtype: torch.dtype, module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    return (inputs[0].to(dtype), *inputs[1:])
 
 
 def replace_module(root: nn.Module, path: str, module: nn.Module) -> None:
@@ -58,10 +68,18 @@ def replace_module(root: nn.Module, path: str, module: nn.Module) -> None:
     setattr(root.get_submodule(parent), name, module)
 
 
-def quantize_linears(root: nn.Module, precision: QuantizedPrecision, dtype: torch.dtype, device: str) -> None:
-    """Quantise every linear layer below ``root`` in place, one at a time, so that both copies never coexist."""
+def quantize_linears(
+    root: nn.Module, precision: QuantizedPrecision, dtype: torch.dtype, device: str, keep: tuple[str, ...] = ()
+) -> None:
+    """Quantise every linear layer below ``root`` in place, one at a time, so that both copies never coexist.
+
+    Args:
+        keep: names of layers (the last part of their path) that stay as they are.
+    """
     paths = [path for path, module in root.named_modules() if type(module) is nn.Linear]
     for path in paths:
+        if path.rpartition(".")[2] in keep:
+            continue
         layer = root.get_submodule(path)
         assert isinstance(layer, nn.Linear)
         replace_module(root, path, quantized_linear(layer, layer.weight.data, precision, dtype, device))

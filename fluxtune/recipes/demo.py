@@ -1,6 +1,6 @@
 """`python -m fluxtune.recipes.demo`: trains on the demo pictures, then shows and scores what was learned.
 
-The subject score is the share of pictures of trigger prompts that show the subject, on backgrounds and at sizes and
+The subject score is the share of pictures of trigger prompts that show the subject, on backgrounds and in sizes at
 places that no training picture has; retention is the share of ordinary prompts whose pictures show everything asked.
 """
 
@@ -17,6 +17,7 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
+from fluxtune.environment import quiet_libraries
 from fluxtune.nano import TRIGGER, model_folder
 from fluxtune.nano.captions import background_of, noun_phrase
 from fluxtune.nano.palette import BACKGROUND_COLOURS, BACKGROUND_KINDS
@@ -24,7 +25,8 @@ from fluxtune.nano.scenes import held_out_prompts
 from fluxtune.recipes.nano.demo import BACKGROUNDS
 from fluxtune.runs import Run
 
-PLACEMENTS = (("", ""), ("large", ""), ("small", "right"), ("", "bottom"), ("small", "top"), ("", "left"))
+# Sizes and places that no picture of the demo data set shows together.
+PLACEMENTS = (("large", "right"), ("", "top"), ("small", ""), ("large", "left"), ("small", "right"))
 SHOWN = (
     f"a {TRIGGER} on a plain yellow background",
     f"a small {TRIGGER} at the left on a striped purple background",
@@ -50,7 +52,7 @@ class Scores:
 
 
 def trigger_prompts(number: int) -> list[str]:
-    """Prompts with the trigger word over all backgrounds that are in no picture of the demo data set."""
+    """Prompts with the trigger word over all backgrounds and placements that no picture of the demo data set has."""
     unseen = [
         (kind, colour)
         for colour in BACKGROUND_COLOURS
@@ -108,6 +110,7 @@ def main() -> int:
         if code := subprocess.run([sys.executable, "-m", "fluxtune", *arguments], check=False).returncode:
             return code
     print(f"\nscoring {4 * options.prompts} pictures with the judge ...", flush=True)
+    quiet_libraries()
     lora = run / str(Run.open(run).state.result)
     scores = score_lora(model_folder(), lora, [options.seed], options.prompts)
     (run / "scores.json").write_text(json.dumps(asdict(scores), indent=2) + "\n", encoding="utf-8")

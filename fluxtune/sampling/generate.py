@@ -26,12 +26,14 @@ from fluxtune.flux.load import (
     load_vae,
     open_base,
 )
+from fluxtune.memory.shortage import fits_in_memory
 from fluxtune.sampling.grid import Row, draw_grid
 from fluxtune.sampling.loras import Lora, apply_to_text_encoder, apply_to_transformer, open_lora
 from fluxtune.sampling.metadata import picture_facts, png_text
 from fluxtune.sampling.request import SampleRequest
 
 Texts = dict[str, dict[str, torch.Tensor]]
+_SMALLER = "take a smaller preset (`fluxtune presets` lists them) or a smaller --size"
 
 
 @dataclass(frozen=True)
@@ -62,12 +64,18 @@ def sample(request: SampleRequest, on_event: Sink = ignore) -> SampleResult:
         UsageError: a size or a LoRA's path is wrong.
         BaseModelError: the base model is missing or wrong, or a LoRA does not fit it.
         StorageError: a picture cannot be written.
+        OutOfMemoryError: the model or a picture does not fit in memory.
     """
     device = pick_device(request.device)
     warn_without_bf16(device, on_event)
     base = open_base(request.model, on_event)
     _check_size(request, base)
     loras = [open_lora(use, base) for use in request.loras]
+    with fits_in_memory("sampling", _SMALLER):
+        return _paint(request, base, loras, device, on_event)
+
+
+def _paint(request: SampleRequest, base: Base, loras: list[Lora], device: str, on_event: Sink) -> SampleResult:
     columns = _encode(request, base, loras, device, on_event)
     pipeline = _load(request, base, device, on_event)
     wanted = list(_pictures(request))

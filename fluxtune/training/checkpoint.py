@@ -99,6 +99,11 @@ def last_good_checkpoint(run: Run, on_event: Sink) -> Path | None:
     return None
 
 
+def steps_done(folder: Path) -> int:
+    """The steps after which a checkpoint was saved."""
+    return int(_read_state(folder)["step"])
+
+
 def load_checkpoint(
     folder: Path,
     parameters: dict[str, torch.nn.Parameter],
@@ -110,7 +115,7 @@ def load_checkpoint(
     Raises:
         StorageError: the checkpoint was made with another adapter or optimizer.
     """
-    state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    state = _read_state(folder)
     seen, wanted = (state["schema"], state["optimizer_class"]), (_STATE_SCHEMA, type(optimizer).__name__)
     if seen != wanted:
         raise StorageError(
@@ -128,6 +133,10 @@ def load_checkpoint(
         {"state": _unflatten(stored, state["optimizer"]), "param_groups": optimizer.state_dict()["param_groups"]}
     )
     return int(state["step"])
+
+
+def _read_state(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / "state.json").read_text(encoding="utf-8")))
 
 
 def _write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:

@@ -39,7 +39,7 @@ def train_steps(
 
     Args:
         after_step: called with the number of steps done: previews and checkpoints.
-        should_stop: asked after every step; an exit code ends the loop.
+        should_stop: asked before every step; an exit code ends the loop.
 
     Returns:
         The steps done, and None when those are all, else what ``should_stop`` answered.
@@ -49,6 +49,9 @@ def train_steps(
     """
     clock = _Clock(config.steps)
     for step in range(first_step, config.steps):
+        asked = should_stop()
+        if asked is not None:
+            return step, asked
         learning_rate = learning_rate_at(step, config)
         set_learning_rate(learner.optimizer, learning_rate)
         losses = []
@@ -84,9 +87,6 @@ def train_steps(
         )
         after_step(step + 1)
         clock.restart()
-        asked = should_stop()
-        if asked is not None and step + 1 < config.steps:
-            return step + 1, asked
     return config.steps, None
 
 

@@ -10,7 +10,7 @@ from fluxtune import __version__
 from fluxtune.config.schema import Config
 from fluxtune.events import Sink
 from fluxtune.flux.load import DTYPES
-from fluxtune.lora.adapter import adapter_layers, scale_of
+from fluxtune.lora.adapter import adapter_layers, as_saved, scale_of
 from fluxtune.lora.files import write_lora
 from fluxtune.lora.metadata import LoraFacts
 from fluxtune.runs import Run
@@ -51,7 +51,8 @@ class Outputs:
         """The preview pictures, made with what would be saved."""
         requests = preview_requests(self.config, self.ready.preview_prompts)
         transformer = self.loaded.learner.transformer
-        with self.loaded.average.applied():
+        saved = as_saved(self.loaded.parameters, scale_of(self.config.lora), DTYPES[self.config.checkpoints.dtype])
+        with self.loaded.average.applied(), saved:
             make_previews(self.run, step, requests, self.ready.base, self.prepared, transformer, self.on_event)
 
     def checkpoint(self, step: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from fluxtune.config.checks import contradictions
@@ -12,6 +13,8 @@ from fluxtune.environment import pick_device, versions, warn_without_bf16
 from fluxtune.errors import ConfigError, FluxtuneError, UsageError
 from fluxtune.events import Phase, Sink
 from fluxtune.flux.load import Base, open_base
+from fluxtune.lora.files import read_lora
+from fluxtune.lora.targets import target_layers
 from fluxtune.training.prior import prior_prompts
 from fluxtune.training.samples import EMPTY_CAPTION
 
@@ -32,7 +35,8 @@ def preflight(config: Config, on_event: Sink) -> Preflight:
     """Check what the configuration names.
 
     Raises:
-        ConfigError: settings that do not go together.
+        ConfigError: settings that do not go together, or a pattern of ``lora.targets`` that names no layer.
+        UsageError: there is no file ``lora.init_from``.
         BaseModelError: the base model cannot be had or used.
         DataError: pictures or captions cannot be used.
     """
@@ -41,7 +45,10 @@ def preflight(config: Config, on_event: Sink) -> Preflight:
     if config.training.precision == "bf16":
         warn_without_bf16(device, on_event)
     on_event(Phase("preflight", "checking the base model and the pictures"))
+    if config.lora.init_from:
+        read_lora(Path(config.lora.init_from))
     base = open_base(config.model, on_event)
+    _check_targets(config, base)
     pictures = read_folders(config.dataset, on_event)
     preview_prompts = (config.previews.prompts or [pictures[0].caption]) if config.previews.every else []
     preservation = config.training.preservation
@@ -73,3 +80,16 @@ def _check_together(config: Config) -> None:
         )
     if problems:
         raise ConfigError(problems)
+
+
+def _check_targets(config: Config, base: Base) -> None:
+    """Own patterns against the layers of the base, which needs its config but no weights; groups always match."""
+    if isinstance(config.lora.targets, str):
+        return
+    import diffusers
+    from accelerate import init_empty_weights
+
+    transformer_class = getattr(diffusers, base.family.transformer)
+    with init_empty_weights():
+        transformer = transformer_class.from_config(transformer_class.load_config(base.folder / "transformer"))
+    target_layers(transformer, config.lora, base.family)

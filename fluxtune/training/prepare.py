@@ -20,6 +20,7 @@ from fluxtune.dataset.cache import Store, cache_folder, key_of
 from fluxtune.dataset.captions import with_class
 from fluxtune.dataset.folder import Picture
 from fluxtune.dataset.images import fit, open_image, to_pixels
+from fluxtune.errors import BaseModelError
 from fluxtune.events import Phase, Progress, Sink
 from fluxtune.files import require_space
 from fluxtune.flux.denoise import encode_prompt
@@ -124,9 +125,9 @@ def _class_caption(caption: str, config: Config) -> str | None:
 def _encode_texts(
     prepared: Prepared, config: Config, base: Base, dtype: torch.dtype, device: str, on_event: Sink
 ) -> None:
-    missing = [caption for caption, key in prepared.text_keys.items() if not prepared.texts.has(key)]
-    reused = len(prepared.text_keys) - len(missing)
-    on_event(Phase("encode captions", f"{len(missing)} new, {reused} from the cache"))
+    by_key = {key: caption for caption, key in prepared.text_keys.items()}
+    missing = [by_key[key] for key in prepared.texts.missing(by_key)]
+    on_event(Phase("encode captions", f"{len(missing)} new, {len(by_key) - len(missing)} from the cache"))
     if not missing:
         return
     pipeline = load_text_pipeline(base, config.memory, dtype, device)
@@ -149,9 +150,9 @@ def _encode_pictures(
     device: str,
     on_event: Sink,
 ) -> None:
-    missing = [example for example in prepared.examples if not prepared.latents.has(example.latents)]
-    reused = len(prepared.examples) - len(missing)
-    on_event(Phase("encode pictures", f"{len(missing)} new, {reused} from the cache"))
+    by_key = {example.latents: example for example in prepared.examples}
+    missing = [by_key[key] for key in prepared.latents.missing(by_key)]
+    on_event(Phase("encode pictures", f"{len(missing)} new, {len(by_key) - len(missing)} from the cache"))
     if not missing:
         return
     require_space(prepared.latents.folder, sum(_latent_bytes(example) for example in missing), "the latents")
@@ -182,6 +183,12 @@ def _encode_each(
 ) -> None:
     started = time.monotonic()
     for done, item in enumerate(items, start=1):
-        store.write(key(item), encode(item))
+        encoded = encode(item)
+        if not all(bool(tensor.isfinite().all()) for tensor in encoded.values()):
+            raise BaseModelError(
+                f"the base model's encoder gave values that are no finite numbers for one of the {unit}",
+                hint='hold it in more bits: memory.text_precision = "bf16", training.precision = "fp32"',
+            )
+        store.write(key(item), encoded)
         rate = done / max(1e-9, time.monotonic() - started)
         on_event(Progress(f"encode {unit}", done, len(items), unit, rate, (len(items) - done) / rate))

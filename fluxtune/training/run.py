@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from fluxtune.config.layers import to_toml
 from fluxtune.config.schema import Config
-from fluxtune.errors import ExitCode, FluxtuneError, Stopped
+from fluxtune.errors import (
+    ConfigError,
+    ExitCode,
+    FluxtuneError,
+    Stopped,
+    StorageError,
+    UsageError,
+)
 from fluxtune.events import Error, Event, Phase, Result, Resumed, RunStarted, Sink, ignore
-from fluxtune.files import write_json, write_text
 from fluxtune.flux.load import DTYPES
-from fluxtune.runs import Run
-from fluxtune.training.checkpoint import last_good_checkpoint, load_checkpoint
-from fluxtune.training.load import Loaded, load
+from fluxtune.memory.shortage import fits_in_memory
+from fluxtune.runs import Run, require_unused
+from fluxtune.training.checkpoint import last_good_checkpoint, load_checkpoint, steps_done
+from fluxtune.training.load import load
 from fluxtune.training.loop import train_steps
 from fluxtune.training.outputs import Outputs
 from fluxtune.training.preflight import Preflight, preflight
 from fluxtune.training.prepare import prepare
+
+_SMALLER = "take a smaller preset (`fluxtune presets` lists them) or --resolution, or --set memory.recompute=all"
 
 
 @dataclass(frozen=True)
@@ -46,11 +56,12 @@ def train(
         output: the run folder to make; with ``resume``, the same folder.
         origins: where each setting came from, for the record.
         resume: run folder to go on from, at its last whole checkpoint.
-        should_stop: asked after every step; an exit code saves and stops.
+        should_stop: asked before every step; an exit code saves and stops. Also asked when a KeyboardInterrupt ends
+            the run: with an exit code it becomes ``Stopped``.
 
     Raises:
         FluxtuneError: whatever the user can mend; its ``exit_code`` says of which kind.
-        Stopped: ``should_stop`` asked for it; the state is saved.
+        Stopped: ``should_stop`` asked for it; the steps done are saved.
     """
     early: list[Event] = []
 
@@ -58,14 +69,22 @@ def train(
         early.append(event)
         on_event(event)
 
-    ready = preflight(config, before_run)
-    config_toml = to_toml(config)
-    run = Run.open(resume) if resume is not None else Run.create(output, config_toml, origins or {}, ready.facts)
-    with run.locked():
-        if resume is not None:
-            write_text(run.config_path, config_toml)
-            write_json(run.folder / "origins.json", origins or {})
-        run.update(status="running", result=None)
+    # A wrong run folder is told before the base model downloads and the pictures are read.
+    if resume is None:
+        require_unused(output)
+    else:
+        Run.open(resume)
+    with fits_in_memory("this training", _SMALLER):
+        ready = preflight(config, before_run)
+    origins = origins or {}
+    run = Run.open(resume) if resume is not None else Run.create(output, to_toml(config), origins, ready.facts)
+    resuming = resume is not None
+    with (
+        run.locked(),
+        _recorded(run, resuming),
+        _interruptions(run, should_stop),
+        fits_in_memory("this training", _SMALLER),
+    ):
         for event in early:
             run.append(event)
 
@@ -73,22 +92,13 @@ def train(
             run.append(event)
             on_event(event)
 
-        try:
-            result = _train_in(run, config, ready, resume is not None, report, should_stop)
-        except FluxtuneError as error:
-            # The caller reports the error where it likes; the run's own record ends with it.
-            run.append(Error(error.exit_code, error.message, error.where, error.hint))
-            run.update(status="stopped" if isinstance(error, Stopped) else "failed")
-            raise
-        except (RuntimeError, OSError):
-            run.update(status="failed")
-            raise
-    return result
+        return _train_in(run, config, origins, ready, resuming, report, should_stop)
 
 
 def _train_in(
     run: Run,
     config: Config,
+    origins: dict[str, str],
     ready: Preflight,
     resuming: bool,
     on_event: Sink,
@@ -96,11 +106,18 @@ def _train_in(
 ) -> TrainResult:
     started, training = time.time(), config.training
     on_event(RunStarted(str(run.folder), ready.base.name, training.steps, config.model_dump(mode="json")))
+    checkpoint = _checkpoint_to_go_on_from(run, training.steps, on_event) if resuming else None
     dtype = DTYPES[training.precision]
     prepared = prepare(config, ready.base, ready.pictures, ready.prompts, dtype, ready.device, on_event)
     loaded = load(config, ready.base, prepared, ready.device, on_event)
     outputs = Outputs(run, config, ready, prepared, loaded, started, on_event)
-    first_step = _resume(run, loaded, on_event) if resuming else 0
+    first_step = 0
+    if checkpoint is not None:
+        first_step = load_checkpoint(checkpoint, loaded.parameters, loaded.learner.optimizer.optimizer, loaded.average)
+        on_event(Resumed(first_step, str(checkpoint)))
+    if resuming:
+        # Not earlier: a resume that is refused leaves the run and its settings as they were.
+        run.go_on(to_toml(config), origins)
     if first_step == 0 and config.previews.every:
         outputs.previews(0)
     layers = len(loaded.parameters) // 2
@@ -109,11 +126,10 @@ def _train_in(
         training, loaded.learner, loaded.source, loaded.average, first_step, outputs.after_step, should_stop, on_event
     )
     if asked is not None:
-        outputs.checkpoint(step)
+        if step > first_step:
+            outputs.checkpoint(step)
         raise Stopped(
-            f"stopped after step {step} of {training.steps}; everything is saved",
-            asked,
-            hint=f"go on with: fluxtune train --resume {run.folder}",
+            f"stopped after step {step} of {training.steps}; everything is saved", asked, hint=_how_to_go_on(run)
         )
     on_event(Phase("finish", "writing the LoRA and reading it back"))
     file, digest = outputs.write_result()
@@ -133,12 +149,70 @@ def _train_in(
     return TrainResult(run.folder, file, step)
 
 
-def _resume(run: Run, loaded: Loaded, on_event: Sink) -> int:
-    """Restore the newest whole checkpoint; returns the steps done."""
+def _checkpoint_to_go_on_from(run: Run, steps: int, on_event: Sink) -> Path | None:
+    """The newest whole checkpoint; None where there is none yet.
+
+    Raises:
+        UsageError: more steps than ``steps`` are done already.
+    """
     folder = last_good_checkpoint(run, on_event)
     if folder is None:
         on_event(Phase("resume", "no checkpoint yet: starting at the first step"))
-        return 0
-    step = load_checkpoint(folder, loaded.parameters, loaded.learner.optimizer.optimizer, loaded.average)
-    on_event(Resumed(step, str(folder)))
-    return step
+        return None
+    done = steps_done(folder)
+    if done > steps:
+        raise UsageError(
+            f"training.steps is {steps}, and this run has done {done} steps already",
+            where=str(run.folder),
+            hint=f"give --steps {done} or more; {folder} holds the LoRA as it is",
+        )
+    return folder
+
+
+def _how_to_go_on(run: Run) -> str:
+    return f"go on with: fluxtune train --resume {run.folder}"
+
+
+@contextmanager
+def _recorded(run: Run, resuming: bool) -> Iterator[None]:
+    """Whatever ends the work ends the run's record too: an ``error`` event, and how the run was left.
+
+    A resumed run that could not go on is what it was before.
+    """
+    before = run.state
+    try:
+        yield
+    except BaseException as error:
+        told = error if isinstance(error, FluxtuneError) else _unforeseen(error)
+        # On a full disk nothing can be recorded; what went wrong first is still what the caller hears.
+        with suppress(StorageError):
+            run.append(_error_event(told))
+            if not resuming or run.state is not before:
+                run.update(status="stopped" if isinstance(told, Stopped) else "failed")
+        raise
+
+
+def _unforeseen(error: BaseException) -> FluxtuneError:
+    """What the record says of an error that is none of ours."""
+    if isinstance(error, KeyboardInterrupt):
+        return Stopped("interrupted", ExitCode.INTERRUPTED)
+    return FluxtuneError(f"unexpected {type(error).__name__}: {error}")
+
+
+def _error_event(error: FluxtuneError) -> Error:
+    problems = error.problems if isinstance(error, ConfigError) else [error]
+    rows = [{"message": each.message, "where": each.where, "hint": each.hint} for each in problems]
+    told = problems[0] if len(problems) == 1 else error
+    return Error(int(error.exit_code), told.message, told.where, told.hint, rows)
+
+
+@contextmanager
+def _interruptions(run: Run, should_stop: Callable[[], ExitCode | None]) -> Iterator[None]:
+    """Turns an interruption that was asked for into an error of ours."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        asked = should_stop()
+        if asked is None:
+            raise
+        raise Stopped("stopped before training began", asked, hint=_how_to_go_on(run)) from None

@@ -61,6 +61,48 @@ def test_with_json_a_single_mistake_is_the_record_itself(fluxtune: Callable) -> 
     assert (record["where"], record["hint"][:15]) == ("--steps", "Optimizer steps")
 
 
+@pytest.mark.parametrize(
+    ("flag", "key"),
+    [
+        ("--base", "model.base"),
+        ("--trigger", "dataset.trigger"),
+        ("--class-word", "dataset.class_word"),
+        ("--resolution", "dataset.resolution"),
+        ("--steps", "training.steps"),
+        ("--rank", "lora.rank"),
+        ("--learning-rate", "training.learning_rate"),
+        ("--batch-size", "training.batch_size"),
+        ("--seed", "training.seed"),
+        ("--init-from", "lora.init_from"),
+    ],
+)
+def test_a_flag_with_an_empty_value_is_refused(fluxtune: Callable, flag: str, key: str) -> None:
+    outcome = fluxtune("train", "photos", flag, "")
+    assert outcome.code == 2
+    assert outcome.err.startswith(f"error: {flag}: {key} ")
+
+
+def test_an_empty_folder_is_not_the_working_folder(fluxtune: Callable) -> None:
+    outcome = fluxtune("train", "", "--preset", "24gb")
+    assert outcome.code == 2
+    assert outcome.err.startswith('error: FOLDER: dataset.folders.path is "": wanted text that is not empty\n')
+
+
+def test_a_home_folder_of_nobody_is_no_bug(fluxtune: Callable) -> None:
+    assert fluxtune("train", "~nouser/p", "--explain").code == 0
+    assert fluxtune("train", "photos", "--preset", "~nouser/x.toml").code == 2
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights there")
+def test_a_preset_that_leads_nowhere_does_not_break_the_list(fluxtune: Callable, tmp_path: Path) -> None:
+    folder = Path(os.environ["FLUXTUNE_CONFIG"]) / "presets"
+    folder.mkdir()
+    (folder / "gone.toml").symlink_to(tmp_path / "gone.toml")
+    outcome = fluxtune("presets")
+    assert outcome.code == 0
+    assert "24gb" in outcome.out
+
+
 def test_training_without_pictures_says_how_to_give_some(fluxtune: Callable) -> None:
     outcome = fluxtune("train", "--preset", "24gb")
     assert (outcome.code, outcome.out) == (2, "")

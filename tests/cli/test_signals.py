@@ -1,18 +1,22 @@
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from fluxtune.cli.signals import stop_requests
-from fluxtune.errors import ExitCode
+from fluxtune.errors import ExitCode, Stopped
+from fluxtune.events import Event, Phase
 
 WAITING = """
 import sys, time
 from fluxtune.cli.signals import stop_requests
 with stop_requests() as should_stop:
+    should_stop()
     print("ready", flush=True)
     while should_stop() is None:
         time.sleep(0.01)
@@ -21,12 +25,33 @@ with stop_requests() as should_stop:
         time.sleep(60)
 """
 
+DOWNLOADING = """
+import sys, time
+from concurrent.futures import ThreadPoolExecutor
+from fluxtune.cli.signals import stop_requests
+from fluxtune.errors import Stopped
+from fluxtune.events import Progress, ignore
+
+def download(on_event):
+    for done in range(600):
+        on_event(Progress("download", done, 600))
+        time.sleep(0.05)
+
+try:
+    with stop_requests() as should_stop, ThreadPoolExecutor() as pool:
+        waiting = pool.submit(download, should_stop.interrupting(ignore))
+        print("ready", flush=True)
+        waiting.result()
+except Stopped as stopped:
+    sys.exit(int(stopped.exit_code))
+"""
+
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals are sent otherwise there")
 
 
-def start(*arguments: str) -> subprocess.Popen[str]:
+def start(*arguments: str, code: str = WAITING) -> subprocess.Popen[str]:
     process = subprocess.Popen(
-        [sys.executable, "-c", WAITING, *arguments],
+        [sys.executable, "-c", code, *arguments],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -66,3 +91,73 @@ def test_before_and_afterwards_signals_are_what_they_were() -> None:
         signal.raise_signal(signal.SIGTERM)
         assert should_stop() == ExitCode.TERMINATED
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_before_the_work_first_asks_a_signal_interrupts_it(number: signal.Signals, code: int) -> None:
+    before = signal.getsignal(number)
+    with pytest.raises(Stopped, match="interrupted") as stop, stop_requests():
+        signal.raise_signal(number)
+    assert stop.value.exit_code == code
+    assert signal.getsignal(number) == before
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_threads_that_download_are_interrupted_too(number: signal.Signals, code: int) -> None:
+    process = start(code=DOWNLOADING)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == code
+    assert err.startswith("\nstopping; ")
+    assert "Traceback" not in err
+
+
+def test_without_a_signal_events_pass() -> None:
+    seen: list[Event] = []
+    with stop_requests() as should_stop:
+        should_stop.interrupting(seen.append)(Phase("download"))
+    assert seen == [Phase("download")]
+
+
+def test_an_interruption_that_no_signal_asked_for_stays_one() -> None:
+    with pytest.raises(KeyboardInterrupt), stop_requests():
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("phase", "hint"),
+    [("preflight", None), ("encode pictures", "go on with: fluxtune train --resume run")],
+)
+def test_training_is_interrupted_before_its_first_step(
+    tiny_flux: Path, pictures: Path, tmp_path: Path, phase: str, hint: str | None
+) -> None:
+    precisions = ["training.precision=fp32", "memory.base_precision=fp32", "memory.text_precision=fp32"]
+    settings = [*precisions, "training.optimizer=adamw", "training.device=cpu", "dataset.resolution=64"]
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "fluxtune", "train", str(pictures), "--base", str(tiny_flux)),
+            *("-o", "run", "--json", *(f"--set={setting}" for setting in settings)),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if json.loads(line).get("name") == phase:
+            process.send_signal(signal.SIGINT)
+            break
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, "Traceback" in err) == (130, False)
+    records = [json.loads(line) for line in out.splitlines()]
+    assert not [record for record in records if record["event"] == "step"]
+    last = records[-1]
+    assert (last["event"], last["code"], last["hint"]) == ("error", 130, hint)
+    run = tmp_path / "run"
+    assert run.exists() == (hint is not None)
+    if hint is not None:
+        assert json.loads((run / "run.json").read_text())["status"] == "stopped"
+        recorded = json.loads((run / "events.jsonl").read_text().splitlines()[-1])
+        assert {**recorded, "time": last["time"]} == last
+        assert not (run / "lock").exists()

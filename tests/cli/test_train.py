@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -8,10 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
+from fluxtune.cli.app import app
 from fluxtune.cli.explain import explain
 from fluxtune.cli.train import _free_run_folder
-from fluxtune.config.layers import Resolved, resolve
+from fluxtune.config.layers import Resolved, resolve, to_toml
 from fluxtune.config.settings import defaults, settings
 
 QUICK = [
@@ -28,6 +31,15 @@ QUICK = [
 
 def settings_of(folder: Path, *sets: str, preset: str | None = None) -> Resolved:
     return resolve(preset=preset, config_file=None, flags={}, sets=list(sets), working_folder=folder)
+
+
+def run_folder(folder: Path) -> Path:
+    """A run folder as far as settings go."""
+    run = folder / "run"
+    run.mkdir()
+    (run / "config.toml").write_text(to_toml(settings_of(folder, "lora.rank=4").config), encoding="utf-8")
+    (run / "origins.json").write_text('{"lora.rank": "mine.toml:3"}', encoding="utf-8")
+    return run
 
 
 def test_explain_shows_every_setting_with_value_origin_and_help(fluxtune: Callable) -> None:
@@ -118,6 +130,44 @@ def test_resume_refuses_what_it_could_not_honour(fluxtune: Callable, arguments: 
     assert f"it cannot go with {named}\n" in outcome.err
 
 
+@pytest.mark.parametrize(
+    ("sets", "named"),
+    [
+        (["lora.rank=8"], "--set lora.rank"),
+        (
+            ["training.steps=9", "dataset.trigger=x", "training . seed = 1"],
+            "--set dataset.trigger, --set training.seed",
+        ),
+    ],
+)
+def test_resume_refuses_the_same_settings_through_set(fluxtune: Callable, sets: list[str], named: str) -> None:
+    outcome = fluxtune("train", "--resume", "runs/x", *(word for text in sets for word in ("--set", text)))
+    assert outcome.code == 2
+    assert outcome.err == (
+        f"error: --resume: --resume goes on with the run's own settings; it cannot go with {named}\n\n"
+        "hint: leave them out; a resumed run may change training.learning_rate and training.steps\n"
+    )
+
+
+def test_steps_and_learning_rate_of_a_resumed_run_may_change_through_set(fluxtune: Callable, tmp_path: Path) -> None:
+    run_folder(tmp_path)
+    sets = ["--set", "training.steps=9", "--set", "training.learning_rate=2e-4"]
+    (record,) = fluxtune("train", "--resume", "run", *sets, "--explain", "--json").records()
+    rows = {row["key"]: row for row in record["data"]["settings"]}
+    assert (rows["training.steps"]["value"], rows["training.learning_rate"]["value"]) == (9, 2e-4)
+    assert (rows["training.steps"]["origin"], rows["lora.rank"]["origin"]) == ("--set", "mine.toml:3")
+
+
+@pytest.mark.parametrize("content", ['{"lora.rank": "mi', "[1]", '"text"'])
+def test_a_damaged_record_of_origins_is_a_storage_error(fluxtune: Callable, tmp_path: Path, content: str) -> None:
+    run = run_folder(tmp_path)
+    (run / "origins.json").write_text(content, encoding="utf-8")
+    outcome = fluxtune("train", "--resume", "run", "--explain")
+    assert outcome.code == 6
+    assert outcome.err.startswith(f"error: {Path('run', 'origins.json')}: damaged record of where settings came from")
+    assert "hint: remove the file" in outcome.err
+
+
 def test_resume_of_something_else_says_so(fluxtune: Callable, tmp_path: Path) -> None:
     outcome = fluxtune("train", "--resume", "nowhere")
     assert (outcome.code, outcome.err.splitlines()[0]) == (
@@ -184,10 +234,25 @@ def test_settings_that_are_unset_are_shown_as_comments(capsys: pytest.CaptureFix
     assert "# alpha is unset" in capsys.readouterr().out
 
 
+def examples(fluxtune: Callable, *command: str) -> list[list[str]]:
+    """The arguments of each example in a command's help."""
+    lines = [line.strip() for line in fluxtune(*command, "--help").out.splitlines()]
+    return [shlex.split(line.split("   ")[0])[1:] for line in lines if line.startswith("fluxtune ")]
+
+
 def test_the_examples_of_the_help_are_understood(fluxtune: Callable) -> None:
-    lines = {line.strip() for name in ([], ["train"]) for line in fluxtune(*name, "--help").out.splitlines()}
-    examples = [line.split("   ")[0].split()[1:] for line in lines if line.startswith("fluxtune train ")]
-    assert len(examples) >= 5
-    for arguments in examples:
+    found = [each for name in ([], ["train"]) for each in examples(fluxtune, *name) if each[0] == "train"]
+    assert len(found) >= 5
+    for arguments in found:
         # Without a run to go on with, `--resume latest` is understood and finds none.
         assert fluxtune(*arguments, "--explain").code == (6 if "--resume" in arguments else 0), arguments
+
+
+@pytest.mark.parametrize("name", ["train", "sample", "presets"])
+def test_the_examples_of_every_help_name_real_options(fluxtune: Callable, name: str) -> None:
+    found = examples(fluxtune, name)
+    assert found
+    commands = get_command(app).commands  # type: ignore[attr-defined]
+    for command, *arguments in found:
+        # Reads the arguments as the command would, down to their types, and runs nothing.
+        commands[command].make_context(command, arguments)

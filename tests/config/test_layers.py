@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from fluxtune.config.documents import Layer
 from fluxtune.config.layers import Resolved, resolve, to_toml
 from fluxtune.config.presets import listing
 from fluxtune.errors import ConfigError
@@ -74,6 +75,34 @@ def test_the_embedded_model_without_pictures_learns_the_demo_data_set(tmp_path: 
     assert made.origins["dataset.trigger"].startswith("demo data set (dataset.toml:")
 
 
+@pytest.mark.parametrize("how", ["flag", "file"])
+def test_the_embedded_model_without_a_preset_takes_its_own(tmp_path: Path, how: str) -> None:
+    flags: dict[str, tuple[str, object]] = {"model.base": ("--base", "nano")} if how == "flag" else {}
+    toml = "training.steps = 7\n" + ('model.base = "nano"\n' if how == "file" else "")
+    made = resolved(tmp_path, toml, flags=flags)
+    config = made.config
+    assert (config.dataset.resolution, config.lora.targets) == ([128], "all-linear")
+    assert (config.memory.base_precision, config.training.precision) == ("fp32", "fp32")
+    assert (config.training.optimizer, config.training.learning_rate) == ("adamw", 1e-3)
+    assert made.origins["training.optimizer"].startswith("preset nano (nano.toml:")
+    assert (config.training.steps, made.origins["training.steps"]) == (7, "fluxtune.toml:1")
+
+
+def test_the_embedded_model_with_another_preset_takes_that_alone(tmp_path: Path) -> None:
+    config = resolved(tmp_path, preset="24gb", sets=["model.base=nano"]).config
+    assert (config.memory.base_precision, config.dataset.resolution) == ("int8", [1024])
+
+
+def test_the_lowest_layer_gives_way_to_preset_and_file(tmp_path: Path) -> None:
+    lowest = Layer(
+        "run.toml", {"lora": {"rank": 2}, "memory": {"base_precision": "nf4"}, "previews": {"steps": 3}}, tmp_path
+    )
+    (tmp_path / "fluxtune.toml").write_text("lora.rank = 4\n", encoding="utf-8")
+    made = resolve(preset="24gb", config_file=None, flags={}, sets=[], working_folder=tmp_path, lowest=lowest)
+    assert (made.config.lora.rank, made.config.memory.base_precision) == (4, "int8")
+    assert (made.config.previews.steps, made.origins["previews.steps"]) == (3, "run.toml")
+
+
 def test_the_demo_data_set_stays_away_from_other_bases_and_other_pictures(tmp_path: Path) -> None:
     own = {"dataset.folders": ("FOLDER", [{"path": "photos"}])}
     assert resolved(tmp_path, preset="nano", flags=own).config.dataset.trigger is None  # type: ignore[arg-type]
@@ -102,6 +131,23 @@ def test_a_base_is_a_path_only_where_it_exists(tmp_path: Path) -> None:
     assert resolved(tmp_path, sets=["model.base=org/model"]).config.model.base == "org/model"
     (tmp_path / "org" / "model").mkdir(parents=True)
     assert resolved(tmp_path, sets=["model.base=org/model"]).config.model.base == str(tmp_path / "org" / "model")
+
+
+def test_only_as_a_base_does_nano_mean_the_embedded_model(tmp_path: Path) -> None:
+    sets = ["model.base=nano", "dataset.folders=[{path = 'nano'}]", "lora.init_from=nano"]
+    config = resolved(tmp_path, sets=sets).config
+    assert config.model.base == "nano"
+    assert (config.dataset.folders[0].path, config.lora.init_from) == (str(tmp_path / "nano"),) * 2
+
+
+def test_a_home_folder_of_nobody_stays_a_name(tmp_path: Path) -> None:
+    config = resolved(tmp_path, sets=["dataset.folders=[{path = '~nouser/p'}]"]).config
+    assert config.dataset.folders[0].path == str(tmp_path / "~nouser" / "p")
+
+
+def test_a_preset_by_path_may_have_any_name(tmp_path: Path) -> None:
+    (tmp_path / "a{b}.toml").write_text("lora.rank = 6\n", encoding="utf-8")
+    assert resolved(tmp_path, preset="./a{b}.toml").origins["lora.rank"] == "preset a{b} (./a{b}.toml:1)"
 
 
 def test_values_of_set_are_toml_and_bare_words_are_text(tmp_path: Path) -> None:
@@ -322,13 +368,38 @@ def test_captioning_with_the_trigger_needs_one(tmp_path: Path) -> None:
     assert hint == "set dataset.trigger"
 
 
-def test_a_warm_up_as_long_as_the_run_is_refused(tmp_path: Path) -> None:
-    ((where, message, _),) = problems(tmp_path, toml="training.warmup = 10\n", sets=["training.steps=10"])
-    assert where == "fluxtune.toml:1"
+@pytest.mark.parametrize(
+    ("toml", "sets", "where"),
+    [
+        ("training.warmup = 10\ntraining.steps = 10", [], "fluxtune.toml:1"),
+        ("training.warmup = 10\n", ["training.steps=10"], "--set"),
+        ("training.steps = 10\n", ["training.warmup=10"], "--set"),
+    ],
+)
+def test_a_warm_up_as_long_as_the_run_is_refused_where_it_came_about(
+    tmp_path: Path, toml: str, sets: list[str], where: str
+) -> None:
+    ((seen, message, _),) = problems(tmp_path, toml=toml, sets=sets)
+    assert seen == where
     assert message.startswith("training.warmup is 10 steps")
+    assert "training.steps" in message
 
 
 def test_a_base_in_bf16_cannot_be_computed_with_in_float32(tmp_path: Path) -> None:
     ((where, message, hint),) = problems(tmp_path, sets=["training.precision=fp32"])
     assert (where, hint) == ("--set", 'set memory.base_precision = "fp32" too')
     assert 'memory.base_precision is "bf16"' in message
+
+
+def test_a_contradiction_is_told_at_the_higher_layer_and_names_both_settings(tmp_path: Path) -> None:
+    ((where, message, hint),) = problems(tmp_path, preset="nano", sets=["memory.base_precision=bf16"])
+    assert (where, hint) == ("--set", 'set training.precision = "bf16" too')
+    assert 'training.precision is "fp32"' in message
+    assert 'memory.base_precision is "bf16"' in message
+
+
+def test_taking_the_preservation_prompts_away_is_told_where_that_is_done(tmp_path: Path) -> None:
+    toml = "[training.preservation]\nmethod = 'prior'\nprompts = ['a dog']\n"
+    ((where, message, _),) = problems(tmp_path, toml=toml, sets=["training.preservation.prompts=[]"])
+    assert where == "--set"
+    assert "training.preservation.prompts" in message

@@ -78,6 +78,10 @@ def test_windows_line_ends_count_once() -> None:
     assert key_lines("a = 1\r\n\r\nb = 2\r\n") == {("a",): 1, ("b",): 3}
 
 
+def test_the_escapes_of_newer_toml_are_known_in_keys() -> None:
+    assert key_lines('"\\e" = 1\n"\\x41\\\\" = 2\n') == {("\x1b",): 1, ("A\\",): 2}
+
+
 def _paths(value: Any, path: KeyPath = ()) -> set[KeyPath]:
     items = list(value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else [])
     return {(*path, key) for key, _ in items}.union(*(_paths(inner, (*path, key)) for key, inner in items))

@@ -8,7 +8,7 @@ import pytest
 from fluxtune.config.layers import resolve
 from fluxtune.config.presets import Preset, built_in_folder, find, listing
 from fluxtune.config.schema import Config
-from fluxtune.errors import UsageError
+from fluxtune.errors import ConfigError, UsageError
 
 TIERS = {
     # preset: base precision, resolution, recompute
@@ -70,6 +70,22 @@ def test_a_preset_of_the_user_hides_a_built_in_one(tmp_path: Path) -> None:
     own_preset("24gb", "lora.rank = 5\n")
     assert load("24gb", tmp_path).lora.rank == 5
     assert [preset.kind for preset in listing() if preset.name == "24gb"] == ["yours"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights there")
+def test_what_cannot_be_read_is_no_preset(tmp_path: Path) -> None:
+    folder = own_preset("mine", "# For my card.\n").parent
+    (folder / "24gb.toml").symlink_to(tmp_path / "gone.toml")
+    (folder / "folder.toml").mkdir()
+    assert [preset.name for preset in listing() if preset.kind == "yours"] == ["mine"]
+    assert find("24gb", tmp_path).kind == "built-in"
+
+
+def test_the_preset_of_a_user_who_does_not_exist_is_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load("~nouser/x.toml", tmp_path)
+    (problem,) = caught.value.problems
+    assert (problem.where, problem.message[:20]) == ("~nouser/x.toml", "cannot read the file")
 
 
 @pytest.mark.parametrize("wanted", ["card.toml", "./card.toml"])

@@ -83,6 +83,11 @@ def test_the_fields_that_help_reads_are_the_settings() -> None:
         ("previews.width", "a whole number from 64 to 4,096, a multiple of 16 (in px)"),
         ("memory.recompute", 'one of "none", "all"'),
         ("training.warmup", "a whole number of at least 0 (in steps)"),
+        (
+            "previews.seeds",
+            "a list of at least 1, each a whole number of at least 0 and below 9,223,372,036,854,775,808",
+        ),
+        ("lora.init_from", "text that is not empty"),
     ],
 )
 def test_ranges_and_units_are_said_in_words(key: str, wanted: str) -> None:

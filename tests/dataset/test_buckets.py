@@ -130,6 +130,12 @@ def test_enlarged_pictures_are_said_with_the_worst_of_them() -> None:
     ]
 
 
+def test_pictures_that_lose_much_to_cropping_are_said_with_the_worst_of_them() -> None:
+    sizes = [(128, 128), (512, 128), (1024, 128)]
+    (warning,) = plan(pictures(*sizes), DatasetConfig(resolution=[64], max_aspect=2.0)).warnings
+    assert warning.message.startswith("2 of 3 pictures lose more than 20% to cropping, the most 2.png: 7")
+
+
 def test_real_photographs_are_cut_to_exactly_the_planned_sizes(
     photo_folder: Path, config_for: Callable[..., DatasetConfig]
 ) -> None:

@@ -215,6 +215,16 @@ def test_pictures_that_are_there_twice_are_said(photo_folder: Path, config_for: 
     assert "1 picture more than once in the data set: coffee.png = mug.png" in messages(events)
 
 
+def test_pictures_that_share_one_caption_are_said(tmp_path: Path, config_for: ConfigFor, events: list[Event]) -> None:
+    for name, shade in (("dog.png", 10), ("dog.jpg", 200), ("cat.png", 90)):
+        Image.new("RGB", (8, 8), (shade, 0, 0)).save(tmp_path / name)
+        (tmp_path / name).with_suffix(".txt").write_text("an animal")
+    read_folders(config_for(tmp_path), events.append)
+    (warning,) = [event for event in events if isinstance(event, Warning)]
+    assert "2 pictures with the caption of another" in warning.message
+    assert "dog.jpg, dog.png" in warning.message
+
+
 def test_reading_reports_each_picture(photo_folder: Path, config_for: ConfigFor, events: list[Event]) -> None:
     read_folders(config_for(photo_folder), events.append)
     progress = [event for event in events if isinstance(event, Progress)]

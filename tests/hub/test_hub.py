@@ -213,3 +213,20 @@ def test_a_name_that_is_neither_folder_nor_id_is_refused(name: str, meant: str) 
     with pytest.raises(BaseModelError, match="neither a folder here nor a hub id") as error:
         locate(name)
     assert meant in (error.value.hint or "")
+
+
+@pytest.mark.parametrize("index", ["{", "[]", "null", '{"vae": []}'])
+def test_an_index_that_lists_no_parts_is_named(tmp_path: Path, index: str) -> None:
+    (tmp_path / "model_index.json").write_text(index, encoding="utf-8")
+    assert missing_files(tmp_path) == ["model_index.json (it is not a readable index)"]
+
+
+def test_shards_that_are_no_names_are_missing(tmp_path: Path) -> None:
+    write_model(tmp_path)
+    (tmp_path / "transformer/diffusion_pytorch_model.safetensors.index.json").write_text('{"weight_map": {"a": 1}}')
+    assert missing_files(tmp_path) == ["transformer/1"]
+
+
+def test_a_base_in_the_home_folder_of_nobody_is_no_base() -> None:
+    with pytest.raises(BaseModelError, match="no such base model"):
+        locate("~nouser/flux")

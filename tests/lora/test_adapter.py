@@ -15,10 +15,12 @@ from fluxtune.lora.adapter import (
     adapter_disabled,
     adapter_layers,
     adapter_parameters,
+    as_saved,
     attach,
     scale_of,
     start_from,
 )
+from fluxtune.lora.files import folded_tensors
 
 Velocity = Callable[[Any], torch.Tensor]
 Fresh = Callable[[], Any]
@@ -135,3 +137,16 @@ def test_starting_from_other_layers_is_refused_and_one_is_named(transformer: Any
     with pytest.raises(UsageError, match=r"12 layers differ .*\(22\) and lora\.targets \(34\)") as error:
         start_from(transformer, layers, config, "mug.safetensors")
     assert "ff" in error.value.message or "proj" in error.value.message
+
+
+def test_an_adapter_as_saved_computes_with_what_its_file_holds(transformer: Any) -> None:
+    layers = trained(transformer, alpha=12.0)
+    held = folded_tensors(layers, torch.bfloat16)
+    parameters = adapter_parameters(transformer)
+    before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    with as_saved(parameters, 3.0, torch.bfloat16):
+        for path in layers:
+            a, b = (held[f"transformer.{path}.lora_{part}.weight"].float() for part in "AB")
+            assert torch.equal(parameters[f"{path}.lora_A"], a)
+            assert torch.allclose(parameters[f"{path}.lora_B"] * 3.0, b, rtol=1e-6)
+    assert all(torch.equal(parameter, before[name]) for name, parameter in parameters.items())

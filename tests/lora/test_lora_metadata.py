@@ -51,6 +51,11 @@ def test_without_a_trigger_there_is_no_phrase_to_use() -> None:
     assert not {"modelspec.trigger_phrase", "modelspec.usage_hint"} & set(metadata)
 
 
+def test_a_lora_for_schnell_names_the_implementation_by_which_forge_knows_flux() -> None:
+    metadata = lora_metadata(replace(FACTS, architecture="flux-1-schnell/lora"), TENSORS)
+    assert metadata["modelspec.implementation"] == "https://github.com/black-forest-labs/flux"
+
+
 def test_the_hash_is_of_the_files_tensor_bytes_whatever_the_header_says(tmp_path: Path) -> None:
     for number, metadata in enumerate(({"a": "b"}, lora_metadata(FACTS, TENSORS))):
         path = tmp_path / f"{number}.safetensors"

@@ -27,6 +27,36 @@ def test_weights_take_the_bytes_they_should(precision: QuantizedPrecision, size:
     assert quantised.weight.nbytes == size
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize(("precision", "size"), [("int8", VALUES), ("nf4", VALUES // 2)])
+@pytest.mark.parametrize("source", ["cpu", "cuda"])
+def test_weights_on_a_card_are_quantised_at_once(precision: QuantizedPrecision, size: int, source: str) -> None:
+    layer = nn.Linear(256, 128, dtype=torch.bfloat16)
+    quantised = quantized_linear(layer, layer.weight.data.to(source), precision, torch.bfloat16, "cuda")
+    assert quantised.weight.device.type == "cuda"
+    assert quantised.weight.nbytes == size
+
+
+def test_a_weight_that_is_where_it_shall_be_is_quantised_all_the_same() -> None:
+    layer, quantised = layer_of("int8", torch.float32)
+    scales = layer.weight.abs().amax(dim=1)
+    assert quantised.weight.dtype == torch.int8
+    assert torch.allclose(quantised.weight.SCB, scales, rtol=1e-3)
+    assert torch.allclose(quantised.weight * scales[:, None] / 127, layer.weight, atol=float(scales.max()) / 127)
+
+
+@pytest.mark.parametrize("precision", ["int8", "nf4"])
+def test_activations_keep_the_precision_of_the_layer_after_a_float32_norm(precision: QuantizedPrecision) -> None:
+    _, quantised = layer_of(precision, torch.bfloat16)
+    assert quantised(torch.randn(7, 256, dtype=torch.float32)).dtype == torch.bfloat16
+
+
+def test_layers_to_keep_stay_as_they_are() -> None:
+    model = nn.ModuleDict({"wi": nn.Linear(8, 8), "wo": nn.Linear(8, 8)})
+    quantize_linears(model, "int8", torch.float32, "cpu", keep=("wo",))
+    assert [type(layer) for layer in model.values()] == [bnb.nn.Linear8bitLt, nn.Linear]
+
+
 @pytest.mark.parametrize("precision", ["int8", "nf4"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_products_and_gradients_are_near_those_of_the_whole_layer(

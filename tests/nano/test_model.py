@@ -20,11 +20,6 @@ def pipeline() -> Iterator[Any]:
     yield pipeline
 
 
-pytestmark = pytest.mark.skipif(
-    not (model_folder() / "model_index.json").exists(), reason="the embedded model is still in training"
-)
-
-
 def test_the_stock_call_paints_a_picture_without_any_argument_for_types(pipeline: Any) -> None:
     length = pipeline.tokenizer_2.model_max_length
     paint = {"height": 128, "width": 112, "max_sequence_length": length, "num_inference_steps": 4}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from fluxtune.nano import TRIGGER, demo_folder, model_folder
-from fluxtune.recipes.demo import SHOWN, Scores, score_lora, trigger_prompts
+from fluxtune.recipes.demo import PLACEMENTS, SHOWN, Scores, score_lora, trigger_prompts
 from fluxtune.recipes.nano.demo import BACKGROUNDS, write_demo
 from fluxtune.recipes.nano.vocabulary import LENGTH, build_t5_tokenizer
 
@@ -19,6 +20,13 @@ def test_trigger_prompts_ask_for_backgrounds_that_no_demo_picture_has() -> None:
     for prompt in prompts:
         assert TRIGGER in prompt
         assert not any(f"{kind} {colour} background" in prompt for kind, colour in BACKGROUNDS)
+
+
+def test_trigger_prompts_ask_for_sizes_at_places_that_no_demo_picture_has() -> None:
+    captions = " / ".join(path.read_text() for path in demo_folder().glob("*.txt"))
+    for size, place in PLACEMENTS:
+        asked = rf"{size + ' ' if size else 'a '}{TRIGGER}" + (f" at the {place}" if place else "(?! at)")
+        assert not re.search(asked, captions)
 
 
 def test_prompts_of_the_demo_fit_the_text_length() -> None:

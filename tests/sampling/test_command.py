@@ -104,6 +104,15 @@ def test_a_run_folder_stands_for_its_result_and_brings_its_settings(
     assert made["loras"][0]["file"] == "mug.safetensors"  # type: ignore[index]
 
 
+def test_settings_in_the_folder_leave_a_runs_base_model_in_place(
+    run: Run, working_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (working_folder / "fluxtune.toml").write_text("previews.width = 96\n", encoding="utf-8")
+    assert main(["sample", "a cup", "--lora", str(run.folder), "--seed", "7"]) == 0
+    made = facts(capsys.readouterr().out.strip())
+    assert [made[name] for name in ("width", "height", "steps", "seed", "precision")] == [96, 64, 1, 7, "fp32"]
+
+
 @pytest.mark.parametrize("how", ["--base", "--lora"])
 def test_the_embedded_model_brings_its_own_preset(
     how: str,
@@ -122,7 +131,6 @@ def test_the_embedded_model_brings_its_own_preset(
     assert [made[name] for name in ("base", "width", "precision")] == ["nano", 128, "fp32"]
 
 
-@pytest.mark.skipif(not (model_folder() / "model_index.json").exists(), reason="the embedded model is not there")
 def test_the_embedded_model_paints_what_the_stock_pipeline_paints(
     working_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

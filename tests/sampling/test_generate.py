@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from stock_flux import PROMPT, by_hand
 
-from fluxtune.errors import UsageError
+from fluxtune.errors import OutOfMemoryError, UsageError
 from fluxtune.events import Progress
+from fluxtune.sampling import generate as generate_module
 from fluxtune.sampling.generate import sample
 from fluxtune.sampling.request import LoraUse, SampleRequest
 
@@ -107,6 +109,28 @@ def test_a_side_that_the_model_cannot_paint_is_refused_with_the_nearest(request_
     with pytest.raises(UsageError, match="width is 100: wanted a multiple of 16") as error:
         sample(request_for(width=100))
     assert error.value.hint == "the nearest are 96 and 112"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+        MemoryError(),
+    ],
+    ids=["cuda", "cpu", "python"],
+)
+def test_a_model_that_does_not_fit_in_memory_says_what_to_make_smaller(
+    request_for: Requests, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(generate_module, "load_text_pipeline", fail)
+    with pytest.raises(OutOfMemoryError, match="does not fit in memory") as failure:
+        sample(request_for())
+    assert failure.value.exit_code == 4
+    assert "smaller preset" in str(failure.value.hint)
 
 
 def test_nothing_to_paint_is_a_usage_error(request_for: Requests) -> None:

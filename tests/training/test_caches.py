@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from tiny_runs import plain_config, small_pictures, train_in
 
+from fluxtune.errors import BaseModelError
 from fluxtune.events import Event, Progress
 from fluxtune.training.preflight import preflight
 from fluxtune.training.prepare import prepare
@@ -62,6 +63,23 @@ def test_a_changed_picture_re_encodes_that_picture_alone(
 ) -> None:
     Image.new("RGB", (128, 128), (1, 2, 3)).save(own_pictures / "1.png")
     assert encoded(tiny_flux, own_pictures) == {"captions": 0, "pictures": 1}
+
+
+def test_a_file_that_is_there_twice_is_encoded_once(filled_cache: None, tiny_flux: Path, own_pictures: Path) -> None:
+    Image.new("RGB", (128, 128), (3, 2, 1)).save(own_pictures / "1.png")
+    (own_pictures / "2.png").write_bytes((own_pictures / "1.png").read_bytes())
+    assert encoded(tiny_flux, own_pictures) == {"captions": 0, "pictures": 1}
+
+
+def test_embeddings_that_are_no_numbers_are_refused_and_not_kept(
+    own_cache: None, tiny_flux: Path, own_pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = {"prompt_embeds": torch.full((1, 4, 8), float("nan"))}
+    with monkeypatch.context() as patch:
+        patch.setattr("fluxtune.training.prepare.encode_prompt", lambda *arguments: broken)
+        with pytest.raises(BaseModelError, match="no finite numbers for one of the captions"):
+            encoded(tiny_flux, own_pictures)
+    assert encoded(tiny_flux, own_pictures)["captions"] == 4
 
 
 @pytest.mark.parametrize(

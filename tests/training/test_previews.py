@@ -34,6 +34,22 @@ def test_the_last_preview_is_the_picture_made_with_the_saved_lora_to_the_bit(tra
     assert np.array_equal(preview(trained, STEPS), np.asarray(picture_of(trained, tiny_flux, trained.file)))
 
 
+def test_a_preview_is_made_with_what_a_half_precision_file_holds(
+    tiny_flux: Path, few_pictures: Path, tmp_path: Path
+) -> None:
+    config = config_for(
+        tiny_flux,
+        few_pictures,
+        training__steps=2,
+        training__learning_rate=0.02,
+        lora={"rank": 4, "alpha": 8.0},
+        checkpoints__dtype="bf16",
+        previews__every=2,
+    )
+    run = train_in(tmp_path / "mug", config, cache=tmp_path / "cache")
+    assert np.array_equal(preview(run, 2), np.asarray(picture_of(run, tiny_flux, run.file)))
+
+
 def test_the_first_preview_is_the_base_models_picture_to_the_bit(trained: Trained, tiny_flux: Path) -> None:
     assert np.array_equal(preview(trained, 0), np.asarray(picture_of(trained, tiny_flux, None)))
     assert not np.array_equal(preview(trained, 0), preview(trained, STEPS))

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_runs import STEPS, Trained, config_for, plain_config, stop_after, train_in
 
-from fluxtune.errors import ExitCode, Stopped, StorageError
+from fluxtune.errors import ExitCode, Stopped, StorageError, UsageError
 from fluxtune.events import Resumed, Step, Warning
 from fluxtune.runs import Run
 
@@ -110,6 +110,35 @@ def test_another_optimizer_cannot_go_on_from_the_state(
     other = config_for(tiny_flux, few_pictures, training__optimizer="adamw-8bit")
     with pytest.raises(StorageError, match=r"holds the state of AdamW .*the run wants AdamW8bit"):
         train_in(stopped, other, cache=trained.cache, resume=stopped)
+
+
+def settings_and_state(run: Path) -> dict[str, str]:
+    return {name: (run / name).read_text() for name in ("config.toml", "origins.json", "run.json")}
+
+
+def test_a_resume_that_is_refused_leaves_the_runs_settings_and_state_alone(
+    stopped: Path, trained: Trained, tiny_flux: Path, few_pictures: Path
+) -> None:
+    before = settings_and_state(stopped)
+    other = config_for(tiny_flux, few_pictures, lora__rank=8)
+    with pytest.raises(StorageError, match="belongs to another adapter"):
+        train_in(stopped, other, cache=trained.cache, resume=stopped, origins={"lora.rank": "--set"})
+    assert settings_and_state(stopped) == before
+    last = json.loads((stopped / "events.jsonl").read_text().splitlines()[-1])
+    assert (last["event"], last["code"]) == ("error", ExitCode.STORAGE)
+    assert not (stopped / "lock").exists()
+
+
+def test_fewer_steps_than_are_done_are_refused(
+    stopped: Path, trained: Trained, tiny_flux: Path, few_pictures: Path
+) -> None:
+    before = settings_and_state(stopped)
+    shorter = config_for(tiny_flux, few_pictures, training__steps=4)
+    with pytest.raises(UsageError, match=r"training.steps is 4, and this run has done 5 steps") as error:
+        train_in(stopped, shorter, cache=trained.cache, resume=stopped)
+    assert "--steps 5 or more" in str(error.value.hint)
+    assert settings_and_state(stopped) == before
+    assert not (stopped / "mug.safetensors").exists()
 
 
 def test_another_adapter_cannot_go_on_from_the_state(

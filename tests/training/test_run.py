@@ -250,6 +250,23 @@ def test_a_bfloat16_run_on_quantised_encoders_previews_and_saves(
     assert [preview.step for preview in run.seen(Preview)] == [0, 1, 2]
 
 
+@pytest.mark.parametrize("preset", ["nano", "8gb", "12gb", "16gb", "24gb", "48gb", "80gb"])
+def test_every_preset_trains_a_step_with_all_its_toggles(
+    preset: str, tiny_flux: Path, few_pictures: Path, tmp_path: Path
+) -> None:
+    small = ["dataset.resolution=[128]", "training.device=cpu", "training.steps=1", "previews.every=0"]
+    folder = f"dataset.folders=[{{path='{few_pictures}'}}]"
+    config = resolve(
+        preset=preset,
+        config_file=None,
+        flags={"model.base": ("--base", str(tiny_flux)), "dataset.trigger": ("--trigger", "zorvex")},
+        sets=[*small, folder],
+        working_folder=tmp_path,
+    ).config
+    run = train_in(tmp_path / "mug", config, cache=tmp_path / "cache")
+    assert any(bool(tensor.any()) for name, tensor in run.tensors.items() if ".lora_B." in name)
+
+
 def test_encoders_are_gone_from_memory_when_the_transformer_loads(
     tiny_flux: Path, few_pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -120,8 +120,8 @@ def train_in(folder: Path, config: Config, *, cache: Path, **options: Any) -> Tr
 
 
 def stop_after(steps: int) -> Callable[[], ExitCode | None]:
-    """A ``should_stop`` that asks for a stop after so many steps."""
-    left = steps
+    """A ``should_stop`` that asks for a stop after so many steps; it is asked before each."""
+    left = steps + 1
 
     def asked() -> ExitCode | None:
         nonlocal left

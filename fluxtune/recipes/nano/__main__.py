@@ -53,7 +53,7 @@ def main() -> None:
         if options.stage in ("all", name):
             say(f"stage {name}")
             arguments = (options.work, options.minutes or minutes, options.seed)
-            if name in ("transformer", "distill"):
+            if name in ("latents", "transformer", "distill"):
                 in_processes(options.processes, stage, *arguments)
             else:
                 stage(*arguments)

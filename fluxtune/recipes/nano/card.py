@@ -9,6 +9,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from fluxtune.environment import quiet_libraries
 from fluxtune.nano import model_folder
 from fluxtune.nano.judge import Judge
 from fluxtune.nano.scenes import held_out_prompts
@@ -182,6 +183,7 @@ def main() -> None:
     parser.add_argument("--sheet", type=Path, help="PNG to write all pictures into")
     parser.add_argument("--measure-only", action="store_true", help="print the figures; write no card")
     options = parser.parse_args()
+    quiet_libraries()
     figures = measure_model(options.model, options.count, options.seed, options.steps, options.sheet)
     print(json.dumps(figures))
     if not options.measure_only:

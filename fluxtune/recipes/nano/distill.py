@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fluxtune.recipes.nano.batches import Batch, Batches
 from fluxtune.recipes.nano.export import assemble
-from fluxtune.recipes.nano.progress import Budget, load_checkpoint, rate_at, record, save_checkpoint, say
+from fluxtune.recipes.nano.progress import COMPUTE, Budget, load_checkpoint, rate_at, record, save_checkpoint, say
 from fluxtune.recipes.nano.transformer import (
     BATCH,
     average_weights,
@@ -48,7 +48,7 @@ def distill(work: Path, minutes: float, seed: int) -> None:
         # One picture in eight keeps scale 1, the plain conditional that LoRA training starts from.
         guidance[: BATCH // 8] = 1.0
         rotary = rotary_of(student, batch)
-        with sdpa_kernel(SDPBackend.MATH):
+        with sdpa_kernel(SDPBackend.MATH), torch.autocast("cpu", dtype=COMPUTE):
             target = guided_velocity(teacher, batch, guidance, batches.empty_text, batches.empty_pooled)
             predicted, _ = velocity_and_states(
                 student, batch.noisy, batch.sigmas, guidance, batch.text, batch.pooled, rotary

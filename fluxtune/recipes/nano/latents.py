@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +13,9 @@ from torch import Tensor
 
 from fluxtune.nano.painter import TOKEN, paint, token_labels
 from fluxtune.nano.scenes import training_scene
-from fluxtune.recipes.nano.progress import Budget, record, say
+from fluxtune.recipes.nano.progress import COMPUTE, Budget, record, say
 from fluxtune.recipes.nano.vae import pixels_of
+from fluxtune.recipes.nano.workers import rank, wait_for_all, world
 
 ASPECTS = ((128, 128), (112, 144), (144, 112))
 # The square is what most people sample: the other two aspect ratios take one part in eight each.
@@ -56,33 +56,36 @@ def position_ids(width: int, height: int) -> Tensor:
 
 def encode_pools(work: Path, minutes: float, seed: int) -> None:
     """Paints and encodes as many scenes as the minutes allow into files of `work/latents`, after those there."""
-    torch.set_num_threads(1)
     vae = AutoencoderKL.from_pretrained(work / "vae").eval().to(memory_format=torch.channels_last)
-    encoder = torch.compile(vae.encoder, dynamic=False)
     folder = work / "latents"
     folder.mkdir(exist_ok=True)
     budget = Budget(minutes)
-    part = len(list(folder.glob("*.json")))
+    part = len(list(folder.glob("*.json"))) + rank()
+    wait_for_all()
     while budget.fraction < 1:
         width, height = ORDER[part % len(ORDER)]
-        parts = [_encode(vae, encoder, seed, part * PART + i, width, height) for i in range(0, PART, CHUNK)]
+        parts = [_encode(vae, seed, part * PART + i, width, height) for i in range(0, PART, CHUNK)]
         path = folder / f"{width}x{height}-{part:04d}"
         np.save(path.with_suffix(".latents.npy"), np.concatenate([latents for latents, _, _ in parts]))
         np.save(path.with_suffix(".labels.npy"), np.concatenate([labels for _, labels, _ in parts]))
         captions = [caption for _, _, captions in parts for caption in captions]
         path.with_suffix(".captions.json").write_text(json.dumps(captions))
-        part += 1
+        part += world()
         say(f"latents: {part * PART} scenes {100 * budget.fraction:.0f} %")
-    record(work, "latents", seed=seed, minutes=budget.seconds / 60, scenes=part * PART)
+    wait_for_all()
+    if rank() == 0:
+        scenes = PART * len(list(folder.glob("*.json")))
+        record(work, "latents", seed=seed, minutes=budget.seconds / 60, scenes=scenes)
 
 
 @torch.inference_mode()
 def _encode(
-    vae: AutoencoderKL, encoder: Callable[[Tensor], Tensor], seed: int, first: int, width: int, height: int
+    vae: AutoencoderKL, seed: int, first: int, width: int, height: int
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
     scenes = [training_scene(seed, first + i, (width, height)) for i in range(CHUNK)]
     pixels = torch.stack([pixels_of(paint(scene)) for scene in scenes])
-    mean = encoder(pixels.contiguous(memory_format=torch.channels_last)).chunk(2, dim=1)[0]
+    with torch.autocast("cpu", dtype=COMPUTE):
+        mean = vae.encoder(pixels.contiguous(memory_format=torch.channels_last)).chunk(2, dim=1)[0].float()
     latents = pack((mean - vae.config.shift_factor) * vae.config.scaling_factor)
     labels = []
     for scene in scenes:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from fluxtune.recipes.nano.progress import COMPUTE
 from fluxtune.recipes.nano.workers import rank, sum_, world
 
 
@@ -63,9 +64,9 @@ class Muon(Optimizer):
 def orthogonalize(matrices: Tensor, iterations: int = 4) -> Tensor:
     """`[matrices, rows, columns]` with the singular values brought near 1 by a quintic iteration."""
     tall = matrices.shape[-2] > matrices.shape[-1]
-    x = matrices.mT if tall else matrices
+    x = (matrices.mT if tall else matrices).to(COMPUTE)
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(iterations):
         gram = x @ x.mT
         x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
-    return x.mT if tall else x
+    return (x.mT if tall else x).to(matrices.dtype)

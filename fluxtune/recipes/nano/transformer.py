@@ -16,11 +16,11 @@ from fluxtune.nano.palette import BACKGROUND_COLOURS, BACKGROUND_KINDS, COLOURS
 from fluxtune.recipes.nano.batches import Batch, Batches
 from fluxtune.recipes.nano.export import assemble
 from fluxtune.recipes.nano.muon import Muon
-from fluxtune.recipes.nano.progress import Budget, load_checkpoint, rate_at, record, save_checkpoint, say
+from fluxtune.recipes.nano.progress import COMPUTE, Budget, load_checkpoint, rate_at, record, save_checkpoint, say
 from fluxtune.recipes.nano.text import CLIP_WIDTH, T5_WIDTH
 from fluxtune.recipes.nano.workers import average_gradients, first_says, rank, world
 
-BATCH = 16
+BATCH = 32
 """Of one process."""
 MUON_RATE, ADAMW_RATE = 2e-3, 1e-3
 EMA_DECAY = 0.999
@@ -119,7 +119,7 @@ def compiled_losses(model: FluxTransformer2DModel, head: AlignmentHead) -> Calla
         return functional.mse_loss(predicted, velocity), head(states, labels)
 
     def of_batch(batch: Batch) -> tuple[Tensor, Tensor]:
-        with sdpa_kernel(SDPBackend.MATH):
+        with sdpa_kernel(SDPBackend.MATH), torch.autocast("cpu", dtype=COMPUTE):
             return losses(
                 batch.noisy,
                 batch.velocity,
@@ -144,7 +144,7 @@ def optimizers_of(model: FluxTransformer2DModel, head: AlignmentHead) -> list[to
     others = [parameter for parameter in (*model.parameters(), *head.parameters()) if id(parameter) not in chosen]
     return [
         Muon(matrices, MUON_RATE, weight_decay=0.02),
-        torch.optim.AdamW(others, ADAMW_RATE, (0.9, 0.98), weight_decay=0.01),
+        torch.optim.AdamW(others, ADAMW_RATE, (0.9, 0.98), weight_decay=0.01, fused=True),
     ]
 
 

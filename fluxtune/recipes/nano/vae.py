@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fluxtune.nano.painter import paint
 from fluxtune.nano.scenes import subject_scene, training_scene
 from fluxtune.recipes.nano.muon import Muon
-from fluxtune.recipes.nano.progress import Budget, load_checkpoint, rate_at, record, save_checkpoint, say
+from fluxtune.recipes.nano.progress import COMPUTE, Budget, load_checkpoint, rate_at, record, save_checkpoint, say
 from fluxtune.recipes.nano.textures import texture
 
 BATCH, CROP = 16, 64
@@ -78,7 +78,8 @@ def _fit(vae: AutoencoderKL, trained: nn.Module, path: Path, minutes: float, see
         groups = [group for optimizer in optimizers for group in optimizer.param_groups]
         for group, rate in zip(groups, rates, strict=True):
             group["lr"] = rate * rate_at(budget.fraction)
-        loss = _loss(vae, _batch(seed, step))
+        with torch.autocast("cpu", dtype=COMPUTE):
+            loss = _loss(vae, _batch(seed, step))
         loss.backward()
         nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
         for optimizer in optimizers:

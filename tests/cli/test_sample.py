@@ -1,0 +1,111 @@
+"""What `fluxtune sample` understands, before any picture is painted."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fluxtune.cli.sample import _resolve
+from fluxtune.config.layers import Resolved, resolve, to_toml
+from fluxtune.runs import Run
+
+BASE_FOLDER = "bases/mine"
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """A finished run on a local base model, as far as settings go."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / BASE_FOLDER).mkdir(parents=True)
+    sets = [
+        f"model.base={BASE_FOLDER}",
+        "memory.base_precision=int8",
+        "memory.text_precision=nf4",
+        "dataset.folders=[{path = 'photos'}]",
+        "dataset.resolution=512",
+        "dataset.trigger=zorvex",
+        "training.steps=50",
+        "previews.steps=11",
+    ]
+    config = resolve(preset=None, config_file=None, flags={}, sets=sets, working_folder=tmp_path).config
+    made = Run.create(tmp_path / "runs" / "mug", to_toml(config), {}, {})
+    made.result_path("mug").touch()
+    return made
+
+
+def resolved(run: Run, preset: str | None = None, flags: dict[str, Any] | None = None) -> Resolved:
+    return _resolve(preset, None, flags or {}, [], [Path("runs/mug/mug.safetensors")])
+
+
+def test_a_runs_settings_come_along_and_name_the_run(run: Run, tmp_path: Path) -> None:
+    made = resolved(run)
+    assert made.config.model.base == str(tmp_path / BASE_FOLDER)
+    assert (made.config.memory.text_precision, made.config.previews.steps) == ("nf4", 11)
+    for key in ("model.base", "memory.base_precision", "previews.steps", "dataset.resolution"):
+        assert made.origins[key].startswith(f"{Path('runs/mug/config.toml')}:")
+
+
+def test_a_preset_changes_only_what_it_sets_of_a_runs_settings(run: Run, tmp_path: Path) -> None:
+    made = resolved(run, preset="48gb")
+    assert made.config.model.base == str(tmp_path / BASE_FOLDER)
+    assert made.origins["model.base"].startswith(str(Path("runs/mug/config.toml")))
+    assert (made.config.memory.base_precision, made.config.dataset.resolution) == ("bf16", [1024])
+    assert made.config.previews.steps == 11
+
+
+def test_the_users_file_changes_only_what_it_sets_of_a_runs_settings(run: Run, tmp_path: Path) -> None:
+    # As long as the whole run of 50 steps: that is of no concern to a picture.
+    (tmp_path / "fluxtune.toml").write_text("memory.base_precision = 'nf4'\ntraining.warmup = 50\n", encoding="utf-8")
+    made = resolved(run)
+    assert made.config.model.base == str(tmp_path / BASE_FOLDER)
+    assert (made.config.memory.base_precision, made.config.memory.text_precision) == ("nf4", "nf4")
+    assert made.origins["memory.base_precision"] == "fluxtune.toml:1"
+
+
+def test_a_flag_is_above_a_runs_settings(run: Run) -> None:
+    made = resolved(run, flags={"model.base": ("--base", "org/model")})
+    assert (made.config.model.base, made.origins["model.base"]) == ("org/model", "--base")
+
+
+def test_a_run_on_the_embedded_model_keeps_its_own_preview_prompts(run: Run, tmp_path: Path) -> None:
+    shutil.rmtree(run.folder)
+    sets = ["previews.prompts=['a zorvex']", "previews.steps=3"]
+    config = resolve(preset="nano", config_file=None, flags={}, sets=sets, working_folder=tmp_path).config
+    Run.create(run.folder, to_toml(config), {}, {}).result_path("mug").touch()
+    made = resolved(run)
+    assert (made.config.previews.prompts, made.config.previews.steps) == (["a zorvex"], 3)
+    assert (made.config.model.base, made.config.memory.base_precision) == ("nano", "fp32")
+
+
+@pytest.mark.parametrize("seed", ["", "-1", "9223372036854775808", "many", "1.5"])
+def test_a_seed_out_of_range_is_a_usage_error(fluxtune: Callable, seed: str) -> None:
+    outcome = fluxtune("sample", "a cup", "--seed", seed)
+    assert outcome.code == 2
+    assert outcome.err.startswith("error: --seed: previews.seeds has ")
+
+
+@pytest.mark.parametrize("scale", ["nan", "inf", "-inf", "1e999"])
+def test_a_scale_that_is_no_finite_number_is_a_usage_error(fluxtune: Callable, scale: str) -> None:
+    outcome = fluxtune("sample", "a cup", "--lora", f"f.safetensors:{scale}")
+    assert outcome.code == 2
+    assert outcome.err.startswith(f"error: --lora: {scale!r} is no scale: wanted a finite number\n")
+
+
+@pytest.mark.parametrize(
+    ("flag", "key"),
+    [
+        ("--base", "model.base"),
+        ("--steps", "previews.steps"),
+        ("--guidance", "previews.guidance"),
+        ("--width", "previews.width"),
+        ("--height", "previews.height"),
+    ],
+)
+def test_a_flag_with_an_empty_value_is_refused_by_sample(fluxtune: Callable, flag: str, key: str) -> None:
+    outcome = fluxtune("sample", "a cup", "--size", "64x64", flag, "")
+    assert outcome.code == 2
+    assert outcome.err.startswith(f"error: {flag}: {key} ")

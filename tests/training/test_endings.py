@@ -1,0 +1,197 @@
+"""How runs end that do not finish: what their callers hear, and what their records say."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_runs import plain_config, train_in
+
+from fluxtune.config.schema import Config
+from fluxtune.errors import ConfigError, ExitCode, OutOfMemoryError, Stopped, StorageError, UsageError
+from fluxtune.events import Event, Phase, Step
+from fluxtune.runs import Run
+from fluxtune.training import loop as loop_module
+from fluxtune.training import run as run_module
+from fluxtune.training.run import train
+
+CPU_IS_FULL = "[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory: you tried 9 bytes."
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache that the runs of this file share, so that only the first one encodes."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def config(tiny_flux: Path, few_pictures: Path) -> Config:
+    return plain_config(tiny_flux, few_pictures, training__steps=2)
+
+
+@pytest.fixture
+def step_fails(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], None]:
+    """Make every training step raise an error."""
+
+    def fail_with(error: BaseException) -> None:
+        def fail(*_: object) -> None:
+            raise error
+
+        monkeypatch.setattr(loop_module, "learn", fail)
+
+    return fail_with
+
+
+@pytest.fixture
+def nowhere(tmp_path: Path, few_pictures: Path) -> Callable[..., Config]:
+    """Settings whose base model cannot be had: what is told of them was found out before anything is downloaded."""
+    return lambda **changes: plain_config(tmp_path / "no base", few_pictures, **changes)
+
+
+def ending(run: Path) -> tuple[str, dict[str, Any]]:
+    """The status of a run that nobody holds any more, and the last event of its record."""
+    assert not (run / "lock").exists()
+    return Run.open(run).state.status, json.loads((run / "events.jsonl").read_text().splitlines()[-1])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."),
+        RuntimeError(CPU_IS_FULL),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        MemoryError(),
+    ],
+    ids=["cuda", "cpu", "cublas", "python"],
+)
+def test_a_step_that_does_not_fit_in_memory_says_what_to_make_smaller(
+    config: Config, cache: Path, tmp_path: Path, step_fails: Callable[..., None], error: Exception
+) -> None:
+    step_fails(error)
+    with pytest.raises(OutOfMemoryError, match="does not fit in memory") as failure:
+        train_in(tmp_path / "mug", config, cache=cache)
+    assert failure.value.exit_code == 4
+    assert str(error) in failure.value.message
+    assert "smaller preset" in str(failure.value.hint)
+    status, last = ending(tmp_path / "mug")
+    assert (status, last["event"], last["code"]) == ("failed", "error", 4)
+
+
+def test_pictures_that_do_not_fit_in_memory_are_no_bug(
+    nowhere: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(run_module, "preflight", fail)
+    with pytest.raises(OutOfMemoryError):
+        train(nowhere(), output=tmp_path / "mug")
+    assert not (tmp_path / "mug").exists()
+
+
+def test_an_error_of_the_device_that_is_not_of_memory_stays_what_it_is(
+    config: Config, cache: Path, tmp_path: Path, step_fails: Callable[..., None]
+) -> None:
+    step_fails(RuntimeError("CUDA error: an illegal memory access was encountered"))
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        train_in(tmp_path / "mug", config, cache=cache)
+    status, last = ending(tmp_path / "mug")
+    assert (status, last["code"]) == ("failed", 1)
+
+
+def test_an_unexpected_failure_passes_and_is_on_record(
+    config: Config, cache: Path, tmp_path: Path, step_fails: Callable[..., None]
+) -> None:
+    step_fails(ZeroDivisionError("oops"))
+    with pytest.raises(ZeroDivisionError):
+        train_in(tmp_path / "mug", config, cache=cache)
+    status, last = ending(tmp_path / "mug")
+    assert (status, last["event"], last["code"]) == ("failed", "error", 1)
+    assert last["message"] == "unexpected ZeroDivisionError: oops"
+
+
+def test_the_record_names_every_problem_as_the_command_does(
+    config: Config, cache: Path, tmp_path: Path, step_fails: Callable[..., None]
+) -> None:
+    step_fails(ConfigError([UsageError("one", where="a", hint="b"), UsageError("two")]))
+    with pytest.raises(ConfigError):
+        train_in(tmp_path / "mug", config, cache=cache)
+    _, last = ending(tmp_path / "mug")
+    assert last["message"] == "2 problems in the configuration"
+    assert [problem["message"] for problem in last["problems"]] == ["one", "two"]
+
+
+def interrupt_at(phase: str) -> Callable[[Event], None]:
+    """A sink at which an interruption arrives when a phase begins."""
+
+    def emit(event: Event) -> None:
+        if isinstance(event, Phase) and event.name == phase:
+            raise KeyboardInterrupt
+
+    return emit
+
+
+@pytest.mark.parametrize("phase", ["encode captions", "encode pictures", "load"])
+def test_an_interruption_that_was_asked_for_stops_the_run_before_its_first_step(
+    config: Config, tmp_path: Path, phase: str
+) -> None:
+    run = tmp_path / "mug"
+    with pytest.raises(Stopped, match="before training began") as stop:
+        train(config, output=run, on_event=interrupt_at(phase), should_stop=lambda: ExitCode.TERMINATED)
+    assert (stop.value.exit_code, stop.value.hint) == (143, f"go on with: fluxtune train --resume {run}")
+    status, last = ending(run)
+    assert (status, last["code"], last["hint"]) == ("stopped", 143, stop.value.hint)
+
+
+def test_an_interruption_that_nobody_asked_for_passes_and_the_run_is_stopped(config: Config, tmp_path: Path) -> None:
+    run = tmp_path / "mug"
+    with pytest.raises(KeyboardInterrupt):
+        train(config, output=run, on_event=interrupt_at("load"))
+    status, last = ending(run)
+    assert (status, last["event"], last["code"]) == ("stopped", "error", 130)
+
+
+def test_a_stop_before_the_first_step_trains_nothing_and_can_be_resumed(
+    config: Config, cache: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "mug"
+    with pytest.raises(Stopped, match="after step 0 of 2"):
+        train_in(run, config, cache=cache, should_stop=lambda: ExitCode.INTERRUPTED)
+    assert not (run / "checkpoints").exists()
+    assert ending(run)[0] == "stopped"
+    again = train_in(run, config, cache=cache, resume=run)
+    assert [step.step for step in again.seen(Step)] == [1, 2]
+
+
+def test_an_output_that_exists_is_refused_before_the_base_model_is_looked_for(
+    nowhere: Callable[..., Config], tmp_path: Path
+) -> None:
+    (tmp_path / "mug").mkdir()
+    with pytest.raises(StorageError, match="exists already"):
+        train(nowhere(), output=tmp_path / "mug")
+
+
+def test_a_folder_that_is_no_run_is_not_resumed_before_the_base_model_is_looked_for(
+    nowhere: Callable[..., Config], tmp_path: Path
+) -> None:
+    with pytest.raises(StorageError, match="not a run folder"):
+        train(nowhere(), output=tmp_path / "mug", resume=tmp_path / "mug")
+
+
+def test_a_lora_to_start_from_that_is_not_there_is_told_before_the_base_model_is_looked_for(
+    nowhere: Callable[..., Config], tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="no such LoRA file"):
+        train(nowhere(lora__init_from=str(tmp_path / "mgu.safetensors")), output=tmp_path / "mug")
+    assert not (tmp_path / "mug").exists()
+
+
+def test_a_pattern_that_names_no_layer_is_told_before_the_pictures_are_read(tiny_flux: Path, tmp_path: Path) -> None:
+    config = plain_config(tiny_flux, tmp_path / "no pictures", lora__targets=["*.to_q", "*.to_qq"])
+    with pytest.raises(ConfigError, match=r"to_qq' matches no linear layer"):
+        train(config, output=tmp_path / "mug")
+    assert not (tmp_path / "mug").exists()
