@@ -137,8 +137,9 @@ def card(figures: dict[str, Any], recipe: dict[str, Any], size: int, weights: in
         misses=round(1 / max(1 - shown["all"], 1 / figures["prompts"])),
         words=words,
         stages="\n".join(
-            f"| {name} | {stage['seed']} | {stage['minutes']:.0f} | {stage.get('steps', '')} |"
+            f"| {name} | {stage['seed']} | {round(stage['minutes'])} | {stage.get('steps', '')} |"
             for name, stage in recipe.items()
+            if "minutes" in stage
         ),
         figures=FIGURES,
     )
