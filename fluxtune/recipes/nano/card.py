@@ -60,7 +60,8 @@ $judged
 
 ## Limits
 
-- One picture in $misses misses something that was asked. Small details (faces, strings, spots) are the softest part.
+- $missed of the $count pictures miss something that was asked. Small details (faces, strings, spots) are the softest
+  part.
 - Two things in one picture come out less reliably than one; nothing measures them here.
 - The autoencoder was trained on such pictures and on textures: photographs come back soft.
 - Captions of more than $words tokens are cut off. A word that it never met is spelled in syllables, so it has a meaning
@@ -134,7 +135,7 @@ def card(figures: dict[str, Any], recipe: dict[str, Any], size: int, weights: in
         seed=figures["seed"],
         reached="\n".join(f"| {text} | {shown[name]:.1%} |" for name, text in ROWS.items()),
         judged="\n".join(f"| {text} | {recipe['judge'][name]:.1%} |" for name, text in JUDGED.items()),
-        misses=round(1 / max(1 - shown["all"], 1 / figures["prompts"])),
+        missed=round((1 - shown["all"]) * figures["prompts"]) or "None",
         words=words,
         stages="\n".join(
             f"| {name} | {stage['seed']} | {round(stage['minutes'])} | {stage.get('steps', '')} |"
