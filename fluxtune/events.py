@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any, ClassVar, TypeAlias
 
+from fluxtune.errors import ConfigError, FluxtuneError
+
 SCHEMA = 1
 
 
@@ -134,6 +136,14 @@ class Error:
     where: str | None = None
     hint: str | None = None
     problems: list[dict[str, Any]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, error: FluxtuneError) -> Error:
+        """The event that tells of an error, with all its problems."""
+        problems = error.problems if isinstance(error, ConfigError) else [error]
+        rows = [{"message": each.message, "where": each.where, "hint": each.hint} for each in problems]
+        told = problems[0] if len(problems) == 1 else error
+        return cls(int(error.exit_code), told.message, told.where, told.hint, rows)
 
 
 Event: TypeAlias = (

@@ -19,5 +19,5 @@ def test_the_full_size_benchmark_measures_a_preset_on_a_small_transformer(preset
     figures = full_size.measure(preset, "tiny", steps=1, side=64)
     assert figures["preset"] == preset
     assert figures["step_seconds"] > 0
-    assert 0 < figures["load_peak_gib"] <= figures["peak_gib"] * 1.5
+    assert min(figures["load_peak_gib"], figures["peak_gib"], figures["share_of_matrix_rate"]) > 0
     assert figures["step_operations"] > 1e6

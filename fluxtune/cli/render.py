@@ -54,13 +54,10 @@ def write_line(stream: TextIO, text: str) -> None:
 
 def report(error: FluxtuneError, as_json: bool) -> None:
     """Show a failure: as the last JSON line on stdout, or on stderr with its hint after a blank line."""
-    problems = error.problems if isinstance(error, ConfigError) else [error]
     if as_json:
-        rows = [{"message": each.message, "where": each.where, "hint": each.hint} for each in problems]
-        told = problems[0] if len(problems) == 1 else error
-        code = int(error.exit_code)
-        json_lines(sys.stdout)(events.Error(code, told.message, told.where, told.hint, rows))
+        json_lines(sys.stdout)(events.Error.of(error))
         return
+    problems = error.problems if isinstance(error, ConfigError) else [error]
     label = "stopped" if isinstance(error, Stopped) else "error"
     _say("\n\n".join(f"{label}: {problem}" for problem in problems))
 

@@ -26,7 +26,7 @@ from fluxtune.files import write_with
 def cache_folder() -> Path:
     """``$FLUXTUNE_CACHE``, or the user's cache folder where that is not set."""
     if chosen := os.environ.get("FLUXTUNE_CACHE"):
-        return Path(chosen).expanduser()
+        return Path(os.path.expanduser(chosen))
     return platformdirs.user_cache_path("fluxtune", appauthor=False)
 
 

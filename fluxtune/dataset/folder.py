@@ -88,7 +88,7 @@ def folder_path(path: str) -> Path:
         from fluxtune.nano import demo_folder
 
         return demo_folder()
-    return Path(path).expanduser()
+    return Path(os.path.expanduser(path))
 
 
 def natural_key(name: str) -> tuple[list[str | int], str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,7 +82,7 @@ class Outputs:
 
     def _facts(self, step: int) -> LoraFacts:
         config, base = self.config, self.ready.base
-        is_local = Path(base.name).expanduser().exists()
+        is_local = Path(os.path.expanduser(base.name)).exists()
         return LoraFacts(
             name=self.name,
             base=Path(base.name).name if is_local else base.name,

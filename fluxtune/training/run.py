@@ -11,7 +11,6 @@ from pathlib import Path
 from fluxtune.config.layers import to_toml
 from fluxtune.config.schema import Config
 from fluxtune.errors import (
-    ConfigError,
     ExitCode,
     FluxtuneError,
     Stopped,
@@ -186,7 +185,7 @@ def _recorded(run: Run, resuming: bool) -> Iterator[None]:
         told = error if isinstance(error, FluxtuneError) else _unforeseen(error)
         # On a full disk nothing can be recorded; what went wrong first is still what the caller hears.
         with suppress(StorageError):
-            run.append(_error_event(told))
+            run.append(Error.of(told))
             if not resuming or run.state is not before:
                 run.update(status="stopped" if isinstance(told, Stopped) else "failed")
         raise
@@ -197,13 +196,6 @@ def _unforeseen(error: BaseException) -> FluxtuneError:
     if isinstance(error, KeyboardInterrupt):
         return Stopped("interrupted", ExitCode.INTERRUPTED)
     return FluxtuneError(f"unexpected {type(error).__name__}: {error}")
-
-
-def _error_event(error: FluxtuneError) -> Error:
-    problems = error.problems if isinstance(error, ConfigError) else [error]
-    rows = [{"message": each.message, "where": each.where, "hint": each.hint} for each in problems]
-    told = problems[0] if len(problems) == 1 else error
-    return Error(int(error.exit_code), told.message, told.where, told.hint, rows)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from interruption import interrupted
 
 from fluxtune.cli.signals import stop_requests
 from fluxtune.errors import ExitCode, Stopped
@@ -133,23 +134,10 @@ def test_training_is_interrupted_before_its_first_step(
 ) -> None:
     precisions = ["training.precision=fp32", "memory.base_precision=fp32", "memory.text_precision=fp32"]
     settings = [*precisions, "training.optimizer=adamw", "training.device=cpu", "dataset.resolution=64"]
-    process = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "fluxtune", "train", str(pictures), "--base", str(tiny_flux)),
-            *("-o", "run", "--json", *(f"--set={setting}" for setting in settings)),
-        ],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=tmp_path,
-    )
-    assert process.stdout is not None
-    for line in process.stdout:
-        if json.loads(line).get("name") == phase:
-            process.send_signal(signal.SIGINT)
-            break
-    out, err = process.communicate(timeout=60)
-    assert (process.returncode, "Traceback" in err) == (130, False)
+    arguments = ["train", str(pictures), "--base", str(tiny_flux), "-o", "run", "--json"]
+    arguments += [f"--set={setting}" for setting in settings]
+    code, out, err = interrupted(arguments, tmp_path, lambda event: event.get("name") == phase)
+    assert (code, "Traceback" in err) == (130, False)
     records = [json.loads(line) for line in out.splitlines()]
     assert not [record for record in records if record["event"] == "step"]
     last = records[-1]

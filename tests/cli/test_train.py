@@ -2,13 +2,12 @@ from __future__ import annotations
 
 import json
 import shlex
-import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from interruption import interrupted
 from typer.main import get_command
 
 from fluxtune.cli.app import app
@@ -199,21 +198,9 @@ def test_a_run_trains_and_prints_only_the_path_of_its_lora(
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are sent otherwise there")
 def test_ctrl_c_saves_and_says_how_to_go_on(tiny_flux: Path, pictures: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "fluxtune", "train", str(pictures), "--base", str(tiny_flux), "-o", "run", *QUICK]
-    process = subprocess.Popen(
-        [*command, "--steps", "100000", "--json"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=tmp_path,
-    )
-    assert process.stdout is not None
-    for line in process.stdout:
-        if json.loads(line)["event"] == "step":
-            process.send_signal(signal.SIGINT)
-            break
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 130
+    arguments = ["train", str(pictures), "--base", str(tiny_flux), "-o", "run", *QUICK, "--steps", "100000", "--json"]
+    code, out, err = interrupted(arguments, tmp_path, lambda event: event["event"] == "step")
+    assert code == 130
     assert "stopping after this step" in err
     last = json.loads(out.splitlines()[-1])
     assert (last["event"], last["code"], last["hint"]) == ("error", 130, "go on with: fluxtune train --resume run")

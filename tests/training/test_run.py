@@ -14,6 +14,7 @@ from tiny_runs import STEPS, Trained, config_for, plain_config, small_pictures, 
 from transformers import CLIPTextModel, T5EncoderModel
 
 from fluxtune.config.layers import resolve
+from fluxtune.config.presets import built_in_folder
 from fluxtune.dataset.cache import Store
 from fluxtune.errors import DivergedError, ExitCode, StorageError
 from fluxtune.events import Checkpoint, Preview, Step
@@ -250,7 +251,7 @@ def test_a_bfloat16_run_on_quantised_encoders_previews_and_saves(
     assert [preview.step for preview in run.seen(Preview)] == [0, 1, 2]
 
 
-@pytest.mark.parametrize("preset", ["nano", "8gb", "12gb", "16gb", "24gb", "48gb", "80gb"])
+@pytest.mark.parametrize("preset", sorted(file.stem for file in built_in_folder().glob("*.toml")))
 def test_every_preset_trains_a_step_with_all_its_toggles(
     preset: str, tiny_flux: Path, few_pictures: Path, tmp_path: Path
 ) -> None:

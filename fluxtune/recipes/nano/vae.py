@@ -46,7 +46,7 @@ def train_vae(work: Path, minutes: float, seed: int) -> None:
     """Trains on crops of scenes and on textures, with noise on the latents, into `work/vae`."""
     torch.manual_seed(seed)
     vae = build_vae().to(memory_format=torch.channels_last)
-    steps = _fit(vae, vae, work / "vae.ckpt", minutes, seed)
+    steps = _fit(vae, work / "vae.ckpt", minutes, seed)
     vae.eval().requires_grad_(False)
     mean, deviation = latent_statistics(vae, seed)
     vae.register_to_config(shift_factor=mean, scaling_factor=round(1 / deviation, 4))
@@ -54,18 +54,9 @@ def train_vae(work: Path, minutes: float, seed: int) -> None:
     record(work, "vae", seed=seed, minutes=minutes, steps=steps, **measure_vae(vae))
 
 
-def refine_decoder(work: Path, minutes: float, seed: int) -> None:
-    """Goes on with the decoder of `work/vae` alone: latents, and what was trained on them, stay as they are."""
-    vae = AutoencoderKL.from_pretrained(work / "vae").to(memory_format=torch.channels_last)
-    vae.encoder.requires_grad_(False)
-    steps = _fit(vae, vae.decoder, work / "decoder.ckpt", minutes, seed + 1)
-    vae.save_pretrained(work / "vae")
-    record(work, "decoder", seed=seed + 1, minutes=minutes, steps=steps, **measure_vae(vae))
-
-
-def _fit(vae: AutoencoderKL, trained: nn.Module, path: Path, minutes: float, seed: int) -> int:
-    """Trains a part of the VAE for the minutes, goes on from the checkpoint if there is one; returns the steps."""
-    optimizers = _optimizers(trained)
+def _fit(vae: AutoencoderKL, path: Path, minutes: float, seed: int) -> int:
+    """Trains for the minutes, goes on from the checkpoint if there is one; returns the steps."""
+    optimizers = _optimizers(vae)
     rates = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
     budget, step = Budget(minutes), 0
     state = load_checkpoint(path)
@@ -81,7 +72,7 @@ def _fit(vae: AutoencoderKL, trained: nn.Module, path: Path, minutes: float, see
         with torch.autocast("cpu", dtype=COMPUTE):
             loss = _loss(vae, _batch(seed, step))
         loss.backward()
-        nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
@@ -96,11 +87,11 @@ def _fit(vae: AutoencoderKL, trained: nn.Module, path: Path, minutes: float, see
     return step
 
 
-def _optimizers(trained: nn.Module) -> list[torch.optim.Optimizer]:
+def _optimizers(vae: AutoencoderKL) -> list[torch.optim.Optimizer]:
     """Muon for the convolutions but those to and from pixels; AdamW for these, norms and biases."""
-    matrices = [p for p in trained.parameters() if p.ndim > 1 and min(p.flatten(1).shape) >= 16]
+    matrices = [p for p in vae.parameters() if p.ndim > 1 and min(p.flatten(1).shape) >= 16]
     chosen = {id(parameter) for parameter in matrices}
-    others = [parameter for parameter in trained.parameters() if id(parameter) not in chosen]
+    others = [parameter for parameter in vae.parameters() if id(parameter) not in chosen]
     return [Muon(matrices, 2e-3), torch.optim.AdamW(others, 2e-3, (0.9, 0.98), weight_decay=0.0)]
 
 
