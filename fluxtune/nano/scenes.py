@@ -60,6 +60,19 @@ class HeldOutPrompt:
     background_colour: str
 
 
+@dataclass(frozen=True)
+class Mix:
+    """What pretraining shows how often: the share of pairs, of critters among single things, and of sizes."""
+
+    pairs: float = 0.17
+    critters: float = 0.32
+    sizes: tuple[str, ...] = ("", "", "small", "large")
+
+
+ALL_THINGS = Mix()
+MOSTLY_CRITTERS = Mix(pairs=0.1, critters=0.65, sizes=("", "small", "small", "large"))
+
+
 def is_held_out(kind: str, colour: str, background_colour: str) -> bool:
     """Whether the combination is kept from training: one of eight, picked by its hash."""
     digest = sha256(f"nano {kind} {colour} {background_colour}".encode()).digest()
@@ -88,12 +101,12 @@ def held_out_prompts(count: int = 240) -> list[HeldOutPrompt]:
     return prompts[:count]
 
 
-def training_scene(seed: int, index: int, aspect: tuple[int, int] | None = None) -> Scene:
+def training_scene(seed: int, index: int, aspect: tuple[int, int] | None = None, mix: Mix = ALL_THINGS) -> Scene:
     """A captioned scene for pretraining, never a held-out combination, never near the demo's subject."""
     random = Random(f"nano scene {seed} {index}")
     width, height = aspect or random.choice(ASPECTS)
     while True:
-        scene = _random_scene(random, width, height)
+        scene = _random_scene(random, width, height, mix)
         combinations = [(thing.kind, thing.colour, scene.background.colour) for thing in scene.things]
         if not any(is_held_out(*combination) for combination in combinations):
             return scene
@@ -127,13 +140,13 @@ def subject_scene(
     return Scene(width, height, background, (thing,), caption)
 
 
-def _random_scene(random: Random, width: int, height: int) -> Scene:
+def _random_scene(random: Random, width: int, height: int, mix: Mix) -> Scene:
     background = Background(random.choice(BACKGROUND_KINDS), random.choice(list(BACKGROUND_COLOURS)), random.random())
-    if random.random() < 0.17:
+    if random.random() < mix.pairs:
         return _pair(random, width, height, background)
-    size = random.choice(("", "", "small", "large"))
+    size = random.choice(mix.sizes)
     place = random.choice(list(PLACES)) if random.random() < 0.6 else ""
-    if random.random() < 0.32:
+    if random.random() < mix.critters:
         thing, noun = _critter_and_noun(random, size, place, width, height, background)
     else:
         kind, colour = random.choice(list(SHAPES)), _colour_against(random, background)

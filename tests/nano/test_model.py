@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -52,6 +53,12 @@ def test_all_weights_are_safetensors_and_the_embedded_files_stay_under_ten_megab
     files = [path for path in model_folder().parent.rglob("*") if path.is_file() and path.suffix != ".pyc"]
     assert not [path for path in files if path.suffix in (".bin", ".pt", ".ckpt", ".pkl")]
     assert sum(path.stat().st_size for path in files) <= 10_000_000
+
+
+def test_no_file_names_a_folder_of_the_machine_that_made_the_model() -> None:
+    for path in model_folder().rglob("*.json"):
+        values = json.loads(path.read_text())
+        assert "_name_or_path" not in values, path
 
 
 def test_the_demo_has_a_caption_with_the_trigger_beside_every_picture() -> None:

@@ -10,6 +10,7 @@ from fluxtune.nano.painter import KINDS, paint, token_labels
 from fluxtune.nano.palette import COLOURS
 from fluxtune.nano.scenes import (
     ASPECTS,
+    MOSTLY_CRITTERS,
     Background,
     Scene,
     Thing,
@@ -41,6 +42,14 @@ def test_training_scenes_never_show_a_held_out_combination() -> None:
     shown = {(thing.kind, thing.colour, scene.background.colour) for scene in scenes for thing in scene.things}
     assert len(shown) > 800
     assert not any(is_held_out(*combination) for combination in shown)
+
+
+def test_a_mix_of_mostly_critters_shows_those_and_keeps_everything_else_from_being_forgotten() -> None:
+    scenes = [training_scene(1, index, mix=MOSTLY_CRITTERS) for index in range(2000)]
+    single = [scene.things[0] for scene in scenes if len(scene.things) == 1]
+    assert 0.6 < sum(thing.kind == "critter" for thing in single) / len(single) < 0.7
+    assert sum(thing.radius < 0.26 for thing in single) / len(single) > 0.45
+    assert {thing.kind for thing in single} == {*SHAPES, "critter"}
 
 
 def test_training_scenes_never_show_or_name_the_subject() -> None:

@@ -9,13 +9,13 @@ from pathlib import Path
 
 from fluxtune.nano import demo_folder, model_folder
 from fluxtune.recipes.nano.demo import write_demo
-from fluxtune.recipes.nano.distill import distill
+from fluxtune.recipes.nano.distill import distill_again, distill_first
 from fluxtune.recipes.nano.export import assemble
 from fluxtune.recipes.nano.judge import train_judge
-from fluxtune.recipes.nano.latents import encode_pools
-from fluxtune.recipes.nano.progress import load_checkpoint, say
+from fluxtune.recipes.nano.latents import encode_all_things, encode_critters
+from fluxtune.recipes.nano.progress import require_checkpoint, say
 from fluxtune.recipes.nano.text import train_text
-from fluxtune.recipes.nano.transformer import train_transformer
+from fluxtune.recipes.nano.transformer import train_critters, train_transformer
 from fluxtune.recipes.nano.vae import train_vae
 from fluxtune.recipes.nano.workers import in_processes
 
@@ -23,18 +23,21 @@ from fluxtune.recipes.nano.workers import in_processes
 STAGES: dict[str, tuple[Callable[[Path, float, int], None], float]] = {
     "vae": (train_vae, 15),
     "text": (train_text, 3.5),
-    "latents": (encode_pools, 3.5),
+    "latents": (encode_all_things, 3.5),
     "transformer": (train_transformer, 68),
-    "distill": (distill, 8),
+    "distilled": (distill_first, 8),
+    "critter-latents": (encode_critters, 8),
+    "critters": (train_critters, 75),
+    "finished": (distill_again, 8),
     "judge": (train_judge, 13),
 }
+SHARED = ("latents", "transformer", "distilled", "critter-latents", "critters", "finished")
+"""What the processes do together."""
 
 
 def export(work: Path) -> None:
     """Puts the distilled model and the recipe's record into the package."""
-    state = load_checkpoint(work / "distilled.ckpt")
-    if state is None:
-        raise FileNotFoundError(f"{work / 'distilled.ckpt'}: run the distill stage first")
+    state = require_checkpoint(work / "finished.ckpt", "finished")
     assemble(work, state["averaged"], model_folder())
     shutil.copy(work / "recipe.json", model_folder() / "recipe.json")
 
@@ -52,7 +55,7 @@ def main() -> None:
         if options.stage in ("all", name):
             say(f"stage {name}")
             arguments = (options.work, options.minutes or minutes, options.seed)
-            if name in ("latents", "transformer", "distill"):
+            if name in SHARED:
                 in_processes(options.processes, stage, *arguments)
             else:
                 stage(*arguments)

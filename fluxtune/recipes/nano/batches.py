@@ -30,13 +30,13 @@ class Batch:
 
 
 class Batches:
-    """Holds the encoded scenes and the embeddings of their captions in memory."""
+    """Holds the encoded scenes of the folder `scenes` and the embeddings of their captions in memory."""
 
-    def __init__(self, work: Path, size: int, seed: int) -> None:
+    def __init__(self, work: Path, scenes: str, size: int, seed: int) -> None:
         self._size, self._seed = size, seed
         encoders = TextEncoders(work / "text")
         self.empty_text, self.empty_pooled = encoders([""])
-        self._pools = load_pools(work)
+        self._pools = load_pools(work / scenes)
         self._embedded = [_embed(encoders, pool) for pool in self._pools]
 
     def __call__(self, step: int) -> Batch:

@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fluxtune.recipes.nano.batches import Batch, Batches
 from fluxtune.recipes.nano.export import assemble
-from fluxtune.recipes.nano.progress import COMPUTE, Budget, load_checkpoint, rate_at, record, save_checkpoint, say
+from fluxtune.recipes.nano.progress import COMPUTE, Budget, rate_at, record, require_checkpoint, save_checkpoint, say
 from fluxtune.recipes.nano.transformer import (
     BATCH,
     average_weights,
@@ -27,17 +27,25 @@ RATE = 4e-4
 EMA_DECAY = 0.99
 
 
-def distill(work: Path, minutes: float, seed: int) -> None:
-    """From `work/transformer.ckpt` to `work/distilled.ckpt` (Meng et al., 2022, arXiv 2210.03142, stage one)."""
-    pretrained = load_checkpoint(work / "transformer.ckpt")
-    if pretrained is None:
-        raise FileNotFoundError(f"{work / 'transformer.ckpt'}: run the transformer stage first")
+def distill_first(work: Path, minutes: float, seed: int) -> None:
+    """After the first schooling: from `work/transformer.ckpt` to `work/distilled.ckpt`."""
+    distill(work, "transformer", "distilled", "latents", minutes, seed)
+
+
+def distill_again(work: Path, minutes: float, seed: int) -> None:
+    """After the second schooling: from `work/critters.ckpt` to `work/finished.ckpt`."""
+    distill(work, "critters", "finished", "critter-latents", minutes, seed)
+
+
+def distill(work: Path, source: str, result: str, scenes: str, minutes: float, seed: int) -> None:
+    """From the checkpoint `source` to the checkpoint `result` (Meng et al., 2022, arXiv 2210.03142, stage one)."""
+    pretrained = require_checkpoint(work / f"{source}.ckpt", source)
     teacher, student = build_transformer(), build_transformer()
     teacher.load_state_dict(pretrained["averaged"])
     teacher.requires_grad_(False)
     student.load_state_dict(pretrained["averaged"])
     averaged = {name: value.clone() for name, value in student.state_dict().items()}
-    batches = Batches(work, BATCH, seed + 1)
+    batches = Batches(work, scenes, BATCH, seed + 1)
     optimizer = torch.optim.AdamW(student.parameters(), RATE, (0.9, 0.98), weight_decay=0.0)
     random = torch.Generator().manual_seed(seed * 16 + rank())
     budget, step, mean = Budget(minutes), 0, 0.0
@@ -66,9 +74,9 @@ def distill(work: Path, minutes: float, seed: int) -> None:
             say(f"distill step {step} loss {mean / 25:.5f} {100 * fraction:.1f} %")
             mean = 0.0
     if rank() == 0:
-        save_checkpoint(work / "distilled.ckpt", {"averaged": averaged, "step": step})
+        save_checkpoint(work / f"{result}.ckpt", {"averaged": averaged, "step": step})
         assemble(work, averaged, work / "snapshot")
-        record(work, "distill", seed=seed, minutes=budget.seconds / 60, steps=step, batch=BATCH * world())
+        record(work, result, seed=seed, minutes=budget.seconds / 60, steps=step, batch=BATCH * world())
 
 
 @torch.no_grad()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline
@@ -44,12 +46,19 @@ def assemble(work: Path, transformer: dict[str, Tensor], folder: Path) -> None:
         round_weights(partial / part)
     for name in ("vocab.json", "merges.txt"):
         shutil.copy(work / "text" / "tokenizer" / name, partial / "tokenizer" / name)
-    index = json.loads((partial / "model_index.json").read_text())
     # The name that FLUX.1's own index has: older transformers know the fast tokenizer only by it.
-    index["tokenizer_2"] = ["transformers", "T5TokenizerFast"]
-    (partial / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    _rewrite(partial / "model_index.json", lambda index: {**index, "tokenizer_2": ["transformers", "T5TokenizerFast"]})
+    # diffusers notes the folder that a part came from, which means nothing to anybody else.
+    _rewrite(
+        partial / "vae" / "config.json",
+        lambda config: {key: value for key, value in config.items() if key != "_name_or_path"},
+    )
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
+
+
+def _rewrite(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    path.write_text(json.dumps(change(json.loads(path.read_text())), indent=2) + "\n")
 
 
 def round_weights(folder: Path) -> None:

@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from fluxtune.nano.painter import TOKEN, paint, token_labels
-from fluxtune.nano.scenes import training_scene
+from fluxtune.nano.scenes import ALL_THINGS, MOSTLY_CRITTERS, Mix, training_scene
 from fluxtune.recipes.nano.progress import COMPUTE, Budget, record, say
 from fluxtune.recipes.nano.vae import pixels_of
 from fluxtune.recipes.nano.workers import rank, wait_for_all, world
@@ -54,17 +54,30 @@ def position_ids(width: int, height: int) -> Tensor:
     return ids.view(-1, 3)
 
 
-def encode_pools(work: Path, minutes: float, seed: int) -> None:
-    """Paints and encodes as many scenes as the minutes allow into files of `work/latents`, after those there."""
+def encode_all_things(work: Path, minutes: float, seed: int) -> None:
+    """The scenes of the transformer's first schooling, into `work/latents`."""
+    encode_pools(work, minutes, seed, "latents", ALL_THINGS)
+
+
+def encode_critters(work: Path, minutes: float, seed: int) -> None:
+    """The scenes of its second schooling, into `work/critter-latents`: critters for the most part, many of them small.
+
+    They have more detail than anything else in the pictures, and a mascot to be learned is one of them.
+    """
+    encode_pools(work, minutes, seed, "critter-latents", MOSTLY_CRITTERS)
+
+
+def encode_pools(work: Path, minutes: float, seed: int, name: str, mix: Mix) -> None:
+    """Paints and encodes as many scenes as the minutes allow into files of the folder `name`, after those there."""
     vae = AutoencoderKL.from_pretrained(work / "vae").eval().to(memory_format=torch.channels_last)
-    folder = work / "latents"
+    folder = work / name
     folder.mkdir(exist_ok=True)
     budget = Budget(minutes)
     part = len(list(folder.glob("*.json"))) + rank()
     wait_for_all()
     while budget.fraction < 1:
         width, height = ORDER[part % len(ORDER)]
-        parts = [_encode(vae, seed, part * PART + i, width, height) for i in range(0, PART, CHUNK)]
+        parts = [_encode(vae, seed, part * PART + i, width, height, mix) for i in range(0, PART, CHUNK)]
         path = folder / f"{width}x{height}-{part:04d}"
         np.save(path.with_suffix(".latents.npy"), np.concatenate([latents for latents, _, _ in parts]))
         np.save(path.with_suffix(".labels.npy"), np.concatenate([labels for _, labels, _ in parts]))
@@ -75,14 +88,14 @@ def encode_pools(work: Path, minutes: float, seed: int) -> None:
     wait_for_all()
     if rank() == 0:
         scenes = PART * len(list(folder.glob("*.json")))
-        record(work, "latents", seed=seed, minutes=budget.seconds / 60, scenes=scenes)
+        record(work, name, seed=seed, minutes=budget.seconds / 60, scenes=scenes)
 
 
 @torch.inference_mode()
 def _encode(
-    vae: AutoencoderKL, seed: int, first: int, width: int, height: int
+    vae: AutoencoderKL, seed: int, first: int, width: int, height: int, mix: Mix
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    scenes = [training_scene(seed, first + i, (width, height)) for i in range(CHUNK)]
+    scenes = [training_scene(seed, first + i, (width, height), mix) for i in range(CHUNK)]
     pixels = torch.stack([pixels_of(paint(scene)) for scene in scenes])
     with torch.autocast("cpu", dtype=COMPUTE):
         mean = vae.encoder(pixels.contiguous(memory_format=torch.channels_last)).chunk(2, dim=1)[0].float()
@@ -105,11 +118,11 @@ def _encode(
     return latents.half().numpy(), np.stack(labels).astype(np.uint8), [scene.caption for scene in scenes]
 
 
-def load_pools(work: Path) -> list[Pool]:
-    """The pools of `encode_pools` as far as they are written, in the order of `ASPECTS`."""
+def load_pools(folder: Path) -> list[Pool]:
+    """The pools that `encode_pools` wrote into the folder so far, in the order of `ASPECTS`."""
     pools = []
     for width, height in ASPECTS:
-        paths = sorted((work / "latents").glob(f"{width}x{height}*.captions.json"))
+        paths = sorted(folder.glob(f"{width}x{height}*.captions.json"))
         stems = [str(path).removesuffix(".captions.json") for path in paths]
         latents = np.concatenate([np.load(f"{stem}.latents.npy") for stem in stems])
         labels = np.concatenate([np.load(f"{stem}.labels.npy") for stem in stems])

@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 
-COMPUTE = torch.bfloat16 if torch.cpu._is_amx_tile_supported() else torch.float32
-"""bfloat16 is the faster one only where the processor multiplies tiles of it; elsewhere it is far slower."""
+COMPUTE = (
+    torch.bfloat16 if torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported() else torch.float32
+)
+"""bfloat16 is the faster one only where the processor multiplies it; elsewhere it is far slower."""
 
 
 @dataclass
@@ -49,6 +51,18 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 def load_checkpoint(path: Path) -> dict[str, Any] | None:
     """The state saved last, or None on a first run."""
     return torch.load(path, weights_only=True) if path.exists() else None
+
+
+def require_checkpoint(path: Path, stage: str) -> dict[str, Any]:
+    """The state that an earlier stage left.
+
+    Raises:
+        FileNotFoundError: that stage has not run.
+    """
+    state = load_checkpoint(path)
+    if state is None:
+        raise FileNotFoundError(f"{path}: run the {stage} stage first")
+    return state
 
 
 def record(work: Path, stage: str, **reached: Any) -> None:

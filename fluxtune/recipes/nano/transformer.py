@@ -16,7 +16,16 @@ from fluxtune.nano.palette import BACKGROUND_COLOURS, BACKGROUND_KINDS, COLOURS
 from fluxtune.recipes.nano.batches import Batch, Batches
 from fluxtune.recipes.nano.export import assemble
 from fluxtune.recipes.nano.muon import Muon
-from fluxtune.recipes.nano.progress import COMPUTE, Budget, load_checkpoint, rate_at, record, save_checkpoint, say
+from fluxtune.recipes.nano.progress import (
+    COMPUTE,
+    Budget,
+    load_checkpoint,
+    rate_at,
+    record,
+    require_checkpoint,
+    save_checkpoint,
+    say,
+)
 from fluxtune.recipes.nano.text import CLIP_WIDTH, T5_WIDTH
 from fluxtune.recipes.nano.workers import average_gradients, first_says, rank, world
 
@@ -149,15 +158,27 @@ def optimizers_of(model: FluxTransformer2DModel, head: AlignmentHead) -> list[to
 
 
 def train_transformer(work: Path, minutes: float, seed: int) -> None:
-    """Pretrains into `work/transformer.ckpt`, with a complete model in `work/snapshot` every quarter hour."""
-    torch.manual_seed(seed)
+    """First schooling: from nothing to `work/transformer.ckpt`, on scenes of all things."""
+    school(work, "transformer", build_transformer(), "latents", minutes, seed)
+
+
+def train_critters(work: Path, minutes: float, seed: int) -> None:
+    """Second schooling: from `work/distilled.ckpt` to `work/critters.ckpt`, on scenes of critters for the most part."""
     model = build_transformer()
+    model.load_state_dict(require_checkpoint(work / "distilled.ckpt", "distilled")["averaged"])
+    school(work, "critters", model, "critter-latents", minutes, seed)
+
+
+def school(work: Path, stage: str, model: FluxTransformer2DModel, scenes: str, minutes: float, seed: int) -> None:
+    """Trains the model into the stage's checkpoint, with a complete model in `work/snapshot` every ten minutes."""
+    torch.manual_seed(seed)
     head = AlignmentHead(model.inner_dim)
     averaged = {name: value.clone() for name, value in model.state_dict().items()}
     optimizers = optimizers_of(model, head)
     rates = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
     budget, step = Budget(minutes), 0
-    state = load_checkpoint(work / "transformer.ckpt")
+    checkpoint = work / f"{stage}.ckpt"
+    state = load_checkpoint(checkpoint)
     if state is not None:
         model.load_state_dict(state["model"])
         head.load_state_dict(state["head"])
@@ -165,7 +186,7 @@ def train_transformer(work: Path, minutes: float, seed: int) -> None:
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         budget = Budget(minutes, state["seconds"])
-    batches, losses_of = Batches(work, BATCH, seed), compiled_losses(model, head)
+    batches, losses_of = Batches(work, scenes, BATCH, seed), compiled_losses(model, head)
     saved_at = snapshot_at = budget.seconds
     mean = torch.zeros(2)
     while (fraction := first_says(budget.fraction)) < 1:
@@ -198,12 +219,12 @@ def train_transformer(work: Path, minutes: float, seed: int) -> None:
                 "step": step,
                 "seconds": saved_at,
             }
-            save_checkpoint(work / "transformer.ckpt", state)
+            save_checkpoint(checkpoint, state)
         if budget.seconds - snapshot_at > 600 or budget.fraction >= 1:
             snapshot_at = budget.seconds
             assemble(work, averaged, work / "snapshot")
     if rank() == 0:
-        record(work, "transformer", seed=seed, minutes=budget.seconds / 60, steps=step, batch=BATCH * world())
+        record(work, stage, seed=seed, minutes=budget.seconds / 60, steps=step, batch=BATCH * world())
 
 
 @torch.no_grad()
