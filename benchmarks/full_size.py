@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, init_empty_weights
+from accelerate import init_empty_weights
 from diffusers import FluxTransformer2DModel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -31,6 +31,7 @@ from fluxtune.environment import memory_in_use, pick_device, versions
 from fluxtune.flux.families import FLUX1
 from fluxtune.flux.load import DTYPES, build_transformer, free_memory
 from fluxtune.lora.adapter import adapter_parameters, attach
+from fluxtune.training.load import make_accelerator
 from fluxtune.training.optimizers import make_optimizer
 from fluxtune.training.step import Learner, MicroBatch, learn, update
 
@@ -127,7 +128,7 @@ def measure(preset: str, scale: str, steps: int, side: int | None) -> dict[str, 
     if settings.memory.recompute == "all":
         transformer.enable_gradient_checkpointing()
     parameters = list(adapter_parameters(transformer.train()).values())
-    accelerator = Accelerator(cpu=device == "cpu", mixed_precision="bf16")
+    accelerator = make_accelerator(settings.training, device)
     optimizer = accelerator.prepare_optimizer(make_optimizer(parameters, settings.training))
     learner = Learner(FLUX1, transformer, optimizer, accelerator, parameters, dtype, 1.0, 1.0)
     batch = micro_batch(config, side, settings.training.batch_size, device, dtype)

@@ -40,6 +40,24 @@ def pick_device(wanted: Literal["auto", "cpu", "cuda"]) -> str:
     )
 
 
+def warn_of_the_processor(device: str, wanted: str, on_event: Sink) -> None:
+    """Report that ``auto`` found no usable graphics card, which a big model on a processor takes hours to show."""
+    import torch
+
+    if device != "cpu" or wanted != "auto":
+        return
+    built = torch.version.cuda is not None or torch.version.hip is not None
+    on_event(
+        Warning(
+            "no usable graphics card was found: this runs on the processor, which is very slow for a big model",
+            hint="check the driver with nvidia-smi"
+            if built
+            else f"this torch ({torch.__version__}) is built without CUDA: install one that is "
+            "(https://pytorch.org/get-started/locally)",
+        )
+    )
+
+
 def warn_without_bf16(device: str, on_event: Sink) -> None:
     """Report a graphics card that has no bfloat16 of its own (before the 30 series): it works, but slowly."""
     import torch

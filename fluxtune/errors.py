@@ -6,6 +6,7 @@ the table in the documentation is generated from it.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import IntEnum
 from typing import ClassVar
 
@@ -119,3 +120,10 @@ class Stopped(FluxtuneError):
     def __init__(self, message: str, exit_code: ExitCode, *, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
         self.exit_code = exit_code  # type: ignore[misc]
+
+
+def some_names(names: Iterable[str], shown: int = 5) -> str:
+    """For a message: the first few names, and how many more there are."""
+    listed = list(names)
+    more = f" and {len(listed) - shown} more" if len(listed) > shown else ""
+    return ", ".join(listed[:shown]) + more

@@ -102,6 +102,19 @@ def require_space(folder: Path, needed: int, purpose: str) -> None:
         )
 
 
+def require_folder(folder: Path) -> None:
+    """Refuse a place that cannot become a folder, because it or what it lies in is a file.
+
+    Raises:
+        StorageError: it is one.
+    """
+    existing = folder.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir():
+        raise StorageError("this is a file, not a folder", where=str(existing), hint="choose another folder")
+
+
 def _dump(path: Path, content: bytes) -> None:
     with open(path, "wb") as file:
         file.write(content)

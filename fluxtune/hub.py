@@ -11,17 +11,21 @@ import io
 import json
 import os
 import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fluxtune.errors import BaseModelError, FluxtuneError, StorageError
+from fluxtune import nano
+from fluxtune.errors import BaseModelError, FluxtuneError, StorageError, some_names
 from fluxtune.events import Phase, Progress, Sink, ignore
+from fluxtune.nano import EMBEDDED
 
 if TYPE_CHECKING:
     from tqdm.std import tqdm
 
 KNOWN_MODELS = (
-    "nano",
+    EMBEDDED,
     "black-forest-labs/FLUX.1-dev",
     "black-forest-labs/FLUX.1-schnell",
     "black-forest-labs/FLUX.1-Krea-dev",
@@ -35,7 +39,13 @@ TOKENS_PAGE = "https://huggingface.co/settings/tokens"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
-def locate(base: str, revision: str | None = None, offline: bool = False, on_event: Sink = ignore) -> Path:
+def locate(
+    base: str,
+    revision: str | None = None,
+    offline: bool = False,
+    on_event: Sink = ignore,
+    check_index: Callable[[Path], object] = lambda _: None,
+) -> Path:
     """The local folder of a base model in diffusers' layout, downloaded if need be.
 
     Args:
@@ -43,15 +53,14 @@ def locate(base: str, revision: str | None = None, offline: bool = False, on_eve
         revision: branch, tag or commit of a hub model.
         offline: never use the network (also with ``HF_HUB_OFFLINE`` set).
         on_event: is told of a download and its progress.
+        check_index: is given a hub model's ``model_index.json`` before the rest is downloaded; may raise.
 
     Raises:
         BaseModelError: missing, incomplete, gated or unreachable; the hint has the next step.
         StorageError: the disk is full, or the cache cannot be written.
     """
-    if base == "nano":
-        from fluxtune.nano import model_folder
-
-        return _complete(model_folder(), base, "the installation is damaged: install fluxtune again")
+    if base == EMBEDDED:
+        return _complete(nano.model_folder(), base, "the installation is damaged: install fluxtune again")
     path = Path(os.path.expanduser(base))
     if path.is_dir():
         return _complete(path, base, "complete the folder, or give a hub id to download the model")
@@ -67,7 +76,7 @@ def locate(base: str, revision: str | None = None, offline: bool = False, on_eve
             where=base,
             hint=_nearest(base),
         )
-    return _from_hub(base, revision, offline, on_event)
+    return _from_hub(base, revision, offline, on_event, check_index)
 
 
 def missing_files(folder: Path) -> list[str]:
@@ -127,12 +136,14 @@ def _complete(folder: Path, base: str, hint: str) -> Path:
         )
     if missing:
         raise BaseModelError(
-            f"the base model {base} is incomplete; missing: {_listed(missing)}", where=str(folder), hint=hint
+            f"the base model {base} is incomplete; missing: {some_names(missing)}", where=str(folder), hint=hint
         )
     return folder
 
 
-def _from_hub(model: str, revision: str | None, offline: bool, on_event: Sink) -> Path:
+def _from_hub(
+    model: str, revision: str | None, offline: bool, on_event: Sink, check_index: Callable[[Path], object]
+) -> Path:
     from huggingface_hub import constants
 
     cached = _cached(model, revision)
@@ -143,12 +154,16 @@ def _from_hub(model: str, revision: str | None, offline: bool, on_event: Sink) -
         seen = "only a part of it is" if cached else "it is not"
         raise BaseModelError(
             f"the base model {model} is needed and the network is switched off, but {seen} in the local hub "
-            f"cache; missing: {_listed(missing)}",
+            f"cache; missing: {some_names(missing)}",
             where=constants.HF_HUB_CACHE,
             hint=f"while online, run: hf download {model}; or unset HF_HUB_OFFLINE and model.offline",
         )
     on_event(Phase("download", f"downloading {model}"))
-    folder = _download(model, revision, on_event)
+    with _explaining(model, revision):
+        index = _download(model, revision, [INDEX], ignore) / INDEX
+        if index.is_file():
+            check_index(index)
+        folder = _download(model, revision, WANTED, on_event)
     return _complete(folder, model, f"this is not how FLUX models are laid out: {_nearest(model)}")
 
 
@@ -160,21 +175,29 @@ def _cached(model: str, revision: str | None) -> Path | None:
     return Path(index).parent if isinstance(index, str) else None
 
 
-def _download(model: str, revision: str | None, on_event: Sink) -> Path:
-    from huggingface_hub import errors, snapshot_download
+def _download(model: str, revision: str | None, wanted: Sequence[str], on_event: Sink) -> Path:
+    from huggingface_hub import snapshot_download
+
+    folder = snapshot_download(
+        model,
+        revision=revision,
+        allow_patterns=list(wanted),
+        ignore_patterns=list(UNWANTED),
+        tqdm_class=_progress_bar(on_event),
+    )
+    return Path(folder)
+
+
+@contextmanager
+def _explaining(model: str, revision: str | None) -> Iterator[None]:
+    """Turns what the hub's client raises into one message and one next step."""
+    from huggingface_hub import errors
 
     try:
-        folder = snapshot_download(
-            model,
-            revision=revision,
-            allow_patterns=list(WANTED),
-            ignore_patterns=list(UNWANTED),
-            tqdm_class=_progress_bar(on_event),
-        )
+        yield
     # HTTPError is what the network library of the installed client raises, httpx or requests.
     except (errors.HfHubHTTPError, errors.HTTPError, errors.HFValidationError, OSError) as error:
         raise _explained(error, model, revision) from error
-    return Path(folder)
 
 
 def _explained(error: Exception, model: str, revision: str | None) -> FluxtuneError:
@@ -260,11 +283,6 @@ def _nearest(name: str) -> str:
     close = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.6)
     known = ", ".join(KNOWN_MODELS)
     return f"did you mean {lowered[close[0]]}?" if close else f"for instance: {known}"
-
-
-def _listed(names: list[str], most: int = 4) -> str:
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest
 
 
 def _progress_bar(on_event: Sink) -> type[tqdm[Any]]:

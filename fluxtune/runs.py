@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from shlex import quote
 from typing import Any, Literal
 
 from fluxtune import files
@@ -188,7 +189,7 @@ def require_unused(folder: Path) -> None:
         raise StorageError(
             "the run folder exists already, and a run never writes over another one",
             where=str(folder),
-            hint=f"go on with that run: fluxtune train --resume {folder}; or choose another --output",
+            hint=f"go on with that run: fluxtune train --resume {quote(str(folder))}; or choose another --output",
         )
 
 

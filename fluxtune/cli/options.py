@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import shorten
 from typing import Annotated, Any, TypeAlias
 
 import typer
@@ -36,8 +37,12 @@ def _read(key: str, value: str | list[str]) -> object:
 
 
 def complete_preset(incomplete: str) -> list[tuple[str, str]]:
-    """Preset names that begin so, with what each is for."""
-    return [(preset.name, preset.description) for preset in listing() if preset.name.startswith(incomplete)]
+    """Preset names that begin so, with what each is for: short enough for one line, which is all that a shell takes."""
+    return [
+        (preset.name, shorten(preset.description, 60, placeholder=" …"))
+        for preset in listing()
+        if preset.name.startswith(incomplete)
+    ]
 
 
 Preset: TypeAlias = Annotated[

@@ -7,6 +7,7 @@ import re
 import sys
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -30,6 +31,8 @@ _READ: dict[str, tuple[str, ...]] = {
     "dataset": ("folders", "resolution"),
     "training": ("precision", "device"),
 }
+
+_PROMPTS_HINT = "give a text file in UTF-8 with a prompt on each line"
 
 
 def sample(
@@ -97,15 +100,15 @@ def sample(
       fluxtune sample --prompts prompts.txt --lora mug.safetensors:0.8 --preset 24gb --size 1024x768
     """
     loras = [_lora_use(text) for text in lora or ()]
-    across, down = _sides(size)
+    across, down = _sides(size, width, height)
     flags = given(
         {
             "model.base": ("--base", base),
             "previews.seeds": ("--seed", None if seed is None else [seed]),
             "previews.steps": ("--steps", steps),
             "previews.guidance": ("--guidance", guidance),
-            "previews.width": ("--width", width) if width is not None else ("--size", across),
-            "previews.height": ("--height", height) if height is not None else ("--size", down),
+            "previews.width": ("--width" if size is None else "--size", across),
+            "previews.height": ("--height" if size is None else "--size", down),
         }
     )
     resolved = _resolve(preset, config_file, flags, sets or [], [use.path for use in loras])
@@ -142,7 +145,9 @@ def _result_of(run: Path) -> Path:
     if state.result is None:
         last = f"; its last checkpoint is in {run / state.checkpoint}" if state.checkpoint else ""
         raise StorageError(
-            f"this run has no result yet{last}", where=str(run), hint=f"finish it: fluxtune train --resume {run}"
+            f"this run has no result yet{last}",
+            where=str(run),
+            hint=f"finish it: fluxtune train --resume {quote(str(run))}",
         )
     return run / state.result
 
@@ -152,9 +157,14 @@ def _run_around(path: Path) -> Path | None:
     return next((folder for folder in list(path.parents)[:3] if (folder / "run.json").is_file()), None)
 
 
-def _sides(size: str | None) -> tuple[str | None, str | None]:
+def _sides(size: str | None, width: str | None, height: str | None) -> tuple[str | None, str | None]:
+    """(width, height) as they were given, in either way."""
     if size is None:
-        return None, None
+        return width, height
+    if width is not None or height is not None:
+        raise UsageError(
+            "--size gives both sides already", where="--size", hint="leave out --width and --height, or --size"
+        )
     sides = re.fullmatch(r"(\d+)[xX\u00d7](\d+)", size)
     if sides is None:
         raise UsageError(f"{size!r} is no size: wanted WIDTHxHEIGHT", where="--size", hint="for instance 1024x768")
@@ -166,13 +176,14 @@ def _prompts(given_prompts: list[str], file: Path | None) -> list[str]:
         return given_prompts
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(
-            f"cannot read the prompts: {error}",
-            where=str(file),
-            hint="give a text file in UTF-8 with a prompt on each line",
-        ) from error
-    return [*given_prompts, *(line.strip() for line in lines if line.strip())]
+    except OSError as error:
+        raise UsageError(f"cannot read the prompts: {error.strerror}", where=str(file), hint=_PROMPTS_HINT) from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"cannot read the prompts: {error}", where=str(file), hint=_PROMPTS_HINT) from error
+    found = [line.strip() for line in lines if line.strip()]
+    if not found:
+        raise UsageError("there is no prompt in this file", where=str(file), hint=_PROMPTS_HINT)
+    return [*given_prompts, *found]
 
 
 def _resolve(

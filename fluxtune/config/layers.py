@@ -20,9 +20,9 @@ from fluxtune.config.problems import problems_of
 from fluxtune.config.schema import Config
 from fluxtune.config.settings import look_up, sections, settings
 from fluxtune.errors import ConfigError, FluxtuneError, UsageError
+from fluxtune.nano import EMBEDDED
 
 PROJECT_FILE = "fluxtune.toml"
-EMBEDDED = "nano"
 EMBEDDED_PREFIX = f"{EMBEDDED}:"
 
 

@@ -18,7 +18,12 @@ class PreviewsConfig(Section):
     every: int = setting(250, "Steps between previews; 0 makes none.", unit="steps", ge=0)
     prompts: list[str] = setting([], "Prompts of the previews. Without any, the first caption of the data set.")
     seeds: list[Seed] = setting([42], "Seeds; each prompt is made with each of them.", min_length=1)
-    steps: int = setting(28, "Denoising steps of a preview.", ge=1, le=1000)
+    steps: int | None = setting(
+        None,
+        "Denoising steps of a preview; unset means what the base model wants: 28 for dev, 4 for schnell.",
+        ge=1,
+        le=1000,
+    )
     guidance: float = setting(3.5, "Guidance of a preview, for models that embed it.", ge=0.0, le=100.0)
     width: Side | None = setting(None, "Width; unset means the first training resolution.", unit="px")
     height: Side | None = setting(None, "Height; unset means the first training resolution.", unit="px")

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from math import log
 
 from fluxtune.config.dataset import DatasetConfig
-from fluxtune.dataset.folder import Picture, some_names
+from fluxtune.dataset.folder import Picture
 from fluxtune.dataset.images import Size, crop_box
+from fluxtune.errors import some_names
 from fluxtune.events import Warning
 
 NOTICEABLE = 1.1

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sized
+from collections.abc import Sized
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +17,12 @@ from pathlib import Path
 from fluxtune.config.dataset import DatasetConfig, FolderConfig
 from fluxtune.dataset.captions import captions_by_stem, has_trigger, read_caption, stem_of, tidy, with_trigger
 from fluxtune.dataset.images import Size, open_image
-from fluxtune.errors import DataError
+from fluxtune.errors import DataError, some_names
 from fluxtune.events import Progress, Sink, Warning
 from fluxtune.files import sha256_of
+
+_RUN_MARKS = {"run.json", "config.toml"}
+"""What every run folder holds (``runs.py``)."""
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 OTHER_PICTURES = (".gif", ".heic", ".heif", ".avif", ".jxl", ".jp2", ".psd", ".dng", ".cr2", ".nef", ".arw")
@@ -97,13 +100,6 @@ def natural_key(name: str) -> tuple[list[str | int], str]:
     return [int(part) if index % 2 else part for index, part in enumerate(parts)], name
 
 
-def some_names(names: Iterable[str], shown: int = 5) -> str:
-    """The first few names, and how many more there are."""
-    listed = list(names)
-    more = f" and {len(listed) - shown} more" if len(listed) > shown else ""
-    return ", ".join(listed[:shown]) + more
-
-
 def _find(folder: FolderConfig, problems: list[DataError], on_event: Sink) -> list[_Found]:
     """The pictures of one folder in order, with the captions beside them; problems are added to the list."""
     root = folder_path(folder.path)
@@ -136,7 +132,10 @@ def _find(folder: FolderConfig, problems: list[DataError], on_event: Sink) -> li
 
 
 def _files_below(root: Path, problems: list[DataError]) -> list[Path]:
-    """All files that are not hidden, nested folders included (links are followed once), in natural order."""
+    """All files that are not hidden, nested folders included (links are followed once), in natural order.
+
+    Folders of runs are passed over: their previews and checkpoints are no data.
+    """
 
     def unreadable(error: OSError) -> None:
         reason = (error.strerror or str(error)).lower()
@@ -148,6 +147,9 @@ def _files_below(root: Path, problems: list[DataError]) -> list[Path]:
         real = {name: os.path.realpath(Path(parent, name)) for name in folders if not name.startswith(".")}
         folders[:] = sorted(name for name, target in real.items() if target not in visited)
         visited.update(real.values())
+        if set(names) >= _RUN_MARKS:
+            folders.clear()
+            continue
         files += [Path(parent, name) for name in names if not name.startswith(".")]
     named = [file for file in files if _is_unicode(file, problems)]
     return sorted(named, key=lambda file: [natural_key(part) for part in file.relative_to(root).parts])

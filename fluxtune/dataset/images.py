@@ -86,17 +86,6 @@ def open_image(path: Path, background: str) -> Image.Image:
     return _on_background(_in_srgb(_in_eight_bits(upright, path)), background)
 
 
-def size_of(path: Path) -> Size:
-    """(width, height) of the upright picture, from the file's header alone.
-
-    Raises:
-        DataError: as ``open_image``, as far as the header shows.
-    """
-    with _opened(path) as image:
-        width, height = image.size
-        return (height, width) if _turn(image) in (5, 6, 7, 8) else (width, height)
-
-
 def crop_box(size: Size, width: int, height: int) -> tuple[float, float, float, float]:
     """The central part of a picture of ``size`` that has the shape ``width`` x ``height``.
 

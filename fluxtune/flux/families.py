@@ -35,6 +35,7 @@ class Family:
     text_tokens: Callable[[bool, int], int]
     side_multiple: int
     sampling_guidance: float
+    sampling_steps: Callable[[bool], int]
     lora_targets: Mapping[str, tuple[str, ...]]
     architecture: Callable[[bool], str]
     blocks: tuple[str, ...]
@@ -52,6 +53,7 @@ FLUX1 = Family(
     text_tokens=flux1.text_tokens,
     side_multiple=16,
     sampling_guidance=3.5,
+    sampling_steps=flux1.sampling_steps,
     lora_targets=flux1.LORA_TARGETS,
     architecture=lambda embeds_guidance: f"flux-1-{'dev' if embeds_guidance else 'schnell'}/lora",
     blocks=("transformer_blocks", "single_transformer_blocks"),

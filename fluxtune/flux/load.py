@@ -10,6 +10,7 @@ import gc
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from fluxtune.config.model import ModelConfig
 from fluxtune.errors import BaseModelError
 from fluxtune.events import Sink, ignore
 from fluxtune.flux.families import FAMILIES, Family, family_of
-from fluxtune.hub import locate
+from fluxtune.hub import INDEX, locate
 from fluxtune.memory.quantize import quantize_linears, quantized_linear, replace_module
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -40,6 +41,16 @@ class Base:
     embeds_guidance: bool
     text_tokens: int
 
+    @property
+    def sampling_steps(self) -> int:
+        """Denoising steps of a picture, unless somebody asks for others."""
+        return self.family.sampling_steps(self.embeds_guidance)
+
+    @property
+    def commit(self) -> str | None:
+        """The hub's commit that the files are of, as the hub's cache names its folder; None for other folders."""
+        return self.folder.name if self.folder.parent.name == "snapshots" else None
+
     def fingerprint(self, *parts: str) -> str:
         """Hex digest of the files of some parts (``vae``, ``text_encoder``...), for cache keys."""
         digest = hashlib.sha256()
@@ -55,16 +66,8 @@ def open_base(model: ModelConfig, on_event: Sink = ignore) -> Base:
     Raises:
         BaseModelError: missing, gated, offline, incomplete, or of a family fluxtune does not train.
     """
-    folder = locate(model.base, model.revision, model.offline, on_event)
-    pipeline = str(_read_json(folder / "model_index.json").get("_class_name"))
-    family = family_of(pipeline)
-    if family is None:
-        known = ", ".join(known.pipeline for known in FAMILIES)
-        raise BaseModelError(
-            f"this is a {pipeline} model; fluxtune trains {known}",
-            where=str(folder / "model_index.json"),
-            hint="choose a FLUX.1 model, for instance --base black-forest-labs/FLUX.1-dev",
-        )
+    folder = locate(model.base, model.revision, model.offline, on_event, _family_in)
+    family = _family_in(folder / INDEX)
     embeds_guidance = bool(_read_json(folder / "transformer" / "config.json").get("guidance_embeds"))
     tokenizer_file = folder / family.text_folders[-1] / "tokenizer_config.json"
     tokenizer_length = _read_json(tokenizer_file).get("model_max_length")
@@ -72,6 +75,24 @@ def open_base(model: ModelConfig, on_event: Sink = ignore) -> Base:
         raise _wrong_weights(tokenizer_file, "model_max_length is missing")
     text_tokens = family.text_tokens(embeds_guidance, int(tokenizer_length))
     return Base(model.base, folder, family, embeds_guidance, text_tokens)
+
+
+def _family_in(index: Path) -> Family:
+    """The family that a ``model_index.json`` names.
+
+    Raises:
+        BaseModelError: fluxtune trains no such models.
+    """
+    pipeline = str(_read_json(index).get("_class_name"))
+    family = family_of(pipeline)
+    if family is None:
+        known = ", ".join(known.pipeline for known in FAMILIES)
+        raise BaseModelError(
+            f"this is a {pipeline} model; fluxtune trains {known}",
+            where=str(index),
+            hint="choose a FLUX.1 model, for instance --base black-forest-labs/FLUX.1-dev",
+        )
+    return family
 
 
 def load_transformer(base: Base, memory: MemoryConfig, dtype: torch.dtype, device: str) -> Any:
@@ -138,10 +159,15 @@ def build_transformer(
 
 
 def load_vae(base: Base, dtype: torch.dtype, device: str) -> Any:
-    """The frozen VAE on ``device``."""
+    """The frozen VAE on ``device``.
+
+    Raises:
+        BaseModelError: its files are damaged.
+    """
     from diffusers import AutoencoderKL
 
-    vae = AutoencoderKL.from_pretrained(base.folder, subfolder="vae", torch_dtype=dtype)
+    with _told_as_damage(base.folder / "vae"):
+        vae = AutoencoderKL.from_pretrained(base.folder, subfolder="vae", torch_dtype=dtype)
     vae.requires_grad_(False)
     return vae.to(device).eval()
 
@@ -151,10 +177,14 @@ def load_text_pipeline(base: Base, memory: MemoryConfig, dtype: torch.dtype, dev
 
     Args:
         dtype: precision of what is not quantised, where the T5 encoder is.
+
+    Raises:
+        BaseModelError: the files of the text encoders or tokenizers are damaged.
     """
     precision = memory.text_precision
     held = DTYPES.get(precision, dtype)
-    pipeline = _pipeline_class(base).from_pretrained(base.folder, transformer=None, vae=None, torch_dtype=held)
+    with _told_as_damage(base.folder):
+        pipeline = _pipeline_class(base).from_pretrained(base.folder, transformer=None, vae=None, torch_dtype=held)
     if precision in ("int8", "nf4"):
         # int8 products pass through float16, whose range T5's last projections exceed.
         keep = ("wo",) if precision == "int8" else ()
@@ -163,6 +193,18 @@ def load_text_pipeline(base: Base, memory: MemoryConfig, dtype: torch.dtype, dev
         encoder.requires_grad_(False)
         encoder.to(device)
     return pipeline
+
+
+def load_tokenizers(base: Base) -> list[Any]:
+    """The tokenizers of the text encoders, in their order; the last one's text is what the transformer reads.
+
+    Raises:
+        BaseModelError: their files are damaged.
+    """
+    with _told_as_damage(base.folder):
+        absent = {"transformer": None, "vae": None, "text_encoder": None, "text_encoder_2": None}
+        pipeline = _pipeline_class(base).from_pretrained(base.folder, **absent)
+    return [pipeline.tokenizer, pipeline.tokenizer_2]
 
 
 def image_pipeline(base: Base, transformer: Any, vae: Any) -> Any:
@@ -243,6 +285,15 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 def _wrong_weights(place: Path | str, message: str) -> BaseModelError:
     return BaseModelError(message, where=str(place), hint="the base model is incomplete or damaged: download it again")
+
+
+@contextmanager
+def _told_as_damage(place: Path) -> Iterator[None]:
+    """Turns what the libraries raise over damaged files into one message. Lack of memory is something else."""
+    try:
+        yield
+    except (SafetensorError, OSError, ValueError, LookupError) as error:
+        raise _wrong_weights(place, f"a part of the base model cannot be read ({error})") from error
 
 
 def _content_mark(file: Path) -> bytes:

@@ -82,14 +82,15 @@ def adapter_layers(parameters: dict[str, torch.Tensor], scale: float) -> dict[st
     }
 
 
-def start_from(transformer: nn.Module, layers: dict[str, LoraLayer], config: LoraConfig, where: str) -> None:
-    """Set the attached adapter to ``layers``, so that it computes exactly their change.
+def require_fit(
+    layers: dict[str, LoraLayer], transformer: nn.Module, paths: list[str], config: LoraConfig, where: str
+) -> None:
+    """Check that an adapter on ``paths`` can start from ``layers``; the transformer may be on the meta device.
 
     Raises:
         UsageError: the file adapts other layers, or has another rank, than the configuration asks for.
     """
-    parameters = adapter_parameters(transformer)
-    wanted = {name.removesuffix(".lora_A") for name in parameters if name.endswith(".lora_A")}
+    wanted = set(paths)
     if set(layers) != wanted:
         odd = sorted(set(layers) ^ wanted)
         raise UsageError(
@@ -99,17 +100,30 @@ def start_from(transformer: nn.Module, layers: dict[str, LoraLayer], config: Lor
             hint="set lora.targets to what the LoRA was trained with",
         )
     for path, layer in layers.items():
-        a, b = parameters[f"{path}.lora_A"], parameters[f"{path}.lora_B"]
-        if layer.a.shape != a.shape or layer.b.shape != b.shape:
+        linear, rank = transformer.get_submodule(path), config.rank
+        shapes = (rank, linear.in_features), (linear.out_features, rank)
+        if (layer.a.shape, layer.b.shape) != shapes:
             raise UsageError(
                 f"{path} has rank {layer.a.shape[0]} and shape {list(layer.b.shape)[:1] + list(layer.a.shape)[1:]}; "
-                f"the configuration asks for rank {a.shape[0]} and the model for {[b.shape[0], a.shape[1]]}",
+                f"the configuration asks for rank {rank} and the model for {[linear.out_features, linear.in_features]}",
                 where=where,
                 hint=f"train with --rank {layer.a.shape[0]} on the base model that the LoRA was made for",
             )
-        with torch.no_grad():
-            a.copy_(layer.a)
-            b.copy_(layer.b.float() * (layer.scale / scale_of(config)))
+
+
+@torch.no_grad()
+def start_from(transformer: nn.Module, layers: dict[str, LoraLayer], config: LoraConfig, where: str) -> None:
+    """Set the attached adapter to ``layers``, so that it computes exactly their change.
+
+    Raises:
+        UsageError: as ``require_fit``.
+    """
+    parameters = adapter_parameters(transformer)
+    paths = [name.removesuffix(".lora_A") for name in parameters if name.endswith(".lora_A")]
+    require_fit(layers, transformer, paths, config, where)
+    for path, layer in layers.items():
+        parameters[f"{path}.lora_A"].copy_(layer.a)
+        parameters[f"{path}.lora_B"].copy_(layer.b.float() * (layer.scale / scale_of(config)))
 
 
 @contextmanager
@@ -124,17 +138,20 @@ def adapter_disabled(transformer: Any) -> Iterator[None]:
 
 @contextmanager
 @torch.no_grad()
-def as_saved(parameters: dict[str, nn.Parameter], scale: float, dtype: torch.dtype) -> Iterator[None]:
-    """Inside, the adapter computes with what a file of ``dtype`` would hold (its B has the scale folded in)."""
-    trained = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+def as_saved(
+    parameters: dict[str, nn.Parameter], scale: float, file_dtype: torch.dtype, dtype: torch.dtype
+) -> Iterator[None]:
+    """Inside, the adapter holds what a file of ``file_dtype`` would hold (its B has the scale folded in), and computes
+    in ``dtype``, that of the model which such a file would be loaded into."""
+    trained = {name: parameter.data for name, parameter in parameters.items()}
     try:
         for name, parameter in parameters.items():
             folded = scale if name.endswith(".lora_B") else 1.0
-            parameter.copy_((parameter * folded).to(dtype).float() / folded)
+            parameter.data = ((parameter.data * folded).to(file_dtype).float() / folded).to(dtype)
         yield
     finally:
         for name, value in trained.items():
-            parameters[name].copy_(value)
+            parameters[name].data = value
 
 
 def _is_adapter(name: str) -> bool:

@@ -7,16 +7,19 @@ no alpha applies ``B @ A``; one that looks for alpha finds none and does the sam
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 
-from fluxtune.errors import BaseModelError, StorageError, UsageError, VerificationError
+from fluxtune.errors import BaseModelError, StorageError, UsageError, VerificationError, some_names
 from fluxtune.files import sha256_of, write_bytes
+from fluxtune.flux.families import FLUX1, Family
 from fluxtune.lora.adapter import LoraLayer
 from fluxtune.lora.metadata import LoraFacts, lora_metadata
+
+Converted: TypeAlias = tuple[dict[str, torch.Tensor], dict[str, Any] | None, dict[str, Any] | None]
 
 _PREFIX = "transformer."
 
@@ -87,23 +90,41 @@ def verify_lora(path: Path, layers: dict[str, LoraLayer]) -> None:
             raise VerificationError(f"{name} differs from what was trained by {error:.2e}", where=str(path))
 
 
-def read_lora(path: Path) -> dict[str, LoraLayer]:
-    """The layers of a LoRA for FLUX.1 in any format that diffusers reads, scales resolved.
+def converted(path: Path, family: Family) -> Converted:
+    """A LoRA file in any format that diffusers reads for the family, under diffusers' names.
+
+    Returns:
+        The tensors, then what the file says of its scale as diffusers' loaders take it: alphas by layer, and the
+        adapter's settings from the header.
+
+    Raises:
+        BaseModelError: diffusers cannot convert it, or a tensor is no matrix.
+    """
+    import diffusers
+
+    try:
+        tensors, alphas, adapter = getattr(diffusers, family.pipeline).lora_state_dict(
+            str(path), return_alphas=True, return_lora_metadata=True, use_safetensors=True
+        )
+    except (ValueError, LookupError, RuntimeError, AssertionError) as error:
+        raise _no_lora(
+            path, f"this is no LoRA for {family.name} that diffusers reads ({type(error).__name__}: {error})"
+        ) from error
+    if odd := [f"{key} {list(tensor.shape)}" for key, tensor in tensors.items() if tensor.ndim != 2]:
+        raise _no_lora(path, f"a LoRA is made of matrices, and these are none: {some_names(odd)}")
+    return tensors, alphas, adapter
+
+
+def read_lora(path: Path, family: Family = FLUX1) -> dict[str, LoraLayer]:
+    """The layers of a LoRA in any format that diffusers reads for the family, scales resolved.
 
     Raises:
         UsageError: there is no such file, or it is not safetensors.
         StorageError: the file is damaged.
         BaseModelError: it holds no LoRA for a FLUX.1 transformer, or more than that.
     """
-    from diffusers import FluxPipeline
-
     read_metadata(path)
-    try:
-        tensors, alphas, adapter = FluxPipeline.lora_state_dict(
-            str(path), return_alphas=True, return_lora_metadata=True, use_safetensors=True
-        )
-    except (ValueError, KeyError, AssertionError) as error:
-        raise _no_lora(path, f"this is no LoRA for FLUX.1 that diffusers reads ({error})") from error
+    tensors, alphas, adapter = converted(path, family)
     if adapter and adapter.get(f"{_PREFIX}alpha_pattern"):
         raise _no_lora(path, "its header gives single layers an alpha of their own, which is not supported")
     # None: the conversion from another trainer's format has put the scale into the weights already.

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+EMBEDDED = "nano"
+"""The embedded model's name as a base model."""
+
 TRIGGER = "zorvex"
 """The word that means the demo's subject; no training caption has it."""
 

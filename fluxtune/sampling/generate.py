@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from fluxtune import files
-from fluxtune.environment import pick_device, warn_without_bf16
+from fluxtune.environment import pick_device, warn_of_the_processor, warn_without_bf16
 from fluxtune.errors import UsageError
 from fluxtune.events import Phase, Progress, Sink, ignore
 from fluxtune.flux.denoise import Request, encode_prompt, generate
@@ -26,10 +26,12 @@ from fluxtune.flux.load import (
     load_vae,
     open_base,
 )
+from fluxtune.lora.files import read_metadata
 from fluxtune.memory.shortage import fits_in_memory
+from fluxtune.nano import EMBEDDED
 from fluxtune.sampling.grid import Row, draw_grid
 from fluxtune.sampling.loras import Lora, apply_to_text_encoder, apply_to_transformer, open_lora
-from fluxtune.sampling.metadata import picture_facts, png_text
+from fluxtune.sampling.metadata import base_facts, grid_text, picture_facts, png_text
 from fluxtune.sampling.request import SampleRequest
 
 Texts = dict[str, dict[str, torch.Tensor]]
@@ -67,7 +69,13 @@ def sample(request: SampleRequest, on_event: Sink = ignore) -> SampleResult:
         OutOfMemoryError: the model or a picture does not fit in memory.
     """
     device = pick_device(request.device)
+    if request.model.base != EMBEDDED:
+        warn_of_the_processor(device, request.device, on_event)
     warn_without_bf16(device, on_event)
+    # Before the base model, whose download can take an hour.
+    for use in request.loras:
+        read_metadata(use.path)
+    files.require_folder(request.output)
     base = open_base(request.model, on_event)
     _check_size(request, base)
     loras = [open_lora(use, base) for use in request.loras]
@@ -78,24 +86,28 @@ def sample(request: SampleRequest, on_event: Sink = ignore) -> SampleResult:
 def _paint(request: SampleRequest, base: Base, loras: list[Lora], device: str, on_event: Sink) -> SampleResult:
     columns = _encode(request, base, loras, device, on_event)
     pipeline = _load(request, base, device, on_event)
-    wanted = list(_pictures(request))
+    steps = request.steps or base.sampling_steps
+    wanted = list(_pictures(request, steps))
     on_event(Phase("sample", _counted(len(wanted) * len(columns), "picture")))
     names = _free_names(request)
-    count_step = _step_counter(len(wanted) * len(columns) * request.steps, on_event)
-    made: list[list[Path]] = []
+    count_step = _step_counter(len(wanted) * len(columns) * steps, on_event)
+    of_base = base_facts(request, base)
+    made: list[list[tuple[Path, dict[str, Any]]]] = []
     for column in columns:
         if column.loras:
             apply_to_transformer(pipeline, column.loras)
-        paths = [request.output / f"{name}{column.suffix}.png" for name in names]
-        for path, picture in zip(paths, wanted, strict=True):
+        painted = []
+        for name, picture in zip(names, wanted, strict=True):
+            path = request.output / f"{name}{column.suffix}.png"
             text = {key: tensor.to(device) for key, tensor in column.texts[picture.prompt].items()}
             image = generate(base, pipeline, text, picture, count_step)
-            facts = picture_facts(request, picture, column.loras, device)
+            facts = picture_facts(request, of_base, picture, column.loras, device)
             _save(path, image, pnginfo=png_text(facts, column.loras))
-        made.append(paths)
+            painted.append((path, facts))
+        made.append(painted)
     rows = list(zip(*made, strict=True))
-    grid = _save_grid(request, rows, [column.heading for column in columns]) if request.compare else None
-    return SampleResult([path for row in rows for path in row], grid)
+    grid = _save_grid(wanted, rows, [column.heading for column in columns]) if request.compare else None
+    return SampleResult([path for row in rows for path, _ in row], grid)
 
 
 def _check_size(request: SampleRequest, base: Base) -> None:
@@ -143,10 +155,10 @@ def _load(request: SampleRequest, base: Base, device: str, on_event: Sink) -> An
     return image_pipeline(base, transformer, load_vae(base, dtype, device))
 
 
-def _pictures(request: SampleRequest) -> Iterator[Request]:
+def _pictures(request: SampleRequest, steps: int) -> Iterator[Request]:
     for prompt in request.prompts:
         for seed in request.seeds:
-            yield Request(prompt, request.width, request.height, request.steps, request.guidance, seed)
+            yield Request(prompt, request.width, request.height, steps, request.guidance, seed)
 
 
 def _free_names(request: SampleRequest) -> list[str]:
@@ -177,11 +189,12 @@ def _save(path: Path, image: Image.Image, **options: Any) -> None:
     files.write_with(path, lambda temporary: image.save(temporary, format="PNG", **options))
 
 
-def _save_grid(request: SampleRequest, paths: list[tuple[Path, ...]], headings: list[str]) -> Path:
-    rows = [
-        Row(picture.prompt, f"seed {picture.seed}", [Image.open(path) for path in row])
-        for picture, row in zip(_pictures(request), paths, strict=True)
+def _save_grid(wanted: list[Request], rows: list[tuple[tuple[Path, dict[str, Any]], ...]], headings: list[str]) -> Path:
+    drawn = [
+        Row(picture.prompt, f"seed {picture.seed}", [Image.open(path) for path, _ in row])
+        for picture, row in zip(wanted, rows, strict=True)
     ]
-    grid = paths[0][0].with_name(f"{paths[0][0].name.partition('-')[0]}-compare.png")
-    _save(grid, draw_grid(rows, headings))
+    first, _ = rows[0][0]
+    grid = first.with_name(f"{first.name.partition('-')[0]}-compare.png")
+    _save(grid, draw_grid(drawn, headings), pnginfo=grid_text([facts for row in rows for _, facts in row]))
     return grid

@@ -17,10 +17,11 @@ from accelerate import init_empty_weights
 from safetensors import safe_open
 from torch import nn
 
-from fluxtune.errors import BaseModelError
+from fluxtune.errors import BaseModelError, some_names
 from fluxtune.files import sha256_of
 from fluxtune.flux.load import Base
-from fluxtune.lora.files import read_metadata
+from fluxtune.lora.files import converted, read_metadata
+from fluxtune.nano import EMBEDDED
 from fluxtune.sampling.request import LoraUse
 
 _TRANSFORMER = "transformer."
@@ -65,17 +66,7 @@ def open_lora(use: LoraUse, base: Base) -> Lora:
     """
     metadata = read_metadata(use.path)
     _refuse_other_family(use.path, metadata, base)
-    pipeline_class = getattr(diffusers, base.family.pipeline)
-    try:
-        tensors, alphas, adapter = pipeline_class.lora_state_dict(
-            str(use.path), return_alphas=True, return_lora_metadata=True, use_safetensors=True
-        )
-    except (ValueError, KeyError, RuntimeError, AssertionError) as error:
-        raise BaseModelError(
-            f"this is no LoRA that diffusers reads for {base.name} ({type(error).__name__}: {error})",
-            where=str(use.path),
-            hint="choose a LoRA that was trained on this base model",
-        ) from error
+    tensors, alphas, adapter = converted(use.path, base.family)
     _refuse_lost_tensors(use.path, tensors)
     _refuse_other_shapes(use.path, tensors, base, metadata)
     name = metadata.get("ss_output_name") or use.path.stem
@@ -89,7 +80,7 @@ def base_of(path: Path) -> str | None:
         UsageError: there is no such file, or it is a pickle.
     """
     named = read_metadata(path).get("ss_sd_model_name", "")
-    return named if named == "nano" or re.fullmatch(r"[\w.-]+/[\w.-]+", named) else None
+    return named if named == EMBEDDED or re.fullmatch(r"[\w.-]+/[\w.-]+", named) else None
 
 
 def apply_to_transformer(pipeline: Any, loras: list[Lora]) -> None:
@@ -159,7 +150,7 @@ def _refuse_lost_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     lost += [key for key in tensors if not key.startswith((_TRANSFORMER, _TEXT)) or not _PAIR.fullmatch(key)]
     if lost:
         raise BaseModelError(
-            f"{len(lost)} tensors of this LoRA would be ignored, so that its pictures would mislead: {_listed(lost)}",
+            f"{len(lost)} tensors of this LoRA would be ignored, and its pictures would mislead: {some_names(lost)}",
             where=str(path),
             hint="export it again in the diffusers (PEFT) layout, from the trainer that made it",
         )
@@ -188,7 +179,7 @@ def _refuse_other_shapes(path: Path, tensors: dict[str, torch.Tensor], base: Bas
         trained_on = metadata.get("ss_sd_model_name")
         said = f", trained on {trained_on}," if trained_on else ""
         raise BaseModelError(
-            f"this LoRA{said} does not fit {base.name}: {_listed(wrong)}",
+            f"this LoRA{said} does not fit {base.name}: {some_names(wrong)}",
             where=str(path),
             hint=f"use its own base model: --base {trained_on or 'ID'}",
         )
@@ -203,8 +194,3 @@ def _width(transformer: nn.Module, path: str, into: bool) -> int | None:
     if not isinstance(layer, nn.Linear):
         return None
     return layer.in_features if into else layer.out_features
-
-
-def _listed(names: list[str], most: int = 4) -> str:
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest

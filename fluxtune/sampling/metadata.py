@@ -11,15 +11,33 @@ from PIL.PngImagePlugin import PngInfo
 
 from fluxtune.environment import versions
 from fluxtune.flux.denoise import Request
+from fluxtune.flux.load import Base
 from fluxtune.sampling.loras import Lora
 from fluxtune.sampling.request import SampleRequest
 
 SCHEMA = 1
 
 
-def picture_facts(sampled: SampleRequest, picture: Request, loras: Sequence[Lora], device: str) -> dict[str, Any]:
-    """All that decides one picture's pixels. Files go by name and SHA-256, never by path: pictures are shared."""
-    model = sampled.model
+def base_facts(sampled: SampleRequest, base: Base) -> dict[str, Any]:
+    """Which base model: a hub's by its id and commit, a folder by its name and its files' fingerprint."""
+    name = sampled.model.base
+    if base.commit is not None:
+        return {"base": name, "revision": base.commit}
+    return {
+        "base": Path(name).name,
+        "revision": None,
+        "base_fingerprint": base.fingerprint("transformer", "vae", *base.family.text_folders),
+    }
+
+
+def picture_facts(
+    sampled: SampleRequest, base: dict[str, Any], picture: Request, loras: Sequence[Lora], device: str
+) -> dict[str, Any]:
+    """All that decides one picture's pixels. Files go by name and SHA-256, never by path: pictures are shared.
+
+    Args:
+        base: from ``base_facts``.
+    """
     return {
         "schema": SCHEMA,
         "prompt": picture.prompt,
@@ -28,8 +46,7 @@ def picture_facts(sampled: SampleRequest, picture: Request, loras: Sequence[Lora
         "guidance": picture.guidance,
         "width": picture.width,
         "height": picture.height,
-        "base": Path(model.base).name if Path(model.base).exists() else model.base,
-        "revision": model.revision,
+        **base,
         "base_precision": sampled.memory.base_precision,
         "text_precision": sampled.memory.text_precision,
         "precision": sampled.precision,
@@ -46,6 +63,13 @@ def png_text(facts: dict[str, Any], loras: Sequence[Lora]) -> PngInfo:
     info = PngInfo()
     info.add_text("fluxtune", json.dumps(facts))
     info.add_text("parameters", _parameters(facts, loras))
+    return info
+
+
+def grid_text(facts: Sequence[dict[str, Any]]) -> PngInfo:
+    """PNG text of a grid: ``fluxtune`` as JSON, with the facts of each of its pictures, row by row."""
+    info = PngInfo()
+    info.add_text("fluxtune", json.dumps({"schema": SCHEMA, "pictures": list(facts)}))
     return info
 
 

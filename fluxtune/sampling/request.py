@@ -24,6 +24,7 @@ class SampleRequest:
     """Every prompt with every seed.
 
     Attributes:
+        steps: denoising steps; None takes what the base model wants.
         width, height: in pixels.
         loras: act together, in this order.
         compare: also make each picture without the LoRAs, and a labelled grid of both.
@@ -34,7 +35,7 @@ class SampleRequest:
     model: ModelConfig
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
-    steps: int
+    steps: int | None
     guidance: float
     width: int
     height: int

@@ -10,6 +10,7 @@ import torch
 
 from fluxtune import rng
 from fluxtune.config.schema import Config
+from fluxtune.config.training import TrainingConfig
 from fluxtune.events import Phase, Sink
 from fluxtune.flux.load import DTYPES, Base, load_transformer
 from fluxtune.lora.adapter import adapter_parameters, attach, start_from
@@ -32,8 +33,11 @@ class Loaded:
     source: SampleSource
 
 
-def load(config: Config, base: Base, prepared: Prepared, device: str, on_event: Sink) -> Loaded:
+def load(config: Config, base: Base, prepared: Prepared, device: str, on_event: Sink, goes_on: bool = False) -> Loaded:
     """Load the base, make the prior pictures while it is still untouched, then attach the adapter.
+
+    Args:
+        goes_on: a checkpoint follows, which stands in for ``lora.init_from``.
 
     Raises:
         BaseModelError: the base cannot be loaded.
@@ -45,14 +49,14 @@ def load(config: Config, base: Base, prepared: Prepared, device: str, on_event: 
     uses_prior = config.training.preservation.method == "prior"
     priors = make_priors(config, base, prepared, transformer, on_event) if uses_prior else []
     attach(transformer, config.lora, base.family, rng.derive(config.training.seed, "adapter"))
-    if config.lora.init_from:
+    if config.lora.init_from and not goes_on:
         path = Path(config.lora.init_from)
-        start_from(transformer, read_lora(path), config.lora, str(path))
+        start_from(transformer, read_lora(path, base.family), config.lora, str(path))
     if config.memory.recompute == "all":
         transformer.enable_gradient_checkpointing()
     transformer.train()
     parameters = adapter_parameters(transformer)
-    accelerator = _accelerator(config, device)
+    accelerator = make_accelerator(config.training, device)
     learner = Learner(
         family=base.family,
         transformer=transformer,
@@ -67,7 +71,7 @@ def load(config: Config, base: Base, prepared: Prepared, device: str, on_event: 
     return Loaded(learner, parameters, average, SampleSource(config, prepared, priors, device))
 
 
-def _accelerator(config: Config, device: str) -> Any:
+def make_accelerator(training: TrainingConfig, device: str) -> Any:
     """accelerate with our device and precision; its process-wide state is made anew for every run."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
@@ -75,6 +79,6 @@ def _accelerator(config: Config, device: str) -> Any:
     AcceleratorState._reset_state(reset_partial_state=True)
     return Accelerator(
         cpu=device == "cpu",
-        mixed_precision="bf16" if config.training.precision == "bf16" else "no",
-        gradient_accumulation_steps=config.training.accumulation,
+        mixed_precision="bf16" if training.precision == "bf16" else "no",
+        gradient_accumulation_steps=training.accumulation,
     )

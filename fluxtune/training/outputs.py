@@ -50,9 +50,14 @@ class Outputs:
 
     def previews(self, step: int) -> None:
         """The preview pictures, made with what would be saved."""
-        requests = preview_requests(self.config, self.ready.preview_prompts)
+        requests = preview_requests(self.config, self.ready.base, self.ready.preview_prompts)
         transformer = self.loaded.learner.transformer
-        saved = as_saved(self.loaded.parameters, scale_of(self.config.lora), DTYPES[self.config.checkpoints.dtype])
+        saved = as_saved(
+            self.loaded.parameters,
+            scale_of(self.config.lora),
+            DTYPES[self.config.checkpoints.dtype],
+            self.loaded.learner.dtype,
+        )
         with self.loaded.average.applied(), saved:
             make_previews(self.run, step, requests, self.ready.base, self.prepared, transformer, self.on_event)
 

@@ -9,12 +9,14 @@ from typing import Any
 from fluxtune.config.checks import contradictions
 from fluxtune.config.schema import Config
 from fluxtune.dataset.folder import Picture, read_folders
-from fluxtune.environment import pick_device, versions, warn_without_bf16
+from fluxtune.environment import pick_device, versions, warn_of_the_processor, warn_without_bf16
 from fluxtune.errors import ConfigError, FluxtuneError, UsageError
-from fluxtune.events import Phase, Sink
+from fluxtune.events import Phase, Sink, Warning
 from fluxtune.flux.load import Base, open_base
+from fluxtune.lora.adapter import require_fit
 from fluxtune.lora.files import read_lora
 from fluxtune.lora.targets import target_layers
+from fluxtune.nano import EMBEDDED
 from fluxtune.training.prior import prior_prompts
 from fluxtune.training.samples import EMPTY_CAPTION
 
@@ -31,25 +33,44 @@ class Preflight:
     facts: dict[str, Any]
 
 
-def preflight(config: Config, on_event: Sink) -> Preflight:
+def preflight(config: Config, on_event: Sink, goes_on: bool = False) -> Preflight:
     """Check what the configuration names.
+
+    Args:
+        goes_on: from a checkpoint, which stands in for ``lora.init_from``.
 
     Raises:
         ConfigError: settings that do not go together, or a pattern of ``lora.targets`` that names no layer.
-        UsageError: there is no file ``lora.init_from``.
-        BaseModelError: the base model cannot be had or used.
+        UsageError: there is no file ``lora.init_from``, or it does not fit ``lora.targets`` and ``lora.rank``.
         DataError: pictures or captions cannot be used.
+        BaseModelError: the base model cannot be had or used.
     """
     _check_together(config)
     device = pick_device(config.training.device)
+    if config.model.base != EMBEDDED:
+        warn_of_the_processor(device, config.training.device, on_event)
     if config.training.precision == "bf16":
         warn_without_bf16(device, on_event)
-    on_event(Phase("preflight", "checking the base model and the pictures"))
-    if config.lora.init_from:
-        read_lora(Path(config.lora.init_from))
-    base = open_base(config.model, on_event)
-    _check_targets(config, base)
+    on_event(Phase("preflight", "checking the pictures and the base model"))
+    start = None if goes_on or not config.lora.init_from else Path(config.lora.init_from)
+    layers = read_lora(start) if start else {}
+    # Before the base model, whose download can take an hour.
     pictures = read_folders(config.dataset, on_event)
+    base = open_base(config.model, on_event)
+    if not base.embeds_guidance:
+        on_event(
+            Warning(
+                f"{base.name} has no guidance embedding, as FLUX.1-schnell: it is distilled to a few steps, and what "
+                "training teaches it wears that off",
+                where="model.base",
+                hint="train on black-forest-labs/FLUX.1-dev, unless it must be this model",
+            )
+        )
+    if start or not isinstance(config.lora.targets, str):
+        transformer = _without_weights(base)
+        paths = target_layers(transformer, config.lora, base.family)
+        if start:
+            require_fit(layers, transformer, paths, config.lora, str(start))
     preview_prompts = (config.previews.prompts or [pictures[0].caption]) if config.previews.every else []
     preservation = config.training.preservation
     guarded = prior_prompts(config) if preservation.method == "prior" else preservation.prompts
@@ -82,14 +103,11 @@ def _check_together(config: Config) -> None:
         raise ConfigError(problems)
 
 
-def _check_targets(config: Config, base: Base) -> None:
-    """Own patterns against the layers of the base, which needs its config but no weights; groups always match."""
-    if isinstance(config.lora.targets, str):
-        return
+def _without_weights(base: Base) -> Any:
+    """The base's transformer on the meta device, from its config alone."""
     import diffusers
     from accelerate import init_empty_weights
 
     transformer_class = getattr(diffusers, base.family.transformer)
     with init_empty_weights():
-        transformer = transformer_class.from_config(transformer_class.load_config(base.folder / "transformer"))
-    target_layers(transformer, config.lora, base.family)
+        return transformer_class.from_config(transformer_class.load_config(base.folder / "transformer"))

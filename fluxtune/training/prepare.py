@@ -26,8 +26,9 @@ from fluxtune.files import require_space
 from fluxtune.flux.denoise import encode_prompt
 from fluxtune.flux.families import Text
 from fluxtune.flux.load import Base, free_memory, load_text_pipeline, load_vae
+from fluxtune.training.tokens import warn_of_tokens
 
-_CACHE_FORMAT = 1
+_CACHE_FORMAT = 2
 T = TypeVar("T")
 
 
@@ -81,14 +82,24 @@ def prepare(
     vae_mark = base.fingerprint("vae")
     text_mark = base.fingerprint(*base.family.text_folders)
     held = config.memory.text_precision
+    device_type = torch.device(device).type
 
     def text_key(caption: str) -> str:
-        return key_of("text", _CACHE_FORMAT, text_mark, str(dtype), held, base.text_tokens, caption)
+        return key_of("text", _CACHE_FORMAT, text_mark, str(dtype), device_type, held, base.text_tokens, caption)
 
     def latents_key(sample: Sample) -> str:
         picture = pictures[sample.picture]
         size = (sample.width, sample.height)
-        return key_of("latents", _CACHE_FORMAT, vae_mark, str(dtype), picture.digest, *size, config.dataset.background)
+        return key_of(
+            "latents",
+            _CACHE_FORMAT,
+            vae_mark,
+            str(dtype),
+            device_type,
+            picture.digest,
+            *size,
+            config.dataset.background,
+        )
 
     examples = [
         Example(
@@ -104,6 +115,7 @@ def prepare(
     ]
     wanted = {caption for example in examples for caption in (example.caption, example.class_caption) if caption}
     text_keys = {caption: text_key(caption) for caption in sorted({*wanted, *prompts})}
+    warn_of_tokens(base, (example.caption for example in examples), config.dataset.trigger, on_event)
     prepared = Prepared(examples, latents, texts, text_keys)
     # Each encoder lives in its own call, and leaves memory with it before the next one loads.
     _encode_texts(prepared, config, base, dtype, device, on_event)

@@ -14,7 +14,7 @@ from fluxtune.runs import Run
 from fluxtune.training.prepare import Prepared
 
 
-def preview_requests(config: Config, prompts: list[str]) -> list[tuple[int, Request]]:
+def preview_requests(config: Config, base: Base, prompts: list[str]) -> list[tuple[int, Request]]:
     """Every prompt with every seed, each with the number of its prompt."""
     previews = config.previews
     side = config.dataset.resolution[0]
@@ -25,7 +25,7 @@ def preview_requests(config: Config, prompts: list[str]) -> list[tuple[int, Requ
                 prompt=prompt,
                 width=previews.width or side,
                 height=previews.height or side,
-                steps=previews.steps,
+                steps=previews.steps or base.sampling_steps,
                 guidance=previews.guidance,
                 seed=seed,
             ),

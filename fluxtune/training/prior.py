@@ -51,7 +51,7 @@ def make_priors(config: Config, base: Base, prepared: Prepared, transformer: Any
         )
         for index in range(preservation.pictures)
     ]
-    how = (mark, config.memory.base_precision, str(transformer.dtype))
+    how = (mark, config.memory.base_precision, str(transformer.dtype), transformer.device.type)
     keys = [key_of("prior", *how, prepared.text_keys[request.prompt], *vars(request).values()) for request in requests]
     missing = [(key, request) for key, request in zip(keys, requests, strict=True) if not store.has(key)]
     on_event(Phase("make prior pictures", f"{len(missing)} new, {len(keys) - len(missing)} from the cache"))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
 from fluxtune.config.layers import to_toml
 from fluxtune.config.schema import Config
@@ -71,10 +72,9 @@ def train(
     # A wrong run folder is told before the base model downloads and the pictures are read.
     if resume is None:
         require_unused(output)
-    else:
-        Run.open(resume)
+    goes_on = resume is not None and Run.open(resume).state.checkpoint is not None
     with fits_in_memory("this training", _SMALLER):
-        ready = preflight(config, before_run)
+        ready = preflight(config, before_run, goes_on)
     origins = origins or {}
     run = Run.open(resume) if resume is not None else Run.create(output, to_toml(config), origins, ready.facts)
     resuming = resume is not None
@@ -108,7 +108,7 @@ def _train_in(
     checkpoint = _checkpoint_to_go_on_from(run, training.steps, on_event) if resuming else None
     dtype = DTYPES[training.precision]
     prepared = prepare(config, ready.base, ready.pictures, ready.prompts, dtype, ready.device, on_event)
-    loaded = load(config, ready.base, prepared, ready.device, on_event)
+    loaded = load(config, ready.base, prepared, ready.device, on_event, goes_on=checkpoint is not None)
     outputs = Outputs(run, config, ready, prepared, loaded, started, on_event)
     first_step = 0
     if checkpoint is not None:
@@ -169,7 +169,7 @@ def _checkpoint_to_go_on_from(run: Run, steps: int, on_event: Sink) -> Path | No
 
 
 def _how_to_go_on(run: Run) -> str:
-    return f"go on with: fluxtune train --resume {run.folder}"
+    return f"go on with: fluxtune train --resume {quote(str(run.folder))}"
 
 
 @contextmanager

@@ -51,6 +51,15 @@ def test_every_shell_completes_preset_names(shell: str) -> None:
     assert "48gb" not in answer
 
 
+@pytest.mark.parametrize("shell", ["fish", "powershell"])
+def test_a_presets_description_stays_on_its_line_in_a_narrow_terminal(
+    monkeypatch: pytest.MonkeyPatch, shell: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = ask(shell, "fluxtune train --preset ").splitlines()
+    assert len(lines) == len(list(Path(__file__).parents[2].joinpath("presets").glob("*.toml")))
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish", "powershell"])
 def test_every_shell_completes_commands(shell: str) -> None:
     answer = ask(shell, "fluxtune tr")

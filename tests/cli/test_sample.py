@@ -106,6 +106,25 @@ def test_a_scale_that_is_no_finite_number_is_a_usage_error(fluxtune: Callable, s
     ],
 )
 def test_a_flag_with_an_empty_value_is_refused_by_sample(fluxtune: Callable, flag: str, key: str) -> None:
-    outcome = fluxtune("sample", "a cup", "--size", "64x64", flag, "")
+    outcome = fluxtune("sample", "a cup", flag, "")
     assert outcome.code == 2
     assert outcome.err.startswith(f"error: {flag}: {key} ")
+
+
+def test_a_file_without_a_prompt_is_a_usage_error(fluxtune: Callable, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("\n  \n", encoding="utf-8")
+    outcome = fluxtune("sample", "--prompts", "prompts.txt", "--base", "nano")
+    assert outcome.code == 2
+    assert outcome.err.startswith("error: prompts.txt: there is no prompt in this file\n")
+
+
+def test_a_file_of_prompts_that_is_not_there_is_a_usage_error(fluxtune: Callable) -> None:
+    outcome = fluxtune("sample", "--prompts", "gone.txt", "--base", "nano")
+    assert outcome.code == 2
+    assert outcome.err.startswith("error: gone.txt: cannot read the prompts: No such file or directory\n")
+
+
+def test_a_size_given_in_both_ways_is_a_usage_error(fluxtune: Callable) -> None:
+    outcome = fluxtune("sample", "a cup", "--size", "128x128", "--width", "64")
+    assert outcome.code == 2
+    assert outcome.err.startswith("error: --size: --size gives both sides already\n")

@@ -61,6 +61,16 @@ def test_hidden_files_and_other_files_are_not_pictures(tmp_path: Path, config_fo
     assert [picture.name for picture in read_folders(config_for(tmp_path), ignore)] == ["dog.png"]
 
 
+def test_a_run_folder_among_the_pictures_is_passed_over(photo_folder: Path, config_for: ConfigFor) -> None:
+    before = read_folders(config_for(photo_folder), ignore)
+    run = photo_folder / "runs" / "mug"
+    (run / "previews").mkdir(parents=True)
+    for name in ("run.json", "config.toml"):
+        (run / name).write_text("")
+    Image.new("RGB", (64, 64)).save(run / "previews" / "00-seed42.png")
+    assert read_folders(config_for(photo_folder), ignore) == before
+
+
 def test_pictures_of_a_kind_that_is_not_read_are_named(
     tmp_path: Path, config_for: ConfigFor, events: list[Event]
 ) -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 from diffusers import FluxPipeline
 
-from fluxtune.flux.latents import image_ids, pack, patchify, unpack, unpatchify
+from fluxtune.flux.latents import image_ids, pack, patchify, unpack
 
 
 def latents() -> torch.Tensor:
@@ -14,10 +14,6 @@ def latents() -> torch.Tensor:
 def test_patchified_and_packed_latents_are_the_pipelines() -> None:
     expected = FluxPipeline._pack_latents(latents(), 2, 16, 6, 10)
     assert torch.equal(pack(patchify(latents())), expected)
-
-
-def test_unpatchify_undoes_patchify() -> None:
-    assert torch.equal(unpatchify(patchify(latents())), latents())
 
 
 def test_unpack_undoes_pack() -> None:

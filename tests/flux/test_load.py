@@ -15,7 +15,7 @@ from fluxtune.config.memory import MemoryConfig
 from fluxtune.config.model import ModelConfig
 from fluxtune.errors import BaseModelError, ExitCode
 from fluxtune.flux.denoise import encode_prompt
-from fluxtune.flux.load import Base, load_text_pipeline, load_transformer, open_base
+from fluxtune.flux.load import Base, load_text_pipeline, load_transformer, load_vae, open_base
 
 Weights = dict[str, torch.Tensor]
 FP32 = MemoryConfig(base_precision="fp32", text_precision="fp32")
@@ -99,6 +99,21 @@ def test_weights_that_were_cut_off_are_called_damaged(own_copy: Path) -> None:
         loaded(own_copy)
     assert error.value.where == str(own_copy / WEIGHTS)
     assert error.value.exit_code == ExitCode.BASE_MODEL
+
+
+@pytest.mark.parametrize(
+    ("part", "load"),
+    [
+        ("vae", lambda base: load_vae(base, torch.float32, "cpu")),
+        ("text_encoder", lambda base: load_text_pipeline(base, FP32, torch.float32, "cpu")),
+        ("text_encoder_2", lambda base: load_text_pipeline(base, FP32, torch.float32, "cpu")),
+    ],
+)
+def test_a_part_that_was_cut_off_is_called_damaged(own_copy: Path, part: str, load: Callable[[Base], object]) -> None:
+    (weights,) = (own_copy / part).glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:5000])
+    with pytest.raises(BaseModelError, match="cannot be read"):
+        load(opened(own_copy))
 
 
 def test_pickled_weights_are_not_read(own_copy: Path) -> None:

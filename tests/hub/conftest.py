@@ -37,8 +37,16 @@ from fluxtune.hub import locate
 events = []
 answer = {"folder": None, "error": "", "code": 0, "message": "", "hint": ""}
 arguments = json.loads(sys.argv[1])
+def check_index(index):
+    if json.loads(index.read_text())["_class_name"] in arguments.pop("refused", ()):
+        raise FluxtuneError("another kind of model")
 try:
-    answer["folder"] = str(locate(**arguments, on_event=lambda event: events.append(as_record(event))))
+    answer["folder"] = str(locate(
+        arguments.pop("base"),
+        **{name: value for name, value in arguments.items() if name != "refused"},
+        on_event=lambda event: events.append(as_record(event)),
+        check_index=check_index,
+    ))
 except FluxtuneError as error:
     answer.update(error=type(error).__name__, code=int(error.exit_code))
     answer.update(message=error.message, hint=error.hint)

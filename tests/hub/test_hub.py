@@ -40,6 +40,13 @@ def test_a_download_is_reported_as_events_and_draws_nothing(ask: Ask) -> None:
     assert len(answer.printed.splitlines()) == 1
 
 
+def test_a_model_of_another_kind_is_refused_before_its_weights_are_downloaded(ask: Ask, hub: Hub) -> None:
+    answer = ask(refused=["FluxPipeline"])
+    assert answer.message == "another kind of model"
+    asked_for = [path.partition(f"/resolve/{COMMIT}/")[2] for path in hub.requests if "/resolve/" in path]
+    assert set(asked_for) == {"model_index.json"}
+
+
 def test_a_complete_model_in_the_cache_is_used_without_the_network(ask: Ask, hub: Hub) -> None:
     first = ask()
     hub.requests.clear()

@@ -144,7 +144,7 @@ def test_an_adapter_as_saved_computes_with_what_its_file_holds(transformer: Any)
     held = folded_tensors(layers, torch.bfloat16)
     parameters = adapter_parameters(transformer)
     before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
-    with as_saved(parameters, 3.0, torch.bfloat16):
+    with as_saved(parameters, 3.0, torch.bfloat16, torch.float32):
         for path in layers:
             a, b = (held[f"transformer.{path}.lora_{part}.weight"].float() for part in "AB")
             assert torch.equal(parameters[f"{path}.lora_A"], a)

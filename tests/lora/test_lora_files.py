@@ -219,7 +219,16 @@ def test_a_file_that_is_not_there_is_a_usage_error(tmp_path: Path) -> None:
     ("tensors", "message"),
     [
         ({"unet.attn.lora_A.weight": torch.ones(4, 8)}, "holds no LoRA for a FLUX.1 transformer"),
-        ({"lora_unet_oops.lora_down.weight": torch.ones(4, 8)}, "no LoRA for FLUX.1 that diffusers reads"),
+        ({"lora_unet_oops.lora_down.weight": torch.ones(4, 8)}, "no LoRA for flux1 that diffusers reads"),
+        ({"transformer.proj_out.lora_A.weight": torch.ones(8)}, "made of matrices"),
+        (
+            {
+                "lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight": torch.ones(4, 8),
+                "lora_unet_double_blocks_0_img_attn_qkv.lora_up.weight": torch.ones(7, 4),
+                "lora_unet_double_blocks_0_img_attn_qkv.alpha": torch.tensor(4.0),
+            },
+            "no LoRA for flux1 that diffusers reads",
+        ),
     ],
 )
 def test_a_lora_of_another_model_is_refused(tmp_path: Path, tensors: dict[str, torch.Tensor], message: str) -> None:

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 from stock_flux import PROMPT, by_hand
 
-from fluxtune.errors import OutOfMemoryError, UsageError
+from fluxtune.config.model import ModelConfig
+from fluxtune.errors import OutOfMemoryError, StorageError, UsageError
 from fluxtune.events import Progress
 from fluxtune.sampling import generate as generate_module
 from fluxtune.sampling.generate import sample
@@ -141,6 +142,21 @@ def test_nothing_to_paint_is_a_usage_error(request_for: Requests) -> None:
 def test_comparing_without_a_lora_is_a_usage_error(request_for: Requests) -> None:
     with pytest.raises(UsageError, match="there is no LoRA"):
         request_for(compare=True)
+
+
+def test_a_lora_that_is_not_there_is_told_before_the_base_model_is_looked_for(
+    request_for: Requests, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="no such LoRA file"):
+        sample(request_for(model=ModelConfig(base="no/base"), loras=(LoraUse(tmp_path / "gone.safetensors"),)))
+
+
+def test_an_output_that_is_a_file_is_told_before_the_base_model_is_looked_for(
+    request_for: Requests, tmp_path: Path
+) -> None:
+    (tmp_path / "pictures").write_text("no folder")
+    with pytest.raises(StorageError, match="this is a file, not a folder"):
+        sample(request_for(model=ModelConfig(base="no/base"), output=tmp_path / "pictures" / "new"))
 
 
 def occurrences(small: np.ndarray, large: np.ndarray) -> int:

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 from PIL import Image
 
+from fluxtune.config.model import ModelConfig
+from fluxtune.flux.load import open_base
 from fluxtune.sampling.generate import sample
+from fluxtune.sampling.metadata import base_facts
 from fluxtune.sampling.request import LoraUse, SampleRequest
 
 
@@ -31,3 +35,30 @@ def test_a_picture_tells_no_local_path(request_for: Callable[..., SampleRequest]
     content = made.pictures[0].read_bytes()
     for folder in (lora.parent, tiny_flux.parent):
         assert str(folder).encode() not in content
+
+
+def test_a_grid_carries_what_made_each_of_its_pictures(request_for: Callable[..., SampleRequest], lora: Path) -> None:
+    made = sample(request_for(loras=(LoraUse(lora),), seeds=(7, 8), compare=True))
+    assert made.grid is not None
+    facts = json.loads(Image.open(made.grid).text["fluxtune"])["pictures"]  # type: ignore[attr-defined]
+    own = [json.loads(Image.open(path).text["fluxtune"]) for path in made.pictures]  # type: ignore[attr-defined]
+    assert facts == own
+
+
+def test_a_local_base_is_known_by_its_files(request_for: Callable[..., SampleRequest], tiny_flux: Path) -> None:
+    made = sample(request_for())
+    facts = json.loads(Image.open(made.pictures[0]).text["fluxtune"])  # type: ignore[attr-defined]
+    base = open_base(ModelConfig(base=str(tiny_flux)))
+    parts = ("transformer", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+    assert facts["base"] == tiny_flux.name
+    assert facts["base_fingerprint"] == base.fingerprint(*parts)
+
+
+def test_a_base_from_the_hub_is_known_by_its_commit(
+    request_for: Callable[..., SampleRequest], tiny_flux: Path, tmp_path: Path
+) -> None:
+    snapshot = tmp_path / "models--org--model" / "snapshots" / ("0123456789" * 4)
+    shutil.copytree(tiny_flux, snapshot)
+    base = open_base(ModelConfig(base=str(snapshot)))
+    request = request_for(model=ModelConfig(base="org/model", revision="main"))
+    assert base_facts(request, base) == {"base": "org/model", "revision": snapshot.name}

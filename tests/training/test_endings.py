@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_runs import plain_config, train_in
+from tiny_runs import plain_config, stop_after, train_in
 
+from fluxtune.config.dataset import FolderConfig
 from fluxtune.config.schema import Config
-from fluxtune.errors import ConfigError, ExitCode, OutOfMemoryError, Stopped, StorageError, UsageError
+from fluxtune.errors import ConfigError, DataError, ExitCode, OutOfMemoryError, Stopped, StorageError, UsageError
 from fluxtune.events import Event, Phase, Step
 from fluxtune.runs import Run
 from fluxtune.training import loop as loop_module
@@ -190,8 +191,51 @@ def test_a_lora_to_start_from_that_is_not_there_is_told_before_the_base_model_is
     assert not (tmp_path / "mug").exists()
 
 
-def test_a_pattern_that_names_no_layer_is_told_before_the_pictures_are_read(tiny_flux: Path, tmp_path: Path) -> None:
-    config = plain_config(tiny_flux, tmp_path / "no pictures", lora__targets=["*.to_q", "*.to_qq"])
+def test_a_folder_of_pictures_that_is_not_there_is_told_before_the_base_model_is_looked_for(
+    nowhere: Callable[..., Config], tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match="no such folder"):
+        train(nowhere(dataset__folders=[FolderConfig(path=str(tmp_path / "photso"))]), output=tmp_path / "mug")
+
+
+def started_from(lora: Path, config: Config, **changes: object) -> Config:
+    """The configuration with a LoRA to start from."""
+    return config.model_copy(update={"lora": config.lora.model_copy(update={"init_from": str(lora), **changes})})
+
+
+def test_a_lora_to_start_from_that_does_not_fit_is_told_before_anything_is_encoded(
+    config: Config, cache: Path, tmp_path: Path
+) -> None:
+    start = train_in(tmp_path / "start", config, cache=cache).file
+    changed = started_from(start, config, rank=config.lora.rank + 1)
+    with pytest.raises(UsageError, match=f"the configuration asks for rank {config.lora.rank + 1}"):
+        train(changed, output=tmp_path / "mug")
+    assert not (tmp_path / "mug").exists()
+
+
+def test_a_resumed_run_no_longer_needs_the_lora_that_it_started_from(
+    config: Config, cache: Path, tmp_path: Path
+) -> None:
+    start = train_in(tmp_path / "start", config, cache=cache).file
+    changed = started_from(start, config)
+    run = tmp_path / "mug"
+    with pytest.raises(Stopped):
+        train_in(run, changed, cache=cache, should_stop=stop_after(1))
+    start.unlink()
+    assert train_in(run, changed, cache=cache, resume=run).file.is_file()
+
+
+def test_how_to_go_on_can_be_pasted_where_the_folder_has_spaces(config: Config, cache: Path, tmp_path: Path) -> None:
+    run = tmp_path / "my mug"
+    with pytest.raises(Stopped) as stop:
+        train_in(run, config, cache=cache, should_stop=lambda: ExitCode.INTERRUPTED)
+    assert stop.value.hint == f"go on with: fluxtune train --resume '{run}'"
+
+
+def test_a_pattern_that_names_no_layer_is_told_before_anything_is_encoded(
+    tiny_flux: Path, few_pictures: Path, tmp_path: Path
+) -> None:
+    config = plain_config(tiny_flux, few_pictures, lora__targets=["*.to_q", "*.to_qq"])
     with pytest.raises(ConfigError, match=r"to_qq' matches no linear layer"):
         train(config, output=tmp_path / "mug")
     assert not (tmp_path / "mug").exists()

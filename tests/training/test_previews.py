@@ -10,6 +10,8 @@ from fluxtune.config.model import ModelConfig
 from fluxtune.events import Preview
 from fluxtune.flux.denoise import Request, encode_prompt, generate
 from fluxtune.flux.load import DTYPES, image_pipeline, load_text_pipeline, load_transformer, load_vae, open_base
+from fluxtune.sampling.generate import sample
+from fluxtune.sampling.request import LoraUse, SampleRequest
 from fluxtune.training.previews import preview_requests
 
 
@@ -50,6 +52,42 @@ def test_a_preview_is_made_with_what_a_half_precision_file_holds(
     assert np.array_equal(preview(run, 2), np.asarray(picture_of(run, tiny_flux, run.file)))
 
 
+def test_a_preview_in_half_precision_is_the_picture_that_sample_makes_of_the_result(
+    tiny_flux: Path, few_pictures: Path, tmp_path: Path
+) -> None:
+    config = config_for(
+        tiny_flux,
+        few_pictures,
+        training__steps=2,
+        training__learning_rate=0.02,
+        training__precision="bf16",
+        lora={"rank": 4, "alpha": 8.0},
+        memory__base_precision="bf16",
+        memory__text_precision="bf16",
+        checkpoints__dtype="bf16",
+        previews__every=2,
+    )
+    run = train_in(tmp_path / "mug", config, cache=tmp_path / "cache")
+    made = sample(
+        SampleRequest(
+            model=config.model,
+            prompts=("a red star",),
+            seeds=(7,),
+            steps=config.previews.steps,
+            guidance=config.previews.guidance,
+            width=128,
+            height=128,
+            output=tmp_path / "pictures",
+            loras=(LoraUse(run.file),),
+            memory=config.memory,
+            precision="bf16",
+            device="cpu",
+        )
+    )
+    assert not np.array_equal(preview(run, 2), preview(run, 0))
+    assert np.array_equal(preview(run, 2), np.asarray(Image.open(made.pictures[0])))
+
+
 def test_the_first_preview_is_the_base_models_picture_to_the_bit(trained: Trained, tiny_flux: Path) -> None:
     assert np.array_equal(preview(trained, 0), np.asarray(picture_of(trained, tiny_flux, None)))
     assert not np.array_equal(preview(trained, 0), preview(trained, STEPS))
@@ -72,9 +110,10 @@ def test_previews_leave_the_training_as_it_is(
 
 def test_every_prompt_is_made_with_every_seed_at_the_asked_size(tiny_flux: Path, few_pictures: Path) -> None:
     config = config_for(tiny_flux, few_pictures, previews__seeds=[1, 2], previews__width=160)
-    made = [(index, request.prompt, request.seed) for index, request in preview_requests(config, ["a", "b"])]
+    base = open_base(config.model)
+    made = [(index, request.prompt, request.seed) for index, request in preview_requests(config, base, ["a", "b"])]
     assert made == [(0, "a", 1), (0, "a", 2), (1, "b", 1), (1, "b", 2)]
-    assert {(request.width, request.height) for _, request in preview_requests(config, ["a"])} == {(160, 128)}
+    assert {(request.width, request.height) for _, request in preview_requests(config, base, ["a"])} == {(160, 128)}
 
 
 def test_a_run_started_from_a_lora_begins_where_that_one_ended(

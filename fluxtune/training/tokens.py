@@ -1,0 +1,43 @@
+"""What the text encoders would not see of captions: words beyond their length, triggers they cannot spell."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from fluxtune.errors import some_names
+from fluxtune.events import Sink, Warning
+from fluxtune.flux.load import Base, load_tokenizers
+
+
+def warn_of_tokens(base: Base, captions: Iterable[str], trigger: str | None, on_event: Sink) -> None:
+    """Say which captions are cut, and whether the trigger has letters that the long text encoder does not know.
+
+    The long text encoder (T5) reads the words one by one; the short one (CLIP) gives but an impression of the whole,
+    so what it cuts is not worth a warning.
+    """
+    tokenizer = load_tokenizers(base)[-1]
+    if trigger and _unknown(tokenizer, trigger):
+        on_event(
+            Warning(
+                f"the trigger word {trigger!r} has letters that the base model's text encoder does not know",
+                where="dataset.trigger",
+                hint="take a rare word in plain Latin letters, for instance zorvex",
+            )
+        )
+    lengths = {caption: len(tokenizer(caption).input_ids) for caption in dict.fromkeys(captions)}
+    cut = sorted((caption for caption, length in lengths.items() if length > base.text_tokens), key=lengths.__getitem__)
+    if cut:
+        longest = lengths[cut[-1]]
+        count = f"{len(cut)} caption is" if len(cut) == 1 else f"{len(cut)} captions are"
+        on_event(
+            Warning(
+                f"{count} longer than the {base.text_tokens} tokens that the base model reads (up to {longest}), and "
+                f"cut off: {some_names((f'{caption[:40]!r}...' for caption in reversed(cut)), 3)}",
+                hint="shorten them, and put what matters first",
+            )
+        )
+
+
+def _unknown(tokenizer: Any, word: str) -> bool:
+    return tokenizer.unk_token_id in tokenizer(word, add_special_tokens=False).input_ids
