@@ -15,7 +15,7 @@ import torch
 from fluxtune import rng
 from fluxtune.config.training import TrainingConfig
 from fluxtune.environment import memory_in_use
-from fluxtune.errors import DivergedError, ExitCode
+from fluxtune.errors import DivergedError, ExitCode, some_names
 from fluxtune.events import Sink, Step
 from fluxtune.training.ema import MovingAverage
 from fluxtune.training.optimizers import learning_rate_at, set_learning_rate
@@ -66,7 +66,7 @@ def train_steps(
         loss = float(torch.stack(losses).mean())
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             raise DivergedError(
-                f"step {step + 1}: loss {loss}, gradient norm {grad_norm} (last pictures: {samples.pictures})",
+                f"step {step + 1}: loss {loss}, gradient norm {grad_norm} on {some_names(samples.pictures)}",
                 hint="resume from the last checkpoint with a lower --learning-rate",
             )
         average.update()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -34,9 +35,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Example:
-    """One picture at one size: where its latents and texts are. Sizes in pixels."""
+    """One picture at one size: where it was, where its latents and texts are. Sizes in pixels."""
 
-    picture: int
+    picture: Path
+    digest: str
     width: int
     height: int
     repeats: int
@@ -103,7 +105,8 @@ def prepare(
 
     examples = [
         Example(
-            picture=sample.picture,
+            picture=pictures[sample.picture].path,
+            digest=pictures[sample.picture].digest,
             width=sample.width,
             height=sample.height,
             repeats=pictures[sample.picture].repeats,
@@ -120,7 +123,7 @@ def prepare(
     # Each encoder lives in its own call, and leaves memory with it before the next one loads.
     _encode_texts(prepared, config, base, dtype, device, on_event)
     free_memory()
-    _encode_pictures(prepared, config, base, pictures, dtype, device, on_event)
+    _encode_pictures(prepared, config, base, dtype, device, on_event)
     free_memory()
     return prepared
 
@@ -154,13 +157,7 @@ def _encode_texts(
 
 
 def _encode_pictures(
-    prepared: Prepared,
-    config: Config,
-    base: Base,
-    pictures: list[Picture],
-    dtype: torch.dtype,
-    device: str,
-    on_event: Sink,
+    prepared: Prepared, config: Config, base: Base, dtype: torch.dtype, device: str, on_event: Sink
 ) -> None:
     by_key = {example.latents: example for example in prepared.examples}
     missing = [by_key[key] for key in prepared.latents.missing(by_key)]
@@ -171,10 +168,12 @@ def _encode_pictures(
     vae = load_vae(base, dtype, device)
 
     def encode(example: Example) -> dict[str, torch.Tensor]:
-        image = open_image(pictures[example.picture].path, config.dataset.background)
+        image = open_image(example.picture, config.dataset.background)
         pixels = to_pixels(fit(image, example.width, example.height))[None].to(device, dtype)
+        # Of the picture and its size alone: another precision or cache format takes the same sample.
+        noise = rng.generator(0, "posterior", example.digest, example.width, example.height)
         with torch.no_grad():
-            latents = base.family.encode_image(vae, pixels, rng.generator(0, "posterior", example.latents))
+            latents = base.family.encode_image(vae, pixels, noise)
         return {"latents": latents[0].float().cpu()}
 
     _encode_each(missing, encode, lambda example: example.latents, prepared.latents, "pictures", on_event)

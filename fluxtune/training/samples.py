@@ -26,13 +26,13 @@ class Samples:
         subject: the batch to learn from.
         preserved: the batch on which the base model's output is kept, or None.
         epoch: how often the data has been gone through.
-        pictures: indices of the pictures in ``subject``.
+        pictures: the pictures in ``subject``, by their paths.
     """
 
     subject: MicroBatch
     preserved: MicroBatch | None
     epoch: int
-    pictures: tuple[int, ...]
+    pictures: tuple[str, ...]
 
 
 class SampleSource:
@@ -65,7 +65,7 @@ class SampleSource:
         captions = [self._caption(example, draw) for example, draw in zip(examples, batch.draws, strict=True)]
         subject = self._micro_batch(latents, captions, batch.draws, "subject")
         preserved = self._preserved(examples, batch, subject)
-        return Samples(subject, preserved, batch.epoch, tuple(example.picture for example in examples))
+        return Samples(subject, preserved, batch.epoch, tuple(str(example.picture) for example in examples))
 
     def _preserved(self, examples: list[Example], batch: Batch, subject: MicroBatch) -> MicroBatch | None:
         preservation = self._config.training.preservation

@@ -1,4 +1,5 @@
-"""Losses of a short run in full precision: a refactor keeps them to the bit; a change of numbers explains its edit."""
+"""Losses of a short run: a refactor keeps them to the bit on a machine of the kind that recorded them, and nearly on
+others; a change of numbers explains its edit."""
 
 from __future__ import annotations
 
@@ -16,6 +17,8 @@ from tiny_runs import config_for, train_in
 from fluxtune.events import Step
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "tiny_flux.json"
+NEAR = 1e-4
+"""Kinds of processors differ in the last bits, and six steps make more of it."""
 
 
 @pytest.fixture
@@ -37,15 +40,17 @@ def build() -> dict[str, str]:
     }
 
 
-def test_the_losses_are_the_recorded_ones_to_the_bit(
+def test_the_losses_are_the_recorded_ones(
     one_thread: None, tiny_flux: Path, few_pictures: Path, tmp_path: Path
 ) -> None:
     golden = json.loads(GOLDEN.read_text())
-    if golden["build"] != build():
-        pytest.skip(f"recorded with {golden['build']}, this is {build()}")
     run = train_in(tmp_path / "mug", config_for(tiny_flux, few_pictures), cache=tmp_path / "cache")
     seen = {
         "losses": [step.loss for step in run.seen(Step)],
         "grad_norms": [step.grad_norm for step in run.seen(Step)],
     }
-    assert seen == {name: golden[name] for name in seen}, f"the run gives {json.dumps(seen)}"
+    expected = {name: golden[name] for name in seen}
+    if golden["build"] == build():
+        assert seen == expected, f"the run gives {json.dumps(seen)}"
+    for name, values in expected.items():
+        assert seen[name] == pytest.approx(values, rel=NEAR), f"the run gives {json.dumps(seen)} on {build()}"

@@ -35,6 +35,10 @@ def source_for(config: Config, priors: list[Prior] | None = None) -> SampleSourc
     return SampleSource(config, prepared_for(config), priors or [], "cpu")
 
 
+def caption_of(prepared: Prepared, picture: str) -> str:
+    return next(example.caption for example in prepared.examples if str(example.picture) == picture)
+
+
 def same(first: Samples, second: Samples) -> bool:
     return (
         first.pictures == second.pictures
@@ -85,7 +89,7 @@ def test_captions_are_dropped_never_or_always_at_the_ends(tiny_flux: Path, few_p
     source = SampleSource(config, prepared, [], "cpu")
     for step in range(6):
         samples = source.at(step)
-        captions = ["" if share else prepared.examples[index].caption for index in samples.pictures]
+        captions = ["" if share else caption_of(prepared, picture) for picture in samples.pictures]
         expected = torch.cat([prepared.text(caption)["prompt_embeds"] for caption in captions])
         assert torch.equal(samples.subject.text["prompt_embeds"], expected)
 
@@ -100,7 +104,8 @@ def test_output_preservation_reads_the_class_word_on_the_same_noisy_pictures(
     assert samples.preserved.latents is samples.subject.latents
     assert samples.preserved.noise is samples.subject.noise
     assert samples.preserved.sigmas is samples.subject.sigmas
-    captions = [f"a critter in place {index}" for index in samples.pictures]
+    captions = [caption_of(prepared, picture).replace("zorvex", "critter") for picture in samples.pictures]
+    assert all("critter in place" in caption for caption in captions)
     expected = torch.cat([prepared.text(caption)["prompt_embeds"] for caption in captions])
     assert torch.equal(samples.preserved.text["prompt_embeds"], expected)
 
