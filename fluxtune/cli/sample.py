@@ -54,7 +54,7 @@ def sample(
             "--lora",
             "-l",
             metavar="FILE[:SCALE]",
-            help="A LoRA file, or a run folder for its result; SCALE is 1 unless given. Repeatable.",
+            help="A LoRA file, or the folder of a run or a checkpoint for its own; SCALE is 1 unless given. Repeatable.",
         ),
     ] = None,
     compare: Annotated[
@@ -141,6 +141,9 @@ def _lora_use(text: str) -> LoraUse:
 
 
 def _result_of(run: Path) -> Path:
+    """The LoRA in a run folder, or in the folder of one of its checkpoints."""
+    if (run / "manifest.json").is_file() and (kept := sorted(run.glob("*.safetensors"))):
+        return kept[0]
     state = Run.open(run).state
     if state.result is None:
         last = f"; its last checkpoint is in {run / state.checkpoint}" if state.checkpoint else ""

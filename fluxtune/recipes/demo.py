@@ -126,7 +126,7 @@ def _show(scores: Scores, run: Path, seconds: float) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"What the LoRA learned, over {scores.pictures} prompts of either sort")
+    table = Table(title=f"What the LoRA learned, over {scores.pictures} pictures of either sort (one seed)")
     for column in ("", "without", "with"):
         table.add_column(column, justify="left" if not column else "right")
     rows: tuple[tuple[str, Any, Any], ...] = (

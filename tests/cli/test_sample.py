@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from fluxtune.cli.sample import _resolve
+from fluxtune.cli.sample import _lora_use, _resolve
 from fluxtune.config.layers import Resolved, resolve, to_toml
 from fluxtune.runs import Run
+from fluxtune.sampling.request import LoraUse
 
 BASE_FOLDER = "bases/mine"
 
@@ -128,3 +129,11 @@ def test_a_size_given_in_both_ways_is_a_usage_error(fluxtune: Callable) -> None:
     outcome = fluxtune("sample", "a cup", "--size", "128x128", "--width", "64")
     assert outcome.code == 2
     assert outcome.err.startswith("error: --size: --size gives both sides already\n")
+
+
+def test_the_folder_of_a_checkpoint_stands_for_its_lora(run: Run) -> None:
+    checkpoint = run.folder / "checkpoints" / "step-000500"
+    (checkpoint / "state").mkdir(parents=True)
+    (checkpoint / "manifest.json").touch()
+    (checkpoint / "mug.safetensors").touch()
+    assert _lora_use(f"{checkpoint}:0.5") == LoraUse(checkpoint / "mug.safetensors", 0.5)
