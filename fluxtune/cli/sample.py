@@ -54,7 +54,7 @@ def sample(
             "--lora",
             "-l",
             metavar="FILE[:SCALE]",
-            help="A LoRA file, or the folder of a run or a checkpoint for its own; SCALE is 1 unless given. Repeatable.",
+            help="A LoRA file, or the folder of a run or a checkpoint; SCALE is 1 unless given. Repeatable.",
         ),
     ] = None,
     compare: Annotated[
