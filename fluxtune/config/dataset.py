@@ -40,6 +40,16 @@ class DatasetConfig(Section):
     upscale: bool = setting(
         True, "Enlarge pictures that are smaller than their bucket; off leaves them out at that resolution."
     )
+    crops: int = setting(
+        1,
+        "Crops of each picture that are trained on: the central one, and others that are moved and zoomed by chance, "
+        "so that a subject is not learned at one place alone.",
+        ge=1,
+        le=1000,
+    )
+    crop_jitter: float = setting(
+        0.1, "The most that a crop beyond the first leaves out of each side, as a share of it.", ge=0.0, le=0.5
+    )
     trigger: str | None = setting(
         None, "Word that shall mean the subject; put in front of each caption that lacks it.", min_length=1
     )

@@ -20,6 +20,12 @@ class PreservationConfig(Section):
     prompts: list[str] = setting(
         [], "Captions to preserve. Without any, output uses the captions with the class word, prior the class word."
     )
+    every: int = setting(
+        1,
+        "Guard only each n-th micro-batch, with n times the weight: cheaper where the guard has little to do.",
+        ge=1,
+        le=100,
+    )
     pictures: int = setting(50, "How many pictures prior makes, spread over its prompts.", ge=1, le=10_000)
 
 

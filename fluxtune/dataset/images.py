@@ -11,6 +11,7 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 from PIL import ExifTags, Image, ImageCms
 
+from fluxtune import rng
 from fluxtune.errors import DataError
 
 if TYPE_CHECKING:
@@ -86,26 +88,59 @@ def open_image(path: Path, background: str) -> Image.Image:
     return _on_background(_in_srgb(_in_eight_bits(upright, path)), background)
 
 
-def crop_box(size: Size, width: int, height: int) -> tuple[float, float, float, float]:
-    """The central part of a picture of ``size`` that has the shape ``width`` x ``height``.
+@dataclass(frozen=True)
+class Crop:
+    """Which part of a picture is taken, of all that have the wanted shape.
+
+    Attributes:
+        zoom: its sides as a share of the largest one's, above 0 and at most 1.
+        across, down: where it lies in what is left over, from 0 (left, top) to 1.
+    """
+
+    zoom: float = 1.0
+    across: float = 0.5
+    down: float = 0.5
+
+
+CENTRE = Crop()
+
+
+def crops_of(digest: str, number: int, jitter: float) -> list[Crop]:
+    """The central crop, then ``number - 1`` that leave out up to ``jitter`` of each side; the picture's digest alone
+    decides about them."""
+    jittered = [
+        Crop(
+            1.0 - jitter * rng.uniform(0, "zoom", digest, index),
+            rng.uniform(0, "across", digest, index),
+            rng.uniform(0, "down", digest, index),
+        )
+        for index in range(1, number)
+    ]
+    return [CENTRE, *jittered]
+
+
+def crop_box(size: Size, width: int, height: int, crop: Crop = CENTRE) -> tuple[float, float, float, float]:
+    """The part of a picture of ``size`` that has the shape ``width`` x ``height`` and lies as ``crop`` says.
 
     Returns:
         (left, top, right, bottom) in pixels of the picture, fractions included.
     """
     scale = max(width / size[0], height / size[1])
-    used_width, used_height = min(width / scale, size[0]), min(height / scale, size[1])
-    left, top = (size[0] - used_width) / 2, (size[1] - used_height) / 2
+    used_width, used_height = (
+        crop.zoom * min(side / scale, full) for side, full in zip((width, height), size, strict=True)
+    )
+    left, top = crop.across * (size[0] - used_width), crop.down * (size[1] - used_height)
     return left, top, left + used_width, top + used_height
 
 
-def fit(image: Image.Image, width: int, height: int) -> Image.Image:
-    """Scale to cover ``width`` x ``height`` and crop the centre, in one Lanczos pass.
+def fit(image: Image.Image, width: int, height: int, crop: Crop = CENTRE) -> Image.Image:
+    """Scale to cover ``width`` x ``height`` and crop, in one Lanczos pass.
 
     When shrinking, the kernel grows with the scale, so that every source pixel counts and nothing aliases.
     """
-    if image.size == (width, height):
+    if image.size == (width, height) and crop == CENTRE:
         return image
-    return image.resize((width, height), Image.Resampling.LANCZOS, box=crop_box(image.size, width, height))
+    return image.resize((width, height), Image.Resampling.LANCZOS, box=crop_box(image.size, width, height, crop))
 
 
 def to_pixels(image: Image.Image) -> torch.Tensor:

@@ -31,16 +31,16 @@ class TokenLabels:
     background_colour: int
 
 
-def paint(scene: Scene) -> Image.Image:
-    """The scene as an RGB image of its width and height."""
-    factor = SUPERSAMPLING
+def paint(scene: Scene, scale: int = 1) -> Image.Image:
+    """The scene as an RGB image of `scale` times its width and height."""
+    factor = SUPERSAMPLING * scale
     size = (scene.width * factor, scene.height * factor)
     image = Image.new("RGB", size, BACKGROUND_COLOURS[scene.background.colour])
     draw = ImageDraw.Draw(image)
-    _paint_background(draw, *size, scene.background)
+    _paint_background(draw, *size, scene.background, scale)
     for thing in scene.things:
         _paint_thing(thing, draw, *size)
-    return image.reduce(factor)
+    return image.reduce(SUPERSAMPLING)
 
 
 def token_labels(scene: Scene) -> TokenLabels:
@@ -72,27 +72,27 @@ def _paint_thing(thing: Thing, draw: ImageDraw.ImageDraw, width: int, height: in
         SHAPES[thing.kind](brush, COLOURS[thing.colour])
 
 
-def _paint_background(draw: ImageDraw.ImageDraw, width: int, height: int, background: Background) -> None:
+def _paint_background(draw: ImageDraw.ImageDraw, width: int, height: int, background: Background, scale: int) -> None:
     colour = BACKGROUND_COLOURS[background.colour]
     mark = tint(colour, 0.2) if background.colour == "navy" else shade(colour, 0.13)
     if background.kind == "striped":
-        _stripes(draw, width, height, background.phase, mark)
+        _stripes(draw, width, height, background.phase, mark, scale)
     elif background.kind == "dotted":
-        _dots(draw, width, height, background.phase, mark)
+        _dots(draw, width, height, background.phase, mark, scale)
     elif background.kind == "hilly":
-        _hills(draw, width, height, background.phase, colour, mark)
+        _hills(draw, width, height, background.phase, colour, mark, scale)
 
 
-def _stripes(draw: ImageDraw.ImageDraw, width: int, height: int, phase: float, mark: Rgb) -> None:
-    period = 48
+def _stripes(draw: ImageDraw.ImageDraw, width: int, height: int, phase: float, mark: Rgb, scale: int) -> None:
+    period = 48 * scale
     x = (phase - 1) * period
     while x < width:
         draw.rectangle((x, 0, x + period // 2, height), fill=mark)
         x += period
 
 
-def _dots(draw: ImageDraw.ImageDraw, width: int, height: int, phase: float, mark: Rgb) -> None:
-    step, radius = 40, 9
+def _dots(draw: ImageDraw.ImageDraw, width: int, height: int, phase: float, mark: Rgb, scale: int) -> None:
+    step, radius = 40 * scale, 9 * scale
     for row in range(-1, height // step + 2):
         for column in range(-1, width // step + 2):
             x = (column + phase + 0.5 * (row % 2)) * step
@@ -100,14 +100,16 @@ def _dots(draw: ImageDraw.ImageDraw, width: int, height: int, phase: float, mark
             draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=mark)
 
 
-def _hills(draw: ImageDraw.ImageDraw, width: int, height: int, phase: float, colour: Rgb, mark: Rgb) -> None:
-    sun = tint(colour, 0.6)
+def _hills(
+    draw: ImageDraw.ImageDraw, width: int, height: int, phase: float, colour: Rgb, mark: Rgb, scale: int
+) -> None:
+    sun, radius, step = tint(colour, 0.6), 20 * scale, 16 * scale
     sun_x, sun_y = (0.14 + 0.72 * phase) * width, 0.17 * height
-    draw.ellipse((sun_x - 20, sun_y - 20, sun_x + 20, sun_y + 20), fill=sun)
+    draw.ellipse((sun_x - radius, sun_y - radius, sun_x + radius, sun_y + radius), fill=sun)
     far = shade(mark, 0.12) if colour[0] > 100 else tint(mark, 0.12)
     for level, swing, hill in ((0.62, 1.0, mark), (0.78, -1.3, far)):
         ridge = [
             (x, height * (level + 0.07 * sin(swing * (6.28 * x / width + 6.28 * phase))))
-            for x in range(0, width + 16, 16)
+            for x in range(0, width + step, step)
         ]
-        draw.polygon([*ridge, (width + 16, height), (0, height)], fill=hill)
+        draw.polygon([*ridge, (width + step, height), (0, height)], fill=hill)

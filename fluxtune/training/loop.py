@@ -48,6 +48,7 @@ def train_steps(
         DivergedError: the loss or the gradients are not finite.
     """
     clock = _Clock(config.steps)
+    guard_weight = config.preservation.weight * config.preservation.every
     for step in range(first_step, config.steps):
         asked = should_stop()
         if asked is not None:
@@ -61,7 +62,7 @@ def train_steps(
             with learner.accelerator.accumulate(learner.transformer):
                 losses.append(learn(learner, samples.subject))
                 if samples.preserved is not None:
-                    preserve(learner, samples.preserved, config.preservation.weight)
+                    preserve(learner, samples.preserved, guard_weight)
         grad_norm = update(learner)
         loss = float(torch.stack(losses).mean())
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):

@@ -20,7 +20,7 @@ from fluxtune.dataset.buckets import Sample, plan
 from fluxtune.dataset.cache import Store, cache_folder, key_of
 from fluxtune.dataset.captions import with_class
 from fluxtune.dataset.folder import Picture
-from fluxtune.dataset.images import fit, open_image, to_pixels
+from fluxtune.dataset.images import CENTRE, Crop, crops_of, fit, open_image, to_pixels
 from fluxtune.errors import BaseModelError
 from fluxtune.events import Phase, Progress, Sink
 from fluxtune.files import require_space
@@ -35,10 +35,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Example:
-    """One picture at one size: where it was, where its latents and texts are. Sizes in pixels."""
+    """One crop of a picture at one size: where it was, where its latents and texts are. Sizes in pixels."""
 
     picture: Path
     digest: str
+    crop: Crop
     width: int
     height: int
     repeats: int
@@ -89,7 +90,7 @@ def prepare(
     def text_key(caption: str) -> str:
         return key_of("text", _CACHE_FORMAT, text_mark, str(dtype), device_type, held, base.text_tokens, caption)
 
-    def latents_key(sample: Sample) -> str:
+    def latents_key(sample: Sample, crop: Crop) -> str:
         picture = pictures[sample.picture]
         size = (sample.width, sample.height)
         return key_of(
@@ -101,20 +102,23 @@ def prepare(
             picture.digest,
             *size,
             config.dataset.background,
+            *([] if crop == CENTRE else [crop.zoom, crop.across, crop.down]),
         )
 
     examples = [
         Example(
             picture=pictures[sample.picture].path,
             digest=pictures[sample.picture].digest,
+            crop=crop,
             width=sample.width,
             height=sample.height,
             repeats=pictures[sample.picture].repeats,
-            latents=latents_key(sample),
+            latents=latents_key(sample, crop),
             caption=pictures[sample.picture].caption,
             class_caption=_class_caption(pictures[sample.picture].caption, config),
         )
         for sample in buckets.samples
+        for crop in crops_of(pictures[sample.picture].digest, config.dataset.crops, config.dataset.crop_jitter)
     ]
     wanted = {caption for example in examples for caption in (example.caption, example.class_caption) if caption}
     text_keys = {caption: text_key(caption) for caption in sorted({*wanted, *prompts})}
@@ -169,7 +173,7 @@ def _encode_pictures(
 
     def encode(example: Example) -> dict[str, torch.Tensor]:
         image = open_image(example.picture, config.dataset.background)
-        pixels = to_pixels(fit(image, example.width, example.height))[None].to(device, dtype)
+        pixels = to_pixels(fit(image, example.width, example.height, example.crop))[None].to(device, dtype)
         # Of the picture and its size alone: another precision or cache format takes the same sample.
         noise = rng.generator(0, "posterior", example.digest, example.width, example.height)
         with torch.no_grad():

@@ -64,7 +64,8 @@ class SampleSource:
         latents = torch.stack([self._prepared.latents.read(example.latents)["latents"] for example in examples])
         captions = [self._caption(example, draw) for example, draw in zip(examples, batch.draws, strict=True)]
         subject = self._micro_batch(latents, captions, batch.draws, "subject")
-        preserved = self._preserved(examples, batch, subject)
+        guarded = micro_step % self._config.training.preservation.every == 0
+        preserved = self._preserved(examples, batch, subject) if guarded else None
         return Samples(subject, preserved, batch.epoch, tuple(str(example.picture) for example in examples))
 
     def _preserved(self, examples: list[Example], batch: Batch, subject: MicroBatch) -> MicroBatch | None:

@@ -12,6 +12,7 @@ from diffusers import FluxPipeline
 from PIL import Image
 
 from fluxtune.nano import TRIGGER, demo_folder, model_folder
+from fluxtune.recipes.nano.__main__ import STAGES
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +60,11 @@ def test_no_file_names_a_folder_of_the_machine_that_made_the_model() -> None:
     for path in model_folder().rglob("*.json"):
         values = json.loads(path.read_text())
         assert "_name_or_path" not in values, path
+
+
+def test_the_record_of_the_recipe_has_a_line_for_each_of_its_stages() -> None:
+    record = json.loads((model_folder() / "recipe.json").read_text())
+    assert list(record) == list(STAGES)
 
 
 def test_the_demo_has_a_caption_with_the_trigger_beside_every_picture() -> None:

@@ -51,6 +51,14 @@ def test_everything_is_encoded_once(tiny_flux: Path, own_pictures: Path) -> None
     assert encoded(tiny_flux, own_pictures) == {"captions": 0, "pictures": 0}
 
 
+def test_further_crops_are_entries_of_their_own_and_keep_the_first(
+    filled_cache: None, tiny_flux: Path, own_pictures: Path
+) -> None:
+    assert encoded(tiny_flux, own_pictures, dataset__crops=3) == {"captions": 0, "pictures": 6}
+    assert encoded(tiny_flux, own_pictures, dataset__crops=2) == {"captions": 0, "pictures": 0}
+    assert encoded(tiny_flux, own_pictures, dataset__crops=2, dataset__crop_jitter=0.3)["pictures"] == 3
+
+
 def test_a_changed_caption_re_encodes_that_caption_alone(
     filled_cache: None, tiny_flux: Path, own_pictures: Path
 ) -> None:

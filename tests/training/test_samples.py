@@ -142,3 +142,14 @@ def test_a_bfloat16_base_under_float32_and_missing_pictures_are_told_together(ti
     with pytest.raises(ConfigError) as error:
         preflight(config, ignore)
     assert {problem.where for problem in error.value.problems} == {"dataset.folders", "training.precision"}
+
+
+def test_a_guard_on_each_second_micro_batch_guards_the_first_and_every_other(
+    tiny_flux: Path, few_pictures: Path
+) -> None:
+    config = config_for(tiny_flux, few_pictures)
+    guard = config.training.preservation.model_copy(update={"every": 2})
+    seldom = config.model_copy(update={"training": config.training.model_copy(update={"preservation": guard})})
+    source, often = source_for(seldom), source_for(config)
+    assert [source.at(step).preserved is not None for step in range(4)] == [True, False, True, False]
+    assert all(same(source.at(step), often.at(step)) for step in range(4))

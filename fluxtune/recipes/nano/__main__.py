@@ -7,7 +7,9 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from fluxtune.environment import quiet_libraries
 from fluxtune.nano import demo_folder, model_folder
+from fluxtune.recipes.nano.card import CARD_SEED, PROMPTS, measure_model, write_card
 from fluxtune.recipes.nano.demo import write_demo
 from fluxtune.recipes.nano.distill import distill_again, distill_first
 from fluxtune.recipes.nano.export import assemble
@@ -19,15 +21,16 @@ from fluxtune.recipes.nano.transformer import train_critters, train_transformer
 from fluxtune.recipes.nano.vae import train_vae
 from fluxtune.recipes.nano.workers import in_processes
 
-# Each stage with the minutes that the shipped model took on two cores, with AMX for bfloat16; the judge is older.
+# Each stage with the minutes that the shipped model took on two cores: until the first distillation with AMX for
+# bfloat16, from then on with AVX-512.
 STAGES: dict[str, tuple[Callable[[Path, float, int], None], float]] = {
     "vae": (train_vae, 15),
     "text": (train_text, 3.5),
     "latents": (encode_all_things, 3.5),
     "transformer": (train_transformer, 68),
     "distilled": (distill_first, 8),
-    "critter-latents": (encode_critters, 8),
-    "critters": (train_critters, 75),
+    "critter-latents": (encode_critters, 7),
+    "critters": (train_critters, 66),
     "finished": (distill_again, 8),
     "judge": (train_judge, 13),
 }
@@ -36,16 +39,18 @@ SHARED = ("latents", "transformer", "distilled", "critter-latents", "critters", 
 
 
 def export(work: Path) -> None:
-    """Puts the distilled model and the recipe's record into the package."""
+    """Puts the finished model into the package, with the recipe's record and its card, measured anew."""
     state = require_checkpoint(work / "finished.ckpt", "finished")
     assemble(work, state["averaged"], model_folder())
     shutil.copy(work / "recipe.json", model_folder() / "recipe.json")
+    quiet_libraries()
+    write_card(model_folder(), measure_model(model_folder(), PROMPTS, CARD_SEED))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m fluxtune.recipes.nano", description=__doc__)
     parser.add_argument("--stage", choices=["all", *STAGES, "export", "demo"], default="all")
-    parser.add_argument("--work", type=Path, required=True, help="folder of checkpoints; a stage resumes from it")
+    parser.add_argument("--work", type=Path, default=Path("nano-work"), help="folder of checkpoints, to resume from")
     parser.add_argument("--minutes", type=float, help="the stage's budget, instead of its own")
     parser.add_argument("--processes", type=int, default=2, help="of one thread each, where a stage can be shared")
     parser.add_argument("--seed", type=int, default=1)

@@ -16,6 +16,7 @@ from fluxtune.nano.scenes import held_out_prompts
 from fluxtune.recipes.nano.measure import GUIDANCE, STEPS, open_pipeline, pictures_of, shares
 
 FIGURES = "figures.json"
+PROMPTS, CARD_SEED = 240, 1
 
 CARD = Template("""---
 license: mit
@@ -69,12 +70,12 @@ $judged
 
 ## How it was made
 
-All pictures come from the painter in `fluxtune/nano`, so nobody's data is in them. The recipe makes the model again,
-stage by stage:
+All pictures come from the painter in `fluxtune/nano`, so nobody's data is in them. The transformer went to school
+twice: first on all things alike, then, from where the distilled model stood, on critters for the most part and many
+small ones, which have the most detail. The recipe makes the model again, stage by stage, and measures this page:
 
 ```
-python -m fluxtune.recipes.nano --work nano-work
-python -m fluxtune.recipes.nano.card
+python -m fluxtune.recipes.nano
 ```
 
 | stage | seed | minutes on two CPU cores | steps |
@@ -179,8 +180,8 @@ def _write_sheet(path: Path, pictures: list[Any], columns: int = 12) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m fluxtune.recipes.nano.card", description=__doc__)
     parser.add_argument("--model", type=Path, default=model_folder())
-    parser.add_argument("--count", type=int, default=240, help="held-out prompts")
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--count", type=int, default=PROMPTS, help="held-out prompts")
+    parser.add_argument("--seed", type=int, default=CARD_SEED)
     parser.add_argument("--steps", type=int, default=STEPS, help="denoising steps")
     parser.add_argument("--sheet", type=Path, help="PNG to write all pictures into")
     parser.add_argument("--measure-only", action="store_true", help="print the figures; write no card")

@@ -8,6 +8,8 @@ from fluxtune.nano.painter import paint
 from fluxtune.nano.scenes import Background, subject_scene
 
 SEED = 7
+SCALE = 2
+"""Larger than they are trained at, as people's pictures are, so that a crop of them is still sharp."""
 ASPECTS = ((128, 128), (144, 112), (128, 128), (112, 144), (128, 128), (160, 160))
 # Two pairings of background kind and colour each way; the others stay for judging what was learned.
 BACKGROUNDS = (
@@ -33,5 +35,5 @@ def write_demo(folder: Path) -> None:
         background = Background(kind, colour, (index * 0.37) % 1)
         scene = subject_scene(SEED, index, ASPECTS[index % len(ASPECTS)], background)
         stem = folder / f"{index + 1:02d}"
-        paint(scene).save(stem.with_suffix(".png"), optimize=True)
+        paint(scene, SCALE).save(stem.with_suffix(".png"), optimize=True)
         stem.with_suffix(".txt").write_text(scene.caption + "\n")
