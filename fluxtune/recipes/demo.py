@@ -2,6 +2,7 @@
 
 The subject score is the share of pictures of trigger prompts that show the subject, on backgrounds and in sizes at
 places that no training picture has; retention is the share of ordinary prompts whose pictures show everything asked.
+It fails, with exit code 1, when the scores are so low that something must be broken.
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ SHOWN = (
     "a red boat on a plain green background",
 )
 
+# Below these something is broken: the figures that the README gives are well above, by more than chance moves them.
+LEAST_SUBJECT, MOST_RETENTION_LOST = 0.6, 0.15
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -49,6 +53,20 @@ class Scores:
     retention_after: float
     leaked: float
     pictures: int
+
+    @property
+    def shortfall(self) -> str:
+        """What is so low that training or the model must be broken; empty when all is well."""
+        if self.subject_after < LEAST_SUBJECT:
+            return (
+                f"the subject is in {self.subject_after:.0%} of its pictures, {LEAST_SUBJECT:.0%} are expected at least"
+            )
+        if self.retention_after < self.retention_before - MOST_RETENTION_LOST:
+            return (
+                f"ordinary prompts fell from {self.retention_before:.0%} to {self.retention_after:.0%}, "
+                f"at most {100 * MOST_RETENTION_LOST:.0f} points are expected"
+            )
+        return ""
 
 
 def trigger_prompts(number: int) -> list[str]:
@@ -115,6 +133,9 @@ def main() -> int:
     scores = score_lora(model_folder(), lora, [options.seed], options.prompts)
     (run / "scores.json").write_text(json.dumps(asdict(scores), indent=2) + "\n", encoding="utf-8")
     _show(scores, run, time.monotonic() - started)
+    if scores.shortfall:
+        print(f"\nerror: the demo learned too little: {scores.shortfall}", file=sys.stderr)
+        return 1
     return 0
 
 

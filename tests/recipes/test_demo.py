@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,18 @@ def test_the_demo_pictures_are_what_the_recipe_paints(tmp_path: Path) -> None:
         shipped = demo_folder() / fresh.name
         assert Image.open(shipped).tobytes() == Image.open(fresh).tobytes()
         assert shipped.with_suffix(".txt").read_text() == fresh.with_suffix(".txt").read_text()
+
+
+GOOD = Scores(0.0, 0.8, 1.0, 0.97, 0.0, 60)
+
+
+def test_the_demo_fails_when_the_subject_was_not_learned() -> None:
+    assert not GOOD.shortfall
+    assert "20%" in replace(GOOD, subject_after=0.2).shortfall
+
+
+def test_the_demo_fails_when_ordinary_prompts_were_forgotten() -> None:
+    assert "80%" in replace(GOOD, retention_after=0.8).shortfall
 
 
 @pytest.fixture(scope="module")

@@ -34,6 +34,8 @@ BATCH = 32
 MUON_RATE, ADAMW_RATE = 2e-3, 1e-3
 EMA_DECAY = 0.999
 ALIGNMENT_WEIGHT = 0.3
+THING_WEIGHT = 3.0
+"""Of a token that shows a thing, where one of the background has 1: a small critter fills a quarter of the tokens."""
 TAP = 1
 """The single block after which the alignment head looks."""
 
@@ -111,7 +113,7 @@ def rotary_of(model: FluxTransformer2DModel, batch: Batch) -> tuple[Tensor, Tens
 
 
 def compiled_losses(model: FluxTransformer2DModel, head: AlignmentHead) -> Callable[[Batch], tuple[Tensor, Tensor]]:
-    """A function from a batch to the flow-matching loss and the alignment loss."""
+    """A function from a batch to the flow-matching loss, by `THING_WEIGHT`, and the alignment loss."""
 
     @torch.compile(dynamic=False)
     def losses(
@@ -125,7 +127,9 @@ def compiled_losses(model: FluxTransformer2DModel, head: AlignmentHead) -> Calla
     ) -> tuple[Tensor, Tensor]:
         guidance = torch.ones_like(sigmas)
         predicted, states = velocity_and_states(model, noisy, sigmas, guidance, text, pooled, rotary)
-        return functional.mse_loss(predicted, velocity), head(states, labels)
+        weights = torch.where(labels[..., 0] > 0, THING_WEIGHT, 1.0)
+        weights = weights / weights.mean(dim=1, keepdim=True)
+        return (weights * (predicted - velocity).square().mean(dim=-1)).mean(), head(states, labels)
 
     def of_batch(batch: Batch) -> tuple[Tensor, Tensor]:
         with sdpa_kernel(SDPBackend.MATH), torch.autocast("cpu", dtype=COMPUTE):
@@ -192,7 +196,7 @@ def school(work: Path, stage: str, model: FluxTransformer2DModel, scenes: str, m
     while (fraction := first_says(budget.fraction)) < 1:
         groups = [group for optimizer in optimizers for group in optimizer.param_groups]
         for group, rate in zip(groups, rates, strict=True):
-            group["lr"] = rate * rate_at(fraction)
+            group["lr"] = rate * rate_at(fraction, decay=0.4)
         loss, alignment = losses_of(batches(step))
         (loss + ALIGNMENT_WEIGHT * alignment).backward()
         average_gradients([*model.parameters(), *head.parameters()])
