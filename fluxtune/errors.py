@@ -79,9 +79,19 @@ class ConfigError(UsageError):
 
 
 class DataError(FluxtuneError):
-    """A picture, a caption or a folder of them cannot be used."""
+    """A picture, a caption or a folder of them cannot be used.
+
+    Args:
+        check: name of the data check that found it (``dataset/checks.py``).
+    """
 
     exit_code = ExitCode.DATA
+
+    def __init__(
+        self, message: str, *, where: str | None = None, hint: str | None = None, check: str = "unreadable"
+    ) -> None:
+        super().__init__(message, where=where, hint=hint)
+        self.check = check
 
 
 class OutOfMemoryError(FluxtuneError):

@@ -98,7 +98,14 @@ class Warning:
 
 @dataclass(frozen=True)
 class Finding:
-    """One problem of a data set. ``severity`` is ``error``, ``warning`` or ``note``."""
+    """One thing that was found in a data set.
+
+    Attributes:
+        severity: ``error``, ``warning`` or ``note``.
+        check: name of the check that found it; names stay the same from version to version.
+        where: the file, with its line where that helps.
+        picture: name of the picture that it is about, if it is about one.
+    """
 
     event: ClassVar[str] = "finding"
     severity: str
@@ -106,6 +113,7 @@ class Finding:
     message: str
     where: str | None = None
     hint: str | None = None
+    picture: str | None = None
 
 
 @dataclass(frozen=True)

@@ -79,6 +79,16 @@ def locate(
     return _from_hub(base, revision, offline, on_event, check_index)
 
 
+def at_hand(base: str, revision: str | None = None) -> Path | None:
+    """The folder of a base model as far as it is on this machine, whole or not; no network is used."""
+    if base == EMBEDDED:
+        return nano.model_folder()
+    path = Path(os.path.expanduser(base))
+    if path.is_dir():
+        return path
+    return _cached(base, revision) if _HUB_ID.fullmatch(base) else None
+
+
 def missing_files(folder: Path) -> list[str]:
     """What a model folder in diffusers' layout lacks of the parts that its ``model_index.json`` lists."""
     if not (folder / INDEX).is_file():

@@ -17,6 +17,7 @@ from fluxtune.cli.presets import presets
 from fluxtune.cli.render import report, write_line
 from fluxtune.cli.sample import sample
 from fluxtune.cli.train import train
+from fluxtune.cli.validate import validate
 from fluxtune.errors import ExitCode, FluxtuneError, Stopped, UsageError
 
 _HELP = """Teach FLUX a person, a product or a style from a few pictures.
@@ -35,6 +36,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help starts in half the time, and shows [[brackets]] as they are
 )
 app.command("train")(train)
+app.command("validate")(validate)
 app.command("sample")(sample)
 app.command("presets")(presets)
 

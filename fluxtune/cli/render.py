@@ -31,7 +31,7 @@ def sink(as_json: bool) -> Iterator[events.Sink]:
     """Where a command's events go: JSON lines on stdout, or stderr: rich on a terminal, else plain lines."""
     if as_json:
         yield json_lines(sys.stdout)
-    elif _is_terminal(sys.stderr):
+    elif is_terminal(sys.stderr):
         with terminal(_console()) as emit:
             yield emit
     else:
@@ -195,7 +195,7 @@ def terminal(console: Console) -> Iterator[events.Sink]:
 
 def _say(text: str) -> None:
     """Show text on stderr, its labels coloured on a terminal."""
-    if _is_terminal(sys.stderr):
+    if is_terminal(sys.stderr):
         _print_labelled(_console(), printable(text))
     else:
         write_line(sys.stderr, printable(text))
@@ -219,7 +219,8 @@ def _console() -> Console:
     return Console(stderr=True)
 
 
-def _is_terminal(stream: TextIO) -> bool:
+def is_terminal(stream: TextIO) -> bool:
+    """Whether a person sees the stream in a terminal that knows colours."""
     return stream.isatty() and os.environ.get("TERM") != "dumb"
 
 

@@ -12,16 +12,7 @@ from dataclasses import dataclass
 from math import log
 
 from fluxtune.config.dataset import DatasetConfig
-from fluxtune.dataset.folder import Picture
 from fluxtune.dataset.images import Size, crop_box
-from fluxtune.errors import some_names
-from fluxtune.events import Warning
-
-NOTICEABLE = 1.1
-"""Enlarging by less than this factor is not worth a warning."""
-
-CROPPED = 0.2
-"""Nor is cutting off less than this share of a picture."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +31,19 @@ class Sample:
 
 @dataclass(frozen=True)
 class Plan:
-    """Every sample of an epoch (before repeats), in the order of the pictures, and what to tell the user."""
+    """Every sample of an epoch (before repeats), in the order of the pictures.
+
+    Attributes:
+        samples: which picture at which size.
+        pictures: how many there are.
+        left_out: samples that are not made, for their picture would have to be enlarged.
+        kept: pictures that are too small for every resolution, and kept at the smallest all the same.
+    """
 
     samples: tuple[Sample, ...]
     pictures: int
-    warnings: tuple[Warning, ...]
+    left_out: tuple[Sample, ...]
+    kept: tuple[int, ...]
 
     @property
     def buckets(self) -> dict[Size, int]:
@@ -101,63 +100,27 @@ def crop_share(size: Size, width: int, height: int) -> float:
     return 1 - (right - left) * (bottom - top) / (size[0] * size[1])
 
 
-def plan(pictures: Sequence[Picture], config: DatasetConfig, multiple: int = 16) -> Plan:
+def plan(sizes: Sequence[Size], config: DatasetConfig, multiple: int = 16) -> Plan:
     """Every picture at each resolution of the configuration.
 
     With ``upscale`` off a picture is left out where it would be enlarged, but never everywhere: one that is
     too small for all resolutions is kept at the smallest.
 
     Args:
-        pictures: what ``read_folders`` returned.
+        sizes: (width, height) of each picture.
         multiple: see ``bucket_sizes``.
     """
     max_aspect = config.max_aspect if config.buckets else 1.0
     tables = [bucket_sizes(resolution, max_aspect, multiple) for resolution in sorted(set(config.resolution))]
     samples: list[Sample] = []
-    enlarged: list[tuple[float, str]] = []
-    cropped: list[tuple[float, str]] = []
-    kept: list[str] = []
-    left_out = 0
-    for index, picture in enumerate(pictures):
-        sizes = list(dict.fromkeys(assign(picture.size, table) for table in tables))
-        fitting = [size for size in sizes if config.upscale or enlargement(picture.size, *size) <= 1]
+    left_out: list[Sample] = []
+    kept: list[int] = []
+    for index, size in enumerate(sizes):
+        wanted = list(dict.fromkeys(assign(size, table) for table in tables))
+        fitting = [bucket for bucket in wanted if config.upscale or enlargement(size, *bucket) <= 1]
         if not fitting:
-            kept.append(picture.name)
-        chosen = fitting or sizes[:1]
-        left_out += len(sizes) - len(chosen)
-        samples += [Sample(index, width, height) for width, height in chosen]
-        if (scale := max(enlargement(picture.size, *size) for size in chosen)) > NOTICEABLE:
-            enlarged.append((scale, picture.name))
-        if (share := max(crop_share(picture.size, *size) for size in chosen)) > CROPPED:
-            cropped.append((share, picture.name))
-    return Plan(tuple(samples), len(pictures), tuple(_warnings(enlarged, cropped, kept, left_out, len(pictures))))
-
-
-def _warnings(
-    enlarged: list[tuple[float, str]], cropped: list[tuple[float, str]], kept: list[str], left_out: int, pictures: int
-) -> list[Warning]:
-    warnings = []
-    if cropped:
-        share, worst = max(cropped)
-        warnings.append(
-            Warning(
-                f"{len(cropped)} of {pictures} pictures lose more than {CROPPED:.0%} to cropping, "
-                f"the most {worst}: {share:.0%}",
-                hint="crop them yourself, or raise dataset.max_aspect",
-            )
-        )
-    if enlarged:
-        scale, worst = max(enlarged)
-        warnings.append(
-            Warning(
-                f"{len(enlarged)} of {pictures} pictures are smaller than their bucket and will be enlarged, "
-                f"the most {worst}: {scale:.2f} times",
-                hint="the blur of enlarging is learned too: use larger pictures or lower dataset.resolution",
-            )
-        )
-    if left_out:
-        warnings.append(Warning(f"{left_out} samples left out: their pictures are too small for that resolution"))
-    if kept:
-        message = f"{len(kept)} of {pictures} pictures are too small for all resolutions, kept at the smallest"
-        warnings.append(Warning(f"{message}: {some_names(kept)}"))
-    return warnings
+            kept.append(index)
+        chosen = fitting or wanted[:1]
+        samples += [Sample(index, *bucket) for bucket in chosen]
+        left_out += [Sample(index, *bucket) for bucket in wanted if bucket not in chosen]
+    return Plan(tuple(samples), len(sizes), tuple(left_out), tuple(kept))

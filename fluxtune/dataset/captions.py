@@ -41,17 +41,19 @@ def read_caption(file: Path) -> str:
         content = file.read_bytes()
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        raise DataError(f"the caption cannot be read: {reason}", where=str(file), hint=mend) from error
+        raise DataError(
+            f"the caption cannot be read: {reason}", where=str(file), hint=mend, check="bad-caption"
+        ) from error
     if (zero := content.find(0)) >= 0:
         message = f"the caption holds a zero byte at position {zero}: it is UTF-16, or no text at all"
-        raise DataError(message, where=str(file), hint=mend)
+        raise DataError(message, where=str(file), hint=mend, check="bad-caption")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         # The codec counts from behind a byte order mark; the user's editor counts from the start.
         position = error.start + len(content) - len(error.object)
         message = f"the caption is not UTF-8: byte 0x{error.object[error.start]:02x} at position {position}"
-        raise DataError(message, where=str(file), hint=mend) from error
+        raise DataError(message, where=str(file), hint=mend, check="bad-caption") from error
     return tidy(text)
 
 

@@ -66,7 +66,15 @@ def open_base(model: ModelConfig, on_event: Sink = ignore) -> Base:
     Raises:
         BaseModelError: missing, gated, offline, incomplete, or of a family fluxtune does not train.
     """
-    folder = locate(model.base, model.revision, model.offline, on_event, _family_in)
+    return base_in(locate(model.base, model.revision, model.offline, on_event, _family_in), model.base)
+
+
+def base_in(folder: Path, name: str) -> Base:
+    """The base model in a folder, as its small files tell; its weights need not be there.
+
+    Raises:
+        BaseModelError: of a family fluxtune does not train, or damaged.
+    """
     family = _family_in(folder / INDEX)
     embeds_guidance = bool(_read_json(folder / "transformer" / "config.json").get("guidance_embeds"))
     tokenizer_file = folder / family.text_folders[-1] / "tokenizer_config.json"
@@ -74,7 +82,7 @@ def open_base(model: ModelConfig, on_event: Sink = ignore) -> Base:
     if tokenizer_length is None:
         raise _wrong_weights(tokenizer_file, "model_max_length is missing")
     text_tokens = family.text_tokens(embeds_guidance, int(tokenizer_length))
-    return Base(model.base, folder, family, embeds_guidance, text_tokens)
+    return Base(name, folder, family, embeds_guidance, text_tokens)
 
 
 def _family_in(index: Path) -> Family:
@@ -201,10 +209,11 @@ def load_tokenizers(base: Base) -> list[Any]:
     Raises:
         BaseModelError: their files are damaged.
     """
+    from transformers import AutoTokenizer
+
+    folders = [base.folder / part for part in base.family.text_folders if part.startswith("tokenizer")]
     with _told_as_damage(base.folder):
-        absent = {"transformer": None, "vae": None, "text_encoder": None, "text_encoder_2": None}
-        pipeline = _pipeline_class(base).from_pretrained(base.folder, **absent)
-    return [pipeline.tokenizer, pipeline.tokenizer_2]
+        return [AutoTokenizer.from_pretrained(folder) for folder in folders]
 
 
 def image_pipeline(base: Base, transformer: Any, vae: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 
 from fluxtune.config.checks import contradictions
 from fluxtune.config.schema import Config
-from fluxtune.dataset.folder import Picture, read_folders
+from fluxtune.dataset.pictures import Picture, read_folders
 from fluxtune.environment import pick_device, versions, warn_of_the_processor, warn_without_bf16
 from fluxtune.errors import ConfigError, FluxtuneError, UsageError
 from fluxtune.events import Phase, Sink, Warning

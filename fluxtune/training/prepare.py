@@ -19,8 +19,10 @@ from fluxtune.config.schema import Config
 from fluxtune.dataset.buckets import Sample, plan
 from fluxtune.dataset.cache import Store, cache_folder, key_of
 from fluxtune.dataset.captions import with_class
-from fluxtune.dataset.folder import Picture
+from fluxtune.dataset.findings import as_warnings
 from fluxtune.dataset.images import CENTRE, Crop, crops_of, fit, open_image, to_pixels
+from fluxtune.dataset.pictures import Picture
+from fluxtune.dataset.shape_checks import check_shapes
 from fluxtune.errors import BaseModelError
 from fluxtune.events import Phase, Progress, Sink
 from fluxtune.files import require_space
@@ -76,9 +78,9 @@ def prepare(
     Args:
         prompts: further texts that will be needed: previews, preservation, the empty caption of dropout.
     """
-    buckets = plan(pictures, config.dataset, base.family.side_multiple)
+    buckets = plan([picture.size for picture in pictures], config.dataset, base.family.side_multiple)
     on_event(Phase("buckets", buckets.summary()))
-    for warning in buckets.warnings:
+    for warning in as_warnings(list(check_shapes(buckets, pictures, config.training.batch_size))):
         on_event(warning)
     latents = Store(cache_folder() / "latents", on_event)
     texts = Store(cache_folder() / "texts", on_event)

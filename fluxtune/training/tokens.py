@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from fluxtune.errors import some_names
+from fluxtune.config.model import ModelConfig
+from fluxtune.dataset.caption_checks import ESTIMATES, TokenLimit
+from fluxtune.errors import BaseModelError, some_names
 from fluxtune.events import Sink, Warning
-from fluxtune.flux.load import Base, load_tokenizers
+from fluxtune.flux.families import FLUX1
+from fluxtune.flux.load import Base, base_in, load_tokenizers
+from fluxtune.hub import at_hand
 
 
 def warn_of_tokens(base: Base, captions: Iterable[str], trigger: str | None, on_event: Sink) -> None:
@@ -37,6 +41,33 @@ def warn_of_tokens(base: Base, captions: Iterable[str], trigger: str | None, on_
                 hint="shorten them, and put what matters first",
             )
         )
+
+
+def limits_at_hand(model: ModelConfig) -> tuple[list[TokenLimit], int]:
+    """How to count captions for a base model, and what its sides are multiples of, without using the network.
+
+    Returns:
+        A limit for each text encoder, by the model's own tokenizers where they are on this machine, else by estimates
+        for FLUX.1-dev; and the multiple in pixels.
+    """
+    folder = at_hand(model.base, model.revision)
+    try:
+        base = base_in(folder, model.base) if folder else None
+        tokenizers = load_tokenizers(base) if base else []
+    except BaseModelError:
+        base, tokenizers = None, []
+    if base is None:
+        return list(ESTIMATES), FLUX1.side_multiple
+    lengths = [*(int(tokenizer.model_max_length) for tokenizer in tokenizers[:-1]), base.text_tokens]
+    names = [(limit.check, limit.encoder) for limit in ESTIMATES]
+    return [
+        TokenLimit(check, encoder, length, _counter(tokenizer), exact=True)
+        for (check, encoder), length, tokenizer in zip(names, lengths, tokenizers, strict=True)
+    ], base.family.side_multiple
+
+
+def _counter(tokenizer: Any) -> Callable[[str], int]:
+    return lambda caption: len(tokenizer(caption).input_ids)
 
 
 def _unknown(tokenizer: Any, word: str) -> bool:

@@ -9,8 +9,8 @@ import pytest
 
 from fluxtune.config.dataset import DatasetConfig
 from fluxtune.dataset.buckets import Sample, assign, bucket_sizes, crop_share, enlargement, plan
-from fluxtune.dataset.folder import Picture, read_folders
 from fluxtune.dataset.images import fit, open_image
+from fluxtune.dataset.pictures import read_folders
 from fluxtune.events import ignore
 
 SHAPES = [
@@ -79,7 +79,7 @@ def test_crop_and_enlargement_are_what_they_say() -> None:
 
 
 def test_every_picture_is_seen_at_every_resolution() -> None:
-    result = plan(pictures(*SHAPES), DatasetConfig(resolution=[512, 1024]))
+    result = plan(SHAPES, DatasetConfig(resolution=[512, 1024]))
     assert [sample.picture for sample in result.samples] == [index for index in range(len(SHAPES)) for _ in (0, 1)]
     first, second = result.samples[:2]
     assert (first.size, second.size) == ((592, 432), (1184, 880))
@@ -87,53 +87,36 @@ def test_every_picture_is_seen_at_every_resolution() -> None:
 
 
 def test_without_buckets_every_picture_is_a_square() -> None:
-    result = plan(pictures(*SHAPES), DatasetConfig(resolution=[512], buckets=False))
+    result = plan(SHAPES, DatasetConfig(resolution=[512], buckets=False))
     assert result.buckets == {(512, 512): len(SHAPES)}
 
 
 def test_sides_are_multiples_of_what_the_model_wants() -> None:
-    for sample in plan(pictures(*SHAPES), DatasetConfig(resolution=[720]), multiple=32).samples:
+    for sample in plan(SHAPES, DatasetConfig(resolution=[720]), multiple=32).samples:
         assert sample.width % 32 == sample.height % 32 == 0
 
 
 def test_resolutions_that_come_to_the_same_size_are_one_sample() -> None:
-    result = plan(pictures((500, 500)), DatasetConfig(resolution=[512, 528]), multiple=64)
+    result = plan([(500, 500)], DatasetConfig(resolution=[512, 528]), multiple=64)
     assert result.samples == (Sample(0, 512, 512),)
 
 
 def test_without_upscaling_a_small_picture_is_left_out_where_it_would_be_enlarged() -> None:
     config = DatasetConfig(resolution=[512, 1024], upscale=False)
-    result = plan(pictures((2000, 2000), (800, 800), (512, 512)), config)
+    result = plan([(2000, 2000), (800, 800), (512, 512)], config)
     assert [(sample.picture, sample.width) for sample in result.samples] == [
         (0, 512),
         (0, 1024),
         (1, 512),
         (2, 512),
     ]
-    assert [warning.message for warning in result.warnings] == [
-        "2 samples left out: their pictures are too small for that resolution"
-    ]
+    assert result.left_out == (Sample(1, 1024, 1024), Sample(2, 1024, 1024))
 
 
-def test_a_picture_that_is_too_small_everywhere_is_kept_at_the_smallest_resolution_with_a_warning() -> None:
-    result = plan(pictures((300, 300)), DatasetConfig(resolution=[1024, 512], upscale=False))
+def test_a_picture_that_is_too_small_everywhere_is_kept_at_the_smallest_resolution() -> None:
+    result = plan([(300, 300)], DatasetConfig(resolution=[1024, 512], upscale=False))
     assert result.samples == (Sample(0, 512, 512),)
-    assert "1 of 1 pictures are too small for all resolutions, kept at the smallest: 0.png" in [
-        warning.message for warning in result.warnings
-    ]
-
-
-def test_enlarged_pictures_are_said_with_the_worst_of_them() -> None:
-    result = plan(pictures((512, 512), (256, 256), (1000, 1000), (2000, 1500)), DatasetConfig())
-    assert [warning.message for warning in result.warnings] == [
-        "2 of 4 pictures are smaller than their bucket and will be enlarged, the most 1.png: 4.00 times"
-    ]
-
-
-def test_pictures_that_lose_much_to_cropping_are_said_with_the_worst_of_them() -> None:
-    sizes = [(128, 128), (512, 128), (1024, 128)]
-    (warning,) = plan(pictures(*sizes), DatasetConfig(resolution=[64], max_aspect=2.0)).warnings
-    assert warning.message.startswith("2 of 3 pictures lose more than 20% to cropping, the most 2.png: 7")
+    assert result.kept == (0,)
 
 
 def test_real_photographs_are_cut_to_exactly_the_planned_sizes(
@@ -141,15 +124,8 @@ def test_real_photographs_are_cut_to_exactly_the_planned_sizes(
 ) -> None:
     config = config_for(photo_folder, resolution=[128, 192])
     read = read_folders(config, ignore)
-    result = plan(read, config)
+    result = plan([picture.size for picture in read], config)
     assert result.summary().startswith("used 4 of 4 pictures as 8 samples")
     for sample in result.samples:
         picture = open_image(read[sample.picture].path, config.background)
         assert fit(picture, *sample.size).size == sample.size
-
-
-def pictures(*sizes: tuple[int, int]) -> list[Picture]:
-    return [
-        Picture(Path(f"{index}.png"), f"{index}.png", "", size, digest=str(index), repeats=1)
-        for index, size in enumerate(sizes)
-    ]

@@ -1,4 +1,4 @@
-"""Folders: what is found, in which order, and how all that is wrong is said at once."""
+"""The pictures to train on: what is found, in which order, and how all that is wrong is said at once."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from fluxtune.config.dataset import DatasetConfig, FolderConfig
-from fluxtune.dataset.folder import SHOWN, folder_path, read_folders
+from fluxtune.dataset.folder import folder_path
+from fluxtune.dataset.pictures import SHOWN, read_folders
 from fluxtune.errors import DataError
 from fluxtune.events import Event, Progress, Warning, ignore
 
@@ -77,7 +79,8 @@ def test_pictures_of_a_kind_that_is_not_read_are_named(
     captioned(tmp_path / "dog.png")
     (tmp_path / "IMG_0001.HEIC").write_bytes(b"heic")
     read_folders(config_for(tmp_path), events.append)
-    assert "1 file left out, of a kind that is not read: IMG_0001.HEIC" in messages(events)
+    said = "1 file of a kind that is not read: IMG_0001.HEIC: .heic files are not read: the picture is left out"
+    assert said in messages(events)
 
 
 def test_folders_are_read_in_the_order_of_the_configuration(photo_folder: Path, tmp_path: Path) -> None:
@@ -143,8 +146,7 @@ def test_the_trigger_is_in_every_caption_and_what_was_changed_is_said(
         "zorvex, a photo of coffee",
         "zorvex, a photo of rocket",
     ]
-    changed = "trigger word 'zorvex' put in front of 3 of 4 captions, which lacked it"
-    assert f"{changed}: astronaut.png, coffee.png, rocket.png" in messages(events)
+    assert "3 captions without the trigger word: astronaut.png, coffee.png, rocket.png" in messages(events)
 
 
 def test_pictures_without_captions_are_refused_by_name(photo_folder: Path, config_for: ConfigFor) -> None:
@@ -191,8 +193,8 @@ def test_all_problems_of_all_folders_are_shown_at_once(photo_folder: Path, tmp_p
         f"  {photo_folder / 'coffee.txt'}: the caption is not UTF-8: byte 0xe9 at position 3",
         f"  {tmp_path / 'empty'}: there are no pictures in this folder",
         f"  {tmp_path / 'gone'}: there is no such folder",
-        "  1 of 4 pictures without a caption: astronaut.png",
         f"  {photo_folder / 'rocket.png'}: the content is no PNG, JPEG, WebP, BMP or TIFF picture",
+        "  1 of 4 pictures without a caption: astronaut.png",
     ]
     assert caught.value.exit_code == 3
     assert caught.value.hint is not None and caught.value.hint.startswith("save the caption as UTF-8 text; put")
@@ -222,17 +224,17 @@ def test_pictures_that_are_there_twice_are_said(photo_folder: Path, config_for: 
     for suffix in ("png", "txt"):
         shutil.copy(photo_folder / f"coffee.{suffix}", photo_folder / f"mug.{suffix}")
     assert len(read_folders(config_for(photo_folder), events.append)) == 5
-    assert "1 picture more than once in the data set: coffee.png = mug.png" in messages(events)
+    assert "1 picture more than once in the data set: mug.png: the same file as coffee.png" in messages(events)
 
 
 def test_pictures_that_share_one_caption_are_said(tmp_path: Path, config_for: ConfigFor, events: list[Event]) -> None:
-    for name, shade in (("dog.png", 10), ("dog.jpg", 200), ("cat.png", 90)):
-        Image.new("RGB", (8, 8), (shade, 0, 0)).save(tmp_path / name)
-        (tmp_path / name).with_suffix(".txt").write_text("an animal")
+    for name, seed in (("dog.png", 1), ("dog.jpg", 2), ("cat.png", 3)):
+        noise(seed).save(tmp_path / name)
+        (tmp_path / name).with_suffix(".txt").write_text(f"an animal: {name[:3]}")
     read_folders(config_for(tmp_path), events.append)
     (warning,) = [event for event in events if isinstance(event, Warning)]
-    assert "2 pictures with the caption of another" in warning.message
-    assert "dog.jpg, dog.png" in warning.message
+    assert "1 picture with the caption of another" in warning.message
+    assert "dog.png: dog.jpg has the same caption, dog.txt" in warning.message
 
 
 def test_reading_reports_each_picture(photo_folder: Path, config_for: ConfigFor, events: list[Event]) -> None:
@@ -273,6 +275,11 @@ def captioned(path: Path, caption: str = "a dog") -> Path:
     Image.new("RGB", (8, 8), "red").save(path)
     path.with_suffix(".txt").write_text(caption, encoding="utf-8")
     return path
+
+
+def noise(seed: int) -> Image.Image:
+    """A picture that is like no other."""
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (64, 64, 3), dtype=np.uint8))
 
 
 def messages(events: list[Event]) -> list[str]:

@@ -1,0 +1,102 @@
+"""What is wrong with captions: missing, empty, without the trigger, all the same, too long."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from fluxtune.dataset.captions import has_trigger, tidy
+from fluxtune.dataset.findings import found
+from fluxtune.dataset.folder import Item
+from fluxtune.events import Finding
+
+
+@dataclass(frozen=True)
+class TokenLimit:
+    """How many tokens of a caption a text encoder reads, and how to count them.
+
+    ``exact`` is False where ``count`` is but an estimate.
+    """
+
+    check: str
+    encoder: str
+    limit: int
+    count: Callable[[str], int]
+    exact: bool
+
+
+def estimated_tokens(caption: str) -> int:
+    """Tokens of a caption where no tokenizer is at hand, the marks of begin and end among them.
+
+    One for each word and each punctuation mark, one more for each six letters after a word's first eight.
+    """
+    pieces = re.findall(r"\w+|[^\w\s]", caption)
+    return 2 + sum(1 + max(0, len(piece) - 3) // 6 if piece.isalnum() else 1 for piece in pieces)
+
+
+ESTIMATES = (
+    TokenLimit("long-for-clip", "CLIP", 77, estimated_tokens, exact=False),
+    TokenLimit("long-for-t5", "T5", 512, estimated_tokens, exact=False),
+)
+
+
+def check_captions(
+    items: Iterable[Item], trigger: str | None, limits: Iterable[TokenLimit] = ESTIMATES
+) -> Iterator[Finding]:
+    """Findings of the captions that could be read.
+
+    Args:
+        limits: one for each text encoder; none where they are not to be counted.
+    """
+    readable = [item for item in items if item.caption is not None]
+    for item in readable:
+        if not item.caption:
+            yield _without_words(item)
+    written = [item for item in readable if item.caption]
+    if trigger is not None:
+        yield from _check_trigger(written, tidy(trigger))
+    yield from _check_sameness(written)
+    for limit in limits:
+        yield from _check_length(written, limit)
+
+
+def _one(item: Item, check: str, message: str) -> Finding:
+    return found(check, message, where=str(item.caption_file or item.path), picture=item.name)
+
+
+def _without_words(item: Item) -> Finding:
+    if item.caption_file is None:
+        return _one(item, "missing-caption", "there is no caption beside it")
+    return _one(item, "empty-caption", "the caption is empty")
+
+
+def _check_trigger(items: list[Item], trigger: str) -> Iterator[Finding]:
+    for item in items:
+        caption = item.caption or ""
+        if has_trigger(caption, trigger):
+            continue
+        if re.search(rf"(?<!\w){re.escape(trigger)}(?!\w)", caption, re.IGNORECASE):
+            yield _one(item, "trigger-spelling", f"the trigger word is {trigger!r}, written otherwise here")
+        else:
+            yield _one(item, "no-trigger", f"the trigger word {trigger!r} is not in it")
+
+
+def _check_sameness(items: list[Item]) -> Iterator[Finding]:
+    first: dict[str, Item] = {}
+    for item in items:
+        other = first.setdefault(item.caption or "", item)
+        # Pictures that share one caption file are told as such.
+        if other is not item and other.caption_file != item.caption_file:
+            yield _one(item, "same-caption", f"the same caption as {other.name}")
+
+
+def _check_length(items: list[Item], limit: TokenLimit) -> Iterator[Finding]:
+    counts: dict[str, int] = {}
+    for item in items:
+        caption = item.caption or ""
+        if caption not in counts:
+            counts[caption] = limit.count(caption)
+        if counts[caption] > limit.limit:
+            number = f"{counts[caption]}" if limit.exact else f"about {counts[caption]}"
+            yield _one(item, limit.check, f"{number} tokens, {limit.encoder} reads {limit.limit}")

@@ -1,0 +1,121 @@
+"""The pictures that are trained on: all that were read and have a caption, or one error for all that is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Sized
+from dataclasses import dataclass
+from pathlib import Path
+
+from fluxtune.config.dataset import DatasetConfig
+from fluxtune.dataset.caption_checks import check_captions
+from fluxtune.dataset.captions import with_trigger
+from fluxtune.dataset.findings import as_warnings, name_of
+from fluxtune.dataset.folder import Item
+from fluxtune.dataset.images import Size
+from fluxtune.dataset.likeness import check_likeness
+from fluxtune.dataset.picture_checks import check_pictures
+from fluxtune.dataset.survey import Survey, survey
+from fluxtune.errors import DataError, some_names
+from fluxtune.events import Finding, Sink, Warning
+
+SHOWN = 20
+"""Problems listed in one error; the rest is counted."""
+
+_OF_FOLDERS = ("no-folder", "unreadable-folder", "no-pictures")
+"""What is wrong with a folder as a whole cannot be accepted."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture that was decoded without error, and its final caption.
+
+    ``name`` is its path relative to its folder, with forward slashes; ``size`` is (width, height) upright;
+    ``digest`` is the SHA-256 of the file's bytes; ``repeats`` is how often it is seen in an epoch.
+    """
+
+    path: Path
+    name: str
+    caption: str
+    size: Size
+    digest: str
+    repeats: int
+
+
+def read_folders(config: DatasetConfig, on_event: Sink, accept_errors: bool = False) -> list[Picture]:
+    """Read and check all folders of the configuration, and say what was found.
+
+    Args:
+        accept_errors: go on in spite of what is wrong with single pictures, without those that cannot be read.
+
+    Raises:
+        DataError: one error for all problems of all folders; see ``SHOWN``. With ``accept_errors`` only where nothing
+        is left, a folder as a whole is wrong, or captions are missing.
+    """
+    if not config.folders:
+        raise DataError("no folder of pictures is given", hint="fluxtune train FOLDER", check="no-pictures")
+    surveyed = survey(config, on_event)
+    items = [seen.item for seen in surveyed.seen]
+    findings = [
+        *surveyed.findings,
+        *check_pictures(surveyed),
+        # The tokens are counted by the base model's own tokenizers, once it is there; see training/tokens.py.
+        *check_captions(items, config.trigger, limits=()),
+        *check_likeness(list(surveyed.looked_at())),
+    ]
+    errors = [each for each in findings if each.severity == "error"]
+    pictures = _usable(surveyed, config.trigger)
+    missing = _missing_captions(items, config)
+    refused = errors if not (accept_errors and pictures) else [each for each in errors if each.check in _OF_FOLDERS]
+    if refused or missing:
+        raise _all_in_one(refused, missing, can_go_on=bool(pictures))
+    if errors:
+        message = f"{_of(pictures, items)} are trained on, in spite of what is wrong with"
+        on_event(Warning(f"{message} {some_names(name_of(each) for each in errors)}"))
+    if bare := [item.name for item in items if item.caption == ""]:
+        on_event(Warning(f"{_of(bare, items)} without a caption, trained on the trigger alone: {some_names(bare)}"))
+    for warning in as_warnings([each for each in findings if each.check not in ("missing-caption", "empty-caption")]):
+        on_event(warning)
+    return pictures
+
+
+def _usable(surveyed: Survey, trigger: str | None) -> list[Picture]:
+    return [
+        Picture(item.path, item.name, _final(item.caption, trigger), look.size, look.digest, item.repeats)
+        for item, look in surveyed.looked_at()
+        if item.caption is not None
+    ]
+
+
+def _final(caption: str, trigger: str | None) -> str:
+    return with_trigger(caption, trigger) if trigger is not None else caption
+
+
+def _missing_captions(items: list[Item], config: DatasetConfig) -> list[DataError]:
+    """One problem for all pictures without a caption, unless the configuration says what to train them on."""
+    missing = [item for item in items if item.caption == ""]
+    if not missing or (config.missing_captions == "trigger" and config.trigger):
+        return []
+    message = f"{_of(missing, items)} without a caption: {some_names(item.name for item in missing)}"
+    if config.missing_captions == "trigger":
+        return [DataError(f"{message}; and there is no trigger to train them on", hint="set dataset.trigger")]
+    hint = '`fluxtune caption FOLDER` writes them; or set dataset.missing_captions = "trigger"'
+    return [DataError(message, hint=hint)]
+
+
+def _all_in_one(errors: list[Finding], missing: list[DataError], can_go_on: bool) -> DataError:
+    problems = [DataError(each.message, where=each.where, hint=each.hint, check=each.check) for each in errors]
+    problems += missing
+    hints = list(dict.fromkeys(problem.hint for problem in problems if problem.hint))
+    if can_go_on and errors and not any(each.check in _OF_FOLDERS for each in errors):
+        hints.append("--accept data trains on what can be read")
+    hint = "; ".join(hints) or None
+    if len(problems) == 1:
+        return DataError(problems[0].message, where=problems[0].where, hint=hint, check=problems[0].check)
+    lines = [f"{problem.where}: {problem.message}" if problem.where else problem.message for problem in problems]
+    more = [f"... and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
+    listed = "".join(f"\n  {line}" for line in lines[:SHOWN] + more)
+    return DataError(f"{len(problems)} problems in the data set:{listed}", hint=hint)
+
+
+def _of(some: Sized, of_all: Sized) -> str:
+    return f"{len(some)} of {len(of_all)} picture{'' if len(of_all) == 1 else 's'}"

@@ -1,0 +1,119 @@
+"""Reads every picture of a data set completely, several at a time, and keeps what can be known of each."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from fluxtune.config.dataset import DatasetConfig
+from fluxtune.dataset.folder import Item, list_folders
+from fluxtune.dataset.images import Size, Stored, read_image
+from fluxtune.dataset.measures import NO_BORDERS, Borders, fingerprint, is_blank, plain_borders, sharpness
+from fluxtune.errors import DataError
+from fluxtune.events import Finding, Progress, Sink
+from fluxtune.files import sha256_of
+
+_DECODERS = min(4, os.cpu_count() or 1)
+"""Pictures decoded at once: each may take up to 1 GiB (``images.MAX_PIXELS``)."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a picture is, seen once.
+
+    Attributes:
+        size: (width, height), upright.
+        digest: SHA-256 of the file's bytes.
+        stored: how it lies in the file.
+        sharpness: see ``measures.sharpness``; at the training resolution, if the picture is larger.
+        borders, blank, fingerprint: see ``measures``.
+    """
+
+    size: Size
+    digest: str
+    stored: Stored
+    sharpness: float | None
+    borders: Borders
+    blank: bool
+    fingerprint: int
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A picture file, and what was seen in it: a look, or the error that prevented one."""
+
+    item: Item
+    look: Look | None
+    error: DataError | None
+
+
+@dataclass(frozen=True)
+class Survey:
+    """All pictures of a data set in their order, and what was found before they were opened."""
+
+    seen: tuple[Seen, ...]
+    findings: tuple[Finding, ...]
+
+    def looked_at(self) -> Iterator[tuple[Item, Look]]:
+        """The pictures that could be read."""
+        return ((seen.item, seen.look) for seen in self.seen if seen.look is not None)
+
+
+def survey(config: DatasetConfig, on_event: Sink) -> Survey:
+    """Look at everything in the folders of the configuration. Nothing is written."""
+    listing = list_folders(config.folders)
+    side = max(config.resolution)
+
+    def see(item: Item) -> Seen:
+        try:
+            return Seen(item, look_at(item.path, config.background, side), None)
+        except DataError as error:
+            return Seen(item, None, error)
+
+    seen: list[Seen] = []
+    total, started = len(listing.items), time.monotonic()
+    with ThreadPoolExecutor(_DECODERS, thread_name_prefix="decode") as pool:
+        for number, outcome in enumerate(pool.map(see, listing.items), start=1):
+            seen.append(outcome)
+            rate = number / max(1e-9, time.monotonic() - started)
+            on_event(Progress("read pictures", number, total, "pictures", rate, (total - number) / rate))
+    return Survey(tuple(seen), listing.findings)
+
+
+def look_at(path: Path, background: str, resolution: int) -> Look:
+    """Decode a picture and measure it.
+
+    Args:
+        resolution: side in pixels of the square with as many pixels as the picture will be trained at.
+
+    Raises:
+        DataError: see ``images.read_image``.
+    """
+    image, stored = read_image(path, background)
+    grey = image.convert("L")
+    shrunk = _shrunk(grey, resolution)
+    blank = is_blank(shrunk)
+    return Look(
+        size=image.size,
+        digest=sha256_of(path),
+        stored=stored,
+        sharpness=None if blank else sharpness(shrunk),
+        borders=NO_BORDERS if blank else plain_borders(image),
+        blank=blank,
+        fingerprint=fingerprint(shrunk),
+    )
+
+
+def _shrunk(grey: Image.Image, resolution: int) -> Image.Image:
+    """With at most ``resolution**2`` pixels, as training will see it."""
+    scale = resolution / (grey.width * grey.height) ** 0.5
+    if scale >= 1:
+        return grey
+    size = (max(1, round(grey.width * scale)), max(1, round(grey.height * scale)))
+    return grey.resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0)
