@@ -7,7 +7,7 @@ the table in the documentation is generated from it.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from enum import IntEnum
+from enum import IntEnum, StrEnum
 from typing import ClassVar
 
 
@@ -35,6 +35,12 @@ class ExitCode(IntEnum):
     STOPPED_EARLY = 75, "stopped early as asked; can be resumed"
     INTERRUPTED = 130, "SIGINT (Ctrl-C)"
     TERMINATED = 143, "SIGTERM"
+
+
+class Refusal(StrEnum):
+    """What a run is refused for unless its user accepts it (``--accept``): pictures or captions with errors."""
+
+    DATA = "data"
 
 
 class FluxtuneError(Exception):

@@ -26,10 +26,12 @@ from fluxtune.config.documents import parse_key
 from fluxtune.config.layers import EMBEDDED_PREFIX, Resolved, resolve
 from fluxtune.config.schema import Config
 from fluxtune.environment import quiet_libraries
-from fluxtune.errors import StorageError, UsageError
+from fluxtune.errors import Refusal, StorageError, UsageError
 from fluxtune.runs import latest_run
 
 RUNS = Path("runs")
+
+
 CHANGEABLE_ON_RESUME = {"training.steps", "training.learning_rate"}
 
 
@@ -70,6 +72,15 @@ def train(
             "--resume",
             metavar="RUN|latest",
             help="Go on with a run from its last whole checkpoint, with its own settings.",
+        ),
+    ] = None,
+    accept: Annotated[
+        list[Refusal] | None,
+        typer.Option(
+            "--accept",
+            metavar="data",
+            help="Train in spite of what would be refused; data: pictures and captions with errors, without those "
+            "that cannot be read.",
         ),
     ] = None,
     explain_only: Annotated[
@@ -119,12 +130,12 @@ def train(
         explain(resolved, as_json)
         return
     _require_pictures(resolved.config)
-    file = _run(resolved, run or output or _free_run_folder(resolved.config, preset), run, as_json)
+    file = _run(resolved, run or output or _free_run_folder(resolved.config, preset), run, as_json, accept or [])
     if not as_json:
         write_line(sys.stdout, str(file))
 
 
-def _run(resolved: Resolved, output: Path, resume: Path | None, as_json: bool) -> Path:
+def _run(resolved: Resolved, output: Path, resume: Path | None, as_json: bool, accept: list[Refusal]) -> Path:
     with sink(as_json) as on_event, stop_requests() as should_stop:
         quiet_libraries()
         from fluxtune.training.run import train as train_run
@@ -136,6 +147,7 @@ def _run(resolved: Resolved, output: Path, resume: Path | None, as_json: bool) -
             resume=resume,
             on_event=should_stop.interrupting(on_event),
             should_stop=should_stop,
+            accept=accept,
         )
     return result.file
 

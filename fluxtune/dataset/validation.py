@@ -219,7 +219,7 @@ def _of_repeats(config: Config, pictures: Sequence[Picture]) -> Iterator[Finding
     for folder in config.dataset.folders:
         if 0 < seen[folder.path] * UNBALANCED <= most:
             repeats = round(folder.repeats * most / seen[folder.path])
-            message = f"{folder.path} is seen {seen[folder.path]} times an epoch, another folder {most} times"
+            message = f"this folder is seen {seen[folder.path]} times an epoch, another {most} times"
             yield found("suggestion", f"{message}; repeats = {repeats} would balance them", where=folder.path)
 
 

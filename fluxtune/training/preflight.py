@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from fluxtune.config.checks import contradictions
 from fluxtune.config.schema import Config
 from fluxtune.dataset.pictures import Picture, read_folders
 from fluxtune.environment import pick_device, versions, warn_of_the_processor, warn_without_bf16
-from fluxtune.errors import ConfigError, FluxtuneError, UsageError
+from fluxtune.errors import ConfigError, FluxtuneError, Refusal, UsageError
 from fluxtune.events import Phase, Sink, Warning
 from fluxtune.flux.load import Base, open_base
 from fluxtune.lora.adapter import require_fit
@@ -33,11 +34,12 @@ class Preflight:
     facts: dict[str, Any]
 
 
-def preflight(config: Config, on_event: Sink, goes_on: bool = False) -> Preflight:
+def preflight(config: Config, on_event: Sink, goes_on: bool = False, accept: Collection[Refusal] = ()) -> Preflight:
     """Check what the configuration names.
 
     Args:
         goes_on: from a checkpoint, which stands in for ``lora.init_from``.
+        accept: what is not to be refused.
 
     Raises:
         ConfigError: settings that do not go together, or a pattern of ``lora.targets`` that names no layer.
@@ -55,7 +57,7 @@ def preflight(config: Config, on_event: Sink, goes_on: bool = False) -> Prefligh
     start = None if goes_on or not config.lora.init_from else Path(config.lora.init_from)
     layers = read_lora(start) if start else {}
     # Before the base model, whose download can take an hour.
-    pictures = read_folders(config.dataset, on_event)
+    pictures = read_folders(config.dataset, on_event, accept_errors=Refusal.DATA in accept)
     base = open_base(config.model, on_event)
     if not base.embeds_guidance:
         on_event(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from fluxtune.config.schema import Config
 from fluxtune.errors import (
     ExitCode,
     FluxtuneError,
+    Refusal,
     Stopped,
     StorageError,
     UsageError,
@@ -49,6 +50,7 @@ def train(
     resume: Path | None = None,
     on_event: Sink = ignore,
     should_stop: Callable[[], ExitCode | None] = lambda: None,
+    accept: Collection[Refusal] = (),
 ) -> TrainResult:
     """Train a LoRA.
 
@@ -58,6 +60,8 @@ def train(
         resume: run folder to go on from, at its last whole checkpoint.
         should_stop: asked before every step; an exit code saves and stops. Also asked when a KeyboardInterrupt ends
             the run: with an exit code it becomes ``Stopped``.
+        accept: what would be refused otherwise; ``data``: pictures and captions with errors, those that cannot be
+            read being left out.
 
     Raises:
         FluxtuneError: whatever the user can mend; its ``exit_code`` says of which kind.
@@ -74,7 +78,7 @@ def train(
         require_unused(output)
     goes_on = resume is not None and Run.open(resume).state.checkpoint is not None
     with fits_in_memory("this training", _SMALLER):
-        ready = preflight(config, before_run, goes_on)
+        ready = preflight(config, before_run, goes_on, accept)
     origins = origins or {}
     run = Run.open(resume) if resume is not None else Run.create(output, to_toml(config), origins, ready.facts)
     resuming = resume is not None

@@ -269,6 +269,33 @@ def test_the_demo_and_the_home_folder_have_short_names(monkeypatch: pytest.Monke
     assert folder_path("~/photos") == tmp_path / "photos"
 
 
+def test_errors_can_be_accepted_and_what_cannot_be_read_is_left_out(
+    photo_folder: Path, config_for: ConfigFor, events: list[Event]
+) -> None:
+    (photo_folder / "rocket.png").write_bytes(b"damaged")
+    (photo_folder / "coffee.png").rename(photo_folder / "coffee.jpg")
+    with pytest.raises(DataError, match="2 problems") as caught:
+        read_folders(config_for(photo_folder), ignore)
+    assert caught.value.hint is not None and caught.value.hint.endswith("--accept data trains on what can be read")
+    pictures = read_folders(config_for(photo_folder), events.append, accept_errors=True)
+    assert [picture.name for picture in pictures] == ["astronaut.png", "chelsea.png", "coffee.jpg"]
+    said = "3 of 4 pictures are trained on, in spite of what is wrong with coffee.jpg, rocket.png"
+    assert said in messages(events)
+
+
+def test_a_data_set_of_which_nothing_is_left_cannot_be_accepted(tmp_path: Path, config_for: ConfigFor) -> None:
+    captioned(tmp_path / "a.png").write_bytes(b"damaged")
+    with pytest.raises(DataError, match="the content is no PNG") as caught:
+        read_folders(config_for(tmp_path), ignore, accept_errors=True)
+    assert caught.value.hint is not None and "--accept" not in caught.value.hint
+
+
+def test_a_folder_that_is_not_there_cannot_be_accepted(photo_folder: Path, tmp_path: Path) -> None:
+    rows = [FolderConfig(path=str(path)) for path in (photo_folder, tmp_path / "gone")]
+    with pytest.raises(DataError, match="there is no such folder"):
+        read_folders(DatasetConfig(folders=rows), ignore, accept_errors=True)
+
+
 def captioned(path: Path, caption: str = "a dog") -> Path:
     """A small picture with a caption beside it."""
     path.parent.mkdir(parents=True, exist_ok=True)
