@@ -29,10 +29,24 @@ class TokenLimit:
 def estimated_tokens(caption: str) -> int:
     """Tokens of a caption where no tokenizer is at hand, the marks of begin and end among them.
 
-    One for each word and each punctuation mark, one more for each six letters after a word's first eight.
+    One for each word, one more for each six letters after its first three; one for each letter beyond ASCII, two where
+    it writes a syllable or a word; one for each digit and sign. For English this is within an eighth of what CLIP's own
+    vocabulary gives (docs/validate.md).
     """
-    pieces = re.findall(r"\w+|[^\w\s]", caption)
-    return 2 + sum(1 + max(0, len(piece) - 3) // 6 if piece.isalnum() else 1 for piece in pieces)
+    pieces = re.findall(r"[^\W\d_]+|\d|_|[^\w\s]+", caption)
+    return 2 + sum(_of_piece(piece) for piece in pieces)
+
+
+def _of_piece(piece: str) -> int:
+    if not piece.isalpha():
+        return 1
+    if piece.isascii():
+        return 1 + max(0, len(piece) - 3) // 6
+    return sum(2 if ord(letter) >= _SYLLABLES else 1 for letter in piece if not letter.isascii()) + 1
+
+
+_SYLLABLES = 0x2E80
+"""From here on Unicode has the scripts of East Asia."""
 
 
 ESTIMATES = (

@@ -30,20 +30,29 @@ def check_likeness(pictures: Sequence[tuple[Item, Look]]) -> Iterator[Finding]:
             yield found("duplicate", message, where=str(item.path), picture=item.name)
     # A picture of one brightness is like any other such: that is told of it already.
     distinct = [i for i, (_, look) in enumerate(pictures) if i not in copies and not look.blank]
-    for index, earlier, distance in _near([pictures[i][1].fingerprint for i in distinct]):
+    for index, earlier, distance in _near([pictures[i][1].fingerprints for i in distinct]):
         item, other = pictures[distinct[index]][0], pictures[distinct[earlier]][0]
         message = f"much like {other.name} (fingerprints differ in {distance} of 64 bits)"
         yield found("near-duplicate", message, where=str(item.path), picture=item.name)
 
 
-def _near(fingerprints: list[int]) -> Iterator[tuple[int, int, int]]:
-    """(index, the earlier index that is most like it, bits between them) of each that is near an earlier one."""
+def _near(fingerprints: list[tuple[int, ...]]) -> Iterator[tuple[int, int, int]]:
+    """(index, the earlier index that is most like it, bits between them) of each that is near an earlier one.
+
+    The whole of either is compared with the whole and the parts of the other.
+    """
+    if not fingerprints:
+        return
     values = np.array(fingerprints, dtype=np.uint64)
+    wholes = values[:, 0]
     for start in range(0, len(values), _ROWS):
         rows = values[start : start + _ROWS]
-        distances = np.bitwise_count(rows[:, None] ^ values[None, : start + len(rows)])
-        later = np.arange(distances.shape[1])[None] >= np.arange(start, start + len(rows))[:, None]
-        distances[later] = 64
+        earlier = start + len(rows)
+        distances = np.full((len(rows), earlier), 64, dtype=np.uint8)
+        for part in range(values.shape[1]):
+            for one, other in ((rows[:, part], wholes), (rows[:, 0], values[:, part])):
+                np.minimum(distances, np.bitwise_count(one[:, None] ^ other[None, :earlier]), out=distances)
+        distances[np.arange(earlier)[None] >= np.arange(start, earlier)[:, None]] = 64
         for row, nearest in enumerate(distances.argmin(axis=1)):
             if distances[row, nearest] <= NEAR:
                 yield start + row, int(nearest), int(distances[row, nearest])

@@ -20,7 +20,7 @@ EXTENSIONS = {
 }
 """What a file of each format may be called."""
 
-BLURRED = 0.15
+BLURRED = 0.125
 """Sharpness below this is a blur that one sees at the training size."""
 BAR = 0.02
 """Plain bars that take less of a side than this are not worth a word."""

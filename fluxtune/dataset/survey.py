@@ -14,7 +14,7 @@ from PIL import Image
 from fluxtune.config.dataset import DatasetConfig
 from fluxtune.dataset.folder import Item, list_folders
 from fluxtune.dataset.images import Size, Stored, read_image
-from fluxtune.dataset.measures import NO_BORDERS, Borders, fingerprint, is_blank, plain_borders, sharpness
+from fluxtune.dataset.measures import NO_BORDERS, Borders, fingerprints, is_blank, plain_borders, sharpness
 from fluxtune.errors import DataError
 from fluxtune.events import Finding, Progress, Sink
 from fluxtune.files import sha256_of
@@ -32,7 +32,7 @@ class Look:
         digest: SHA-256 of the file's bytes.
         stored: how it lies in the file.
         sharpness: see ``measures.sharpness``; at the training resolution, if the picture is larger.
-        borders, blank, fingerprint: see ``measures``.
+        borders, blank, fingerprints: see ``measures``.
     """
 
     size: Size
@@ -41,7 +41,7 @@ class Look:
     sharpness: float | None
     borders: Borders
     blank: bool
-    fingerprint: int
+    fingerprints: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def look_at(path: Path, background: str, resolution: int) -> Look:
         sharpness=None if blank else sharpness(shrunk),
         borders=NO_BORDERS if blank else plain_borders(image),
         blank=blank,
-        fingerprint=fingerprint(shrunk),
+        fingerprints=fingerprints(shrunk),
     )
 
 
