@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, TextIO
 
 from fluxtune.cli.render import is_terminal, printable, write_line
@@ -10,6 +10,7 @@ from fluxtune.dataset.findings import CHECKS, SEVERITIES, by_check, name_of
 from fluxtune.events import Finding
 
 if TYPE_CHECKING:
+    from fluxtune.dataset.mending import Mend
     from fluxtune.dataset.validation import Report
 
 SHOWN = 10
@@ -20,15 +21,24 @@ _STYLES = {"error": "bold red", "warning": "bold yellow", "note": "bold cyan"}
 
 def write_report(report: Report, stream: TextIO) -> None:
     """The whole report, coloured on a terminal."""
+    _write(_lines(report), stream)
+
+
+def write_mends(mends: Sequence[Mend], mended: Report, stream: TextIO) -> None:
+    """What was done in the repaired copy, and what is left to say of it."""
+    _write(_lines_of_mends(mends, mended), stream)
+
+
+def _write(lines: Iterator[tuple[str, str]], stream: TextIO) -> None:
     if not is_terminal(stream):
-        for text, _ in _lines(report):
+        for text, _ in lines:
             write_line(stream, printable(text))
         return
     from rich.console import Console
     from rich.text import Text
 
     console = Console(file=stream)
-    for text, style in _lines(report):
+    for text, style in lines:
         console.print(Text(printable(text), style=style), soft_wrap=True, highlight=False)
 
 
@@ -47,6 +57,16 @@ def _lines(report: Report) -> Iterator[tuple[str, str]]:
             yield from _of_check(check, group)
     yield "", ""
     yield _verdict(report)
+
+
+def _lines_of_mends(mends: Sequence[Mend], mended: Report) -> Iterator[tuple[str, str]]:
+    yield "", ""
+    yield f"{', '.join(mended.folders)}: the repaired copy", "bold"
+    for mend in mends:
+        yield f"  {mend.target}: {', '.join(mend.done)}", ""
+    if not mends:
+        yield "  nothing had to be repaired", ""
+    yield _verdict(mended)
 
 
 def _of_check(check: str, group: list[Finding]) -> Iterator[tuple[str, str]]:

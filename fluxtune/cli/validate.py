@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fluxtune.cli.findings import write_report
+from fluxtune.cli.findings import write_mends, write_report
 from fluxtune.cli.options import Base, ConfigFile, Json, Preset, Sets, given, setting_flag
 from fluxtune.cli.render import sink
+from fluxtune.config.dataset import FolderConfig
 from fluxtune.config.layers import resolve
+from fluxtune.config.schema import Config
 from fluxtune.environment import quiet_libraries
 from fluxtune.errors import ExitCode, UsageError
 from fluxtune.events import Event, Finding, Result
+
+if TYPE_CHECKING:
+    from fluxtune.dataset.validation import Report
 
 
 def validate(
@@ -30,6 +36,14 @@ def validate(
     resolution: Annotated[
         list[str] | None, setting_flag("dataset.resolution", "--resolution", metavar="PIXELS")
     ] = None,
+    fix: Annotated[
+        Path | None,
+        typer.Option(
+            "--fix",
+            metavar="DESTINATION",
+            help="Write a repaired copy there, and check that one; the original stays as it is.",
+        ),
+    ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with code 9 where there are warnings.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -41,6 +55,7 @@ def validate(
     Examples:
       fluxtune validate photos
       fluxtune validate photos --preset 24gb --trigger zorvex
+      fluxtune validate photos --fix photos-mended
       fluxtune validate photos --strict --json > report.jsonl
     """
     flags = given(
@@ -61,23 +76,42 @@ def validate(
             where="fluxtune validate",
             hint="fluxtune validate photos",
         )
-    with sink(as_json) as on_event:
-        quiet_libraries()
-        from fluxtune.dataset.validation import validate as validate_data
-        from fluxtune.training.tokens import limits_at_hand
-
-        def emit(event: Event) -> None:
-            # People get the findings sorted, at the end.
-            if as_json or not isinstance(event, Finding):
-                on_event(event)
-
-        limits, side_multiple = limits_at_hand(config.model)
-        report = validate_data(config, limits, side_multiple, emit)
-        if as_json:
-            on_event(Result("validate", report.as_data()))
-    if not as_json:
-        write_report(report, sys.stdout)
+    report = _check(config, fix, as_json)
     if report.count("error"):
         raise typer.Exit(ExitCode.DATA)
     if strict and report.count("warning"):
         raise typer.Exit(ExitCode.STRICT)
+
+
+def _check(config: Config, fix: Path | None, as_json: bool) -> Report:
+    """Checks the data, shows what was found, and returns the report; with ``fix`` that of the repaired copy."""
+    with sink(as_json) as on_event:
+        quiet_libraries()
+        from fluxtune.dataset.mending import mend
+        from fluxtune.dataset.validation import validate as validate_data
+        from fluxtune.training.tokens import limits_at_hand
+
+        def without_findings(event: Event) -> None:
+            if not isinstance(event, Finding):
+                on_event(event)
+
+        limits, side_multiple = limits_at_hand(config.model)
+        # People get the findings sorted, at the end.
+        report = validate_data(config, limits, side_multiple, on_event if as_json else without_findings)
+        result, mends, last = report.as_data(), [], report
+        if fix is not None:
+            mends = mend(report, fix, on_event)
+            last = validate_data(_on_folder(config, fix), limits, side_multiple, without_findings)
+            result |= {"mends": [asdict(each) for each in mends], "mended": last.as_data()}
+        if as_json:
+            on_event(Result("validate", result))
+    if not as_json:
+        write_report(report, sys.stdout)
+        if fix is not None:
+            write_mends(mends, last, sys.stdout)
+    return last
+
+
+def _on_folder(config: Config, folder: Path) -> Config:
+    dataset = config.dataset.model_copy(update={"folders": [FolderConfig(path=str(folder))]})
+    return config.model_copy(update={"dataset": dataset})

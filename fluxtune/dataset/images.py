@@ -102,13 +102,20 @@ def open_image(path: Path, background: str) -> Image.Image:
 def read_image(path: Path, background: str) -> tuple[Image.Image, Stored]:
     """Decode a picture completely into upright 8-bit sRGB, and say how it was stored.
 
+    As ``read_with_alpha``, with transparency laid on ``background``, ``#rrggbb``.
+    """
+    picture, stored = read_with_alpha(path)
+    return _on_background(picture, background), stored
+
+
+def read_with_alpha(path: Path) -> tuple[Image.Image, Stored]:
+    """Decode a picture completely into upright 8-bit sRGB, RGBA where it is transparent, and say how it was stored.
+
     EXIF orientation is applied; an embedded colour profile is converted to sRGB where it fits the pixels;
-    transparency is laid on ``background``; 16-bit greys are scaled, not clipped; greyscale and CMYK become
-    RGB.
+    16-bit greys are scaled, not clipped; greyscale and CMYK become RGB.
 
     Args:
         path: a PNG, JPEG, WebP, BMP or TIFF file (told by its content, not its name).
-        background: ``#rrggbb``.
 
     Raises:
         DataError: unreadable, not a picture, damaged or cut off, animated, more than ``MAX_PIXELS``, or of a
@@ -120,16 +127,16 @@ def read_image(path: Path, background: str) -> tuple[Image.Image, Stored]:
         turn = _turn(image)
     upright = image.transpose(_UPRIGHT[turn]) if turn in _UPRIGHT else image
     coloured = _in_srgb(_in_eight_bits(upright, path))
+    transparent = coloured.mode == "RGBA" and coloured.getchannel("A").getextrema() != (255, 255)
     stored = Stored(
         format=image.format or "",
         colours=_COLOURS.get(image.mode, image.mode),
         bits=bits,
         turn=turn if turn in _UPRIGHT else 1,
-        transparent=coloured.mode == "RGBA"
-        and coloured.getchannel("A").histogram()[255] < upright.width * upright.height,
+        transparent=transparent,
         profile=_wide_profile(image.info.get("icc_profile")),
     )
-    return _on_background(coloured, background), stored
+    return coloured if transparent or coloured.mode == "RGB" else coloured.convert("RGB"), stored
 
 
 @dataclass(frozen=True)

@@ -134,3 +134,37 @@ def test_several_folders_are_one_data_set(fluxtune: Fluxtune, photos: Path, tmp_
     assert outcome.out.startswith(f"{photos}, {tmp_path / 'more'}: 10 of 10 pictures read")
     assert "again.png: the same file as coffee0.png" in outcome.out
     assert "this folder is seen 1 times an epoch, another 9 times; repeats = 9 would balance them" in outcome.out
+
+
+def test_fix_writes_a_copy_lists_what_was_done_and_judges_the_copy(fluxtune: Fluxtune, photos: Path) -> None:
+    (photos / "rocket0.png").rename(photos / "rocket0.jpg")
+    shutil.copy(photos / "coffee0.png", photos / "copy.png")
+    outcome = fluxtune("validate", "photos", "--preset", "nano", "--strict", "--fix", "mended")
+    assert outcome.code == 0
+    assert "1 error, 2 warnings: `fluxtune train` would refuse this data set" in outcome.out
+    assert "  rocket0.png: extension of PNG given\n" in outcome.out
+    assert "  .set-aside/duplicates/copy.png: set aside: the same file as coffee0.png\n" in outcome.out
+    assert outcome.out.endswith("nothing is wrong with this data set\n")
+    assert (photos.parent / "mended" / "rocket0.png").exists()
+
+
+def test_fix_tells_programs_what_was_done_and_what_is_left(fluxtune: Fluxtune, photos: Path) -> None:
+    (photos / "rocket0.png").write_bytes(b"")
+    outcome = fluxtune("validate", "photos", "--preset", "nano", "--fix", "mended", "--json")
+    data = outcome.records()[-1]["data"]
+    assert (outcome.code, data["counts"]["errors"], data["mended"]["counts"]["errors"]) == (0, 1, 0)
+    assert data["mends"] == [
+        {
+            "source": str(photos / "rocket0.png"),
+            "target": ".set-aside/unreadable/rocket0.png",
+            "done": ["set aside: the file is empty (0 bytes)"],
+        }
+    ]
+
+
+def test_fix_refuses_a_destination_that_is_there(fluxtune: Fluxtune, photos: Path) -> None:
+    (photos.parent / "mended").mkdir()
+    (photos.parent / "mended" / "a.txt").write_text("mine")
+    outcome = fluxtune("validate", "photos", "--preset", "nano", "--fix", "mended")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "mended: this is there already" in outcome.err

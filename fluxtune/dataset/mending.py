@@ -1,0 +1,229 @@
+"""A repaired copy of a data set: upright sRGB pictures, safe names, plain captions, copies set aside.
+
+The original is only read. The copy is made under another name and moved into place whole.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import unicodedata
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from fluxtune.dataset.captions import tidy
+from fluxtune.dataset.folder import Item
+from fluxtune.dataset.images import read_with_alpha
+from fluxtune.dataset.picture_checks import EXTENSIONS
+from fluxtune.dataset.survey import Look, Seen
+from fluxtune.dataset.validation import Report
+from fluxtune.errors import StorageError, UsageError
+from fluxtune.events import Progress, Sink
+from fluxtune.files import require_space, write_bytes, write_with
+
+SET_ASIDE = ".set-aside"
+"""Folder in the copy for what does not belong to it any more; hidden, so that no trainer reads it."""
+
+_LONGEST = 100
+"""Letters of a safe name's stem."""
+_RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in range(1, 10))}
+"""Names that Windows keeps for devices."""
+
+
+@dataclass(frozen=True)
+class Mend:
+    """What became of one file: ``source`` in the original, ``target`` in the copy, and what was ``done``."""
+
+    source: str
+    target: str
+    done: tuple[str, ...]
+
+
+def mend(report: Report, destination: Path, on_event: Sink) -> list[Mend]:
+    """Write a repaired copy of the data set of a report.
+
+    Pictures that need nothing are copied as they are; turned, printed, 16-bit and wide-gamut ones become PNGs in
+    upright 8-bit sRGB, with their transparency; what cannot be read and what is there twice is set aside.
+
+    Returns:
+        What was done, one row for each file that did not stay as it was.
+
+    Raises:
+        UsageError: the destination is there already, or lies within the data set.
+        StorageError: it cannot be written; nothing is left behind.
+    """
+    _require_free(destination, report.folders)
+    size = sum(seen.item.path.stat().st_size for seen in report.survey.seen if seen.item.path.exists())
+    require_space(destination, 2 * size, "the repaired copy")
+    parent = destination.absolute().parent
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        half_made = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", suffix=".partial", dir=parent))
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise StorageError(f"cannot write there: {reason}", where=str(parent), hint="choose another folder") from error
+    try:
+        mends = list(_mend_all(report, half_made, on_event))
+        if destination.exists():
+            destination.rmdir()
+        os.replace(half_made, destination)
+    finally:
+        shutil.rmtree(half_made, ignore_errors=True)
+    return mends
+
+
+def safe_name(name: str) -> str:
+    """A file's stem that every system takes: letters and digits of any script, spaces, dots, dashes, underscores."""
+    composed = unicodedata.normalize("NFC", name)
+    kept = "".join(letter if _is_safe(letter) else "-" for letter in composed)
+    short = kept.strip(" .-")[:_LONGEST].rstrip(" .-") or "picture"
+    return f"{short}-" if short.casefold() in _RESERVED else short
+
+
+def _is_safe(letter: str) -> bool:
+    # Marks are parts of letters in many scripts.
+    return letter in " ._-" or unicodedata.category(letter)[0] in "LNM"
+
+
+def _require_free(destination: Path, folders: Sequence[str]) -> None:
+    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+        raise UsageError("this is there already", where=str(destination), hint="name a folder that does not exist yet")
+    for folder in folders:
+        if destination.resolve().is_relative_to(Path(folder).resolve()):
+            raise UsageError(
+                "the repaired copy would lie within the data set", where=str(destination), hint="name another folder"
+            )
+
+
+def _mend_all(report: Report, root: Path, on_event: Sink) -> Iterator[Mend]:
+    roots = _roots(report.folders)
+    first_of: dict[str, str] = {}
+    taken: set[str] = set()
+    aside: set[str] = set()
+    total = len(report.survey.seen)
+    for number, seen in enumerate(report.survey.seen, start=1):
+        folder = roots[_folder_of(seen.item, report.folders)]
+        name = f"{folder}{seen.item.name}"
+        if seen.look is None:
+            why = seen.error.message if seen.error else "it cannot be read"
+            yield _set_aside(seen, root, f"unreadable/{name}", why, aside)
+        elif seen.look.digest in first_of:
+            why = f"the same file as {first_of[seen.look.digest]}"
+            yield _set_aside(seen, root, f"duplicates/{name}", why, aside)
+        else:
+            first_of[seen.look.digest] = name
+            done = _mend_one(seen.item, seen.look, root, folder, taken)
+            if done.done:
+                yield done
+        on_event(Progress("mend pictures", number, total, "pictures"))
+
+
+def _roots(folders: Sequence[str]) -> dict[str, str]:
+    """Where in the copy each folder's pictures go: at its top if there is one folder, else in one of its name."""
+    if len(folders) == 1:
+        return {folders[0]: ""}
+    named: dict[str, str] = {}
+    for folder in folders:
+        stem = safe_name(Path(folder).name)
+        name, number = stem, 2
+        while f"{name}/" in named.values():
+            name, number = f"{stem}-{number}", number + 1
+        named[folder] = f"{name}/"
+    return named
+
+
+def _folder_of(item: Item, folders: Sequence[str]) -> str:
+    # The longest: one folder of the data set may lie within another.
+    return max((folder for folder in folders if item.path.is_relative_to(folder)), key=len)
+
+
+def _set_aside(seen: Seen, root: Path, name: str, why: str, taken: set[str]) -> Mend:
+    target = root / SET_ASIDE / _free_name(name, seen.item.path.suffix, taken)
+    for file in (seen.item.path, seen.item.caption_file):
+        if file is not None and os.access(file, os.R_OK):
+            write_with(target.with_suffix(file.suffix), partial(_copy, file))
+    return Mend(str(seen.item.path), target.relative_to(root).as_posix(), (f"set aside: {why}",))
+
+
+def _mend_one(item: Item, look: Look, root: Path, folder: str, taken: set[str]) -> Mend:
+    done = []
+    stored = look.stored
+    reasons = {
+        "turned upright": stored.turn != 1,
+        "print colours converted to sRGB": stored.colours == "CMYK",
+        "16 bits reduced to 8": stored.bits == 16,
+        f"{stored.profile} converted to sRGB": stored.profile is not None,
+    }
+    done += [reason for reason, given in reasons.items() if given]
+    suffix = item.path.suffix.lower()
+    if done:
+        suffix = ".png"
+    elif suffix not in EXTENSIONS[stored.format]:
+        suffix = EXTENSIONS[stored.format][0]
+        done.append(f"extension of {stored.format} given")
+    name = _free_name(f"{folder}{item.name}", suffix, taken)
+    if Path(name).with_suffix("") != Path(f"{folder}{item.name}").with_suffix(""):
+        done.append("name made safe")
+    target = root / name
+    if suffix == ".png" and any(reasons.values()):
+        write_with(target, lambda temporary: read_with_alpha(item.path)[0].save(temporary, "PNG"))
+    else:
+        write_with(target, partial(_copy, item.path))
+    done += _mend_caption(item, target)
+    return Mend(str(item.path), name, tuple(done))
+
+
+def _free_name(name: str, suffix: str, taken: set[str]) -> str:
+    """The safe form of a path within the copy, with a number where another picture has it (whatever its case)."""
+    *parents, last = name.split("/")
+    parts = [*(safe_name(parent) for parent in parents), safe_name(str(Path(last).with_suffix("")))]
+    stem = candidate = "/".join(parts)
+    number = 2
+    while candidate.casefold() in taken:
+        candidate, number = f"{stem}-{number}", number + 1
+    taken.add(candidate.casefold())
+    return candidate + suffix
+
+
+def _mend_caption(item: Item, target: Path) -> list[str]:
+    """Writes the caption beside the picture as one line of UTF-8, and says what was done to it."""
+    file = item.caption_file
+    if file is None:
+        return []
+    done = []
+    content = file.read_bytes()
+    text, encoding = _decoded(content)
+    if item.caption is None:
+        done.append(
+            f"first of several captions kept: {file.name}" if encoding == "UTF-8" else f"caption was {encoding}"
+        )
+    if not text:
+        return [*done, "empty caption left out"]
+    written = f"{text}\n".encode()
+    if encoding == "UTF-8" and content.strip() != written.strip():
+        done.append("caption tidied")
+    if file.suffix != ".txt":
+        done.append(f"{file.suffix} renamed to .txt")
+    write_bytes(target.with_suffix(".txt"), written)
+    return done
+
+
+def _decoded(content: bytes) -> tuple[str, str]:
+    """A caption as one line of text, and its encoding: UTF-8, UTF-16 by its mark or its zeros, else Windows-1252."""
+    encoding = "Windows-1252"
+    if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        encoding = "UTF-16"
+    elif content.count(0) * 4 > len(content):
+        encoding = "UTF-16-LE" if content[1:2] == b"\0" else "UTF-16-BE"
+    else:
+        with suppress(UnicodeDecodeError):
+            return tidy(content.decode("utf-8-sig").replace("\0", " ")), "UTF-8"
+    return tidy(content.decode(encoding, errors="replace").replace("\0", " ")), encoding
+
+
+def _copy(source: Path, target: Path) -> None:
+    shutil.copyfile(source, target)
