@@ -11,7 +11,7 @@ import typer
 
 from fluxtune.cli.findings import write_mends, write_report
 from fluxtune.cli.options import Base, ConfigFile, Json, Preset, Sets, given, setting_flag
-from fluxtune.cli.render import sink
+from fluxtune.cli.render import printable, sink, write_line
 from fluxtune.config.dataset import FolderConfig
 from fluxtune.config.layers import resolve
 from fluxtune.config.schema import Config
@@ -44,6 +44,14 @@ def validate(
             help="Write a repaired copy there, and check that one; the original stays as it is.",
         ),
     ] = None,
+    page: Annotated[
+        Path | None,
+        typer.Option(
+            "--report",
+            metavar="FILE.html",
+            help="Write a page with every picture, its crop and its problems; any browser shows it.",
+        ),
+    ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with code 9 where there are warnings.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -55,6 +63,7 @@ def validate(
     Examples:
       fluxtune validate photos
       fluxtune validate photos --preset 24gb --trigger zorvex
+      fluxtune validate photos --report photos.html
       fluxtune validate photos --fix photos-mended
       fluxtune validate photos --strict --json > report.jsonl
     """
@@ -76,19 +85,20 @@ def validate(
             where="fluxtune validate",
             hint="fluxtune validate photos",
         )
-    report = _check(config, fix, as_json)
+    report = _check(config, page, fix, as_json)
     if report.count("error"):
         raise typer.Exit(ExitCode.DATA)
     if strict and report.count("warning"):
         raise typer.Exit(ExitCode.STRICT)
 
 
-def _check(config: Config, fix: Path | None, as_json: bool) -> Report:
+def _check(config: Config, page: Path | None, fix: Path | None, as_json: bool) -> Report:
     """Checks the data, shows what was found, and returns the report; with ``fix`` that of the repaired copy."""
     with sink(as_json) as on_event:
         quiet_libraries()
         from fluxtune.dataset.mending import mend
         from fluxtune.dataset.validation import validate as validate_data
+        from fluxtune.report.data_page import write_data_page
         from fluxtune.training.tokens import limits_at_hand
 
         def without_findings(event: Event) -> None:
@@ -99,6 +109,9 @@ def _check(config: Config, fix: Path | None, as_json: bool) -> Report:
         # People get the findings sorted, at the end.
         report = validate_data(config, limits, side_multiple, on_event if as_json else without_findings)
         result, mends, last = report.as_data(), [], report
+        if page is not None:
+            write_data_page(report, page, config.dataset.background, on_event)
+            result["page"] = str(page)
         if fix is not None:
             mends = mend(report, fix, on_event)
             last = validate_data(_on_folder(config, fix), limits, side_multiple, without_findings)
@@ -107,6 +120,8 @@ def _check(config: Config, fix: Path | None, as_json: bool) -> Report:
             on_event(Result("validate", result))
     if not as_json:
         write_report(report, sys.stdout)
+        if page is not None:
+            write_line(sys.stdout, printable(f"\n{page}: every picture with its crop and its problems"))
         if fix is not None:
             write_mends(mends, last, sys.stdout)
     return last

@@ -28,7 +28,7 @@ class Item:
 
     Attributes:
         path: the file.
-        name: its path relative to its folder, with forward slashes.
+        name: its path within its folder, with forward slashes; with several folders, the folder's name in front.
         caption: as written; empty where there is none, None where it is no text.
         caption_file: where the caption stands, if anywhere.
         repeats: how often it is seen in an epoch.
@@ -55,7 +55,11 @@ def list_folders(folders: list[FolderConfig]) -> Listing:
     The order is natural (``2.png`` before ``10.png``) and depends on the names alone.
     """
     findings: list[Finding] = []
-    items = [item for folder in folders for item in _list(folder, findings)]
+    items = [
+        item
+        for folder, prefix in zip(folders, _prefixes(folders), strict=True)
+        for item in _list(folder, prefix, findings)
+    ]
     return Listing(tuple(items), tuple(findings))
 
 
@@ -74,7 +78,21 @@ def natural_key(name: str) -> tuple[list[str | int], str]:
     return [int(part) if index % 2 else part for index, part in enumerate(parts)], name
 
 
-def _list(folder: FolderConfig, findings: list[Finding]) -> list[Item]:
+def _prefixes(folders: list[FolderConfig]) -> list[str]:
+    """What tells the pictures of several folders apart: `photos/`, `more/`, `photos-2/`."""
+    if len(folders) == 1:
+        return [""]
+    taken: list[str] = []
+    for folder in folders:
+        name = candidate = folder_path(folder.path).resolve().name or "root"
+        number = 2
+        while f"{candidate}/" in taken:
+            candidate, number = f"{name}-{number}", number + 1
+        taken.append(f"{candidate}/")
+    return taken
+
+
+def _list(folder: FolderConfig, prefix: str, findings: list[Finding]) -> list[Item]:
     root = folder_path(folder.path)
     if not root.is_dir():
         seen = "this is a file, not a folder" if root.exists() else "there is no such folder"
@@ -86,12 +104,15 @@ def _list(folder: FolderConfig, findings: list[Finding]) -> list[Item]:
     for file in files:
         if file.suffix.lower() in OTHER_PICTURES:
             message = f"{file.suffix.lower()} files are not read: the picture is left out"
-            findings.append(found("unread-kind", message, where=str(file), picture=_name(file, root)))
+            findings.append(found("unread-kind", message, where=str(file), picture=prefix + _name(file, root)))
     if not pictures:
         hint = f"put pictures there ({' '.join(PICTURES)})"
         findings.append(found("no-pictures", "there are no pictures in this folder", where=str(root), hint=hint))
-    findings += _of_shared_and_stray_captions(root, pictures, captions)
-    return [_item(picture, root, captions.get(stem_of(picture), []), folder.repeats, findings) for picture in pictures]
+    findings += _of_shared_and_stray_captions(root, prefix, pictures, captions)
+    return [
+        _item(picture, prefix + _name(picture, root), captions.get(stem_of(picture), []), folder.repeats, findings)
+        for picture in pictures
+    ]
 
 
 def _files_below(root: Path, findings: list[Finding]) -> list[Path]:
@@ -136,7 +157,9 @@ def _name(file: Path, root: Path) -> str:
     return file.relative_to(root).as_posix()
 
 
-def _of_shared_and_stray_captions(root: Path, pictures: list[Path], captions: dict[str, list[Path]]) -> list[Finding]:
+def _of_shared_and_stray_captions(
+    root: Path, prefix: str, pictures: list[Path], captions: dict[str, list[Path]]
+) -> list[Finding]:
     findings = []
     by_stem: dict[str, list[Path]] = {}
     for picture in pictures:
@@ -145,7 +168,7 @@ def _of_shared_and_stray_captions(root: Path, pictures: list[Path], captions: di
         owners = by_stem.get(stem, [])
         for second in owners[1:]:
             message = f"{owners[0].name} has the same caption, {files[0].name}"
-            findings.append(found("shared-caption", message, where=str(second), picture=_name(second, root)))
+            findings.append(found("shared-caption", message, where=str(second), picture=prefix + _name(second, root)))
         if not owners:
             message = "no picture has this name"
             findings += [found("stray-caption", message, where=str(file)) for file in files if _is_caption(file)]
@@ -157,8 +180,7 @@ def _is_caption(file: Path) -> bool:
     return file.stem.casefold() not in {"readme", "license", "licence", "notes", "requirements", "robots"}
 
 
-def _item(picture: Path, root: Path, files: list[Path], repeats: int, findings: list[Finding]) -> Item:
-    name = _name(picture, root)
+def _item(picture: Path, name: str, files: list[Path], repeats: int, findings: list[Finding]) -> Item:
     caption: str | None = ""
     if len(files) > 1:
         message = f"the picture has {len(files)} captions: {some_names(file.name for file in files)}"

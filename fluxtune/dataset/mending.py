@@ -100,14 +100,12 @@ def _require_free(destination: Path, folders: Sequence[str]) -> None:
 
 
 def _mend_all(report: Report, root: Path, on_event: Sink) -> Iterator[Mend]:
-    roots = _roots(report.folders)
     first_of: dict[str, str] = {}
     taken: set[str] = set()
     aside: set[str] = set()
     total = len(report.survey.seen)
     for number, seen in enumerate(report.survey.seen, start=1):
-        folder = roots[_folder_of(seen.item, report.folders)]
-        name = f"{folder}{seen.item.name}"
+        name = seen.item.name
         if seen.look is None:
             why = seen.error.message if seen.error else "it cannot be read"
             yield _set_aside(seen, root, f"unreadable/{name}", why, aside)
@@ -116,29 +114,10 @@ def _mend_all(report: Report, root: Path, on_event: Sink) -> Iterator[Mend]:
             yield _set_aside(seen, root, f"duplicates/{name}", why, aside)
         else:
             first_of[seen.look.digest] = name
-            done = _mend_one(seen.item, seen.look, root, folder, taken)
+            done = _mend_one(seen.item, seen.look, root, taken)
             if done.done:
                 yield done
         on_event(Progress("mend pictures", number, total, "pictures"))
-
-
-def _roots(folders: Sequence[str]) -> dict[str, str]:
-    """Where in the copy each folder's pictures go: at its top if there is one folder, else in one of its name."""
-    if len(folders) == 1:
-        return {folders[0]: ""}
-    named: dict[str, str] = {}
-    for folder in folders:
-        stem = safe_name(Path(folder).name)
-        name, number = stem, 2
-        while f"{name}/" in named.values():
-            name, number = f"{stem}-{number}", number + 1
-        named[folder] = f"{name}/"
-    return named
-
-
-def _folder_of(item: Item, folders: Sequence[str]) -> str:
-    # The longest: one folder of the data set may lie within another.
-    return max((folder for folder in folders if item.path.is_relative_to(folder)), key=len)
 
 
 def _set_aside(seen: Seen, root: Path, name: str, why: str, taken: set[str]) -> Mend:
@@ -149,7 +128,7 @@ def _set_aside(seen: Seen, root: Path, name: str, why: str, taken: set[str]) -> 
     return Mend(str(seen.item.path), target.relative_to(root).as_posix(), (f"set aside: {why}",))
 
 
-def _mend_one(item: Item, look: Look, root: Path, folder: str, taken: set[str]) -> Mend:
+def _mend_one(item: Item, look: Look, root: Path, taken: set[str]) -> Mend:
     done = []
     stored = look.stored
     reasons = {
@@ -165,8 +144,8 @@ def _mend_one(item: Item, look: Look, root: Path, folder: str, taken: set[str]) 
     elif suffix not in EXTENSIONS[stored.format]:
         suffix = EXTENSIONS[stored.format][0]
         done.append(f"extension of {stored.format} given")
-    name = _free_name(f"{folder}{item.name}", suffix, taken)
-    if Path(name).with_suffix("") != Path(f"{folder}{item.name}").with_suffix(""):
+    name = _free_name(item.name, suffix, taken)
+    if Path(name).with_suffix("") != Path(item.name).with_suffix(""):
         done.append("name made safe")
     target = root / name
     if suffix == ".png" and any(reasons.values()):

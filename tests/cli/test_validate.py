@@ -6,16 +6,16 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import skimage.data
-from conftest import Outcome
 from PIL import Image
 
 from fluxtune.dataset.findings import CHECKS
 
 ROOT = Path(__file__).parent.parent.parent
-Fluxtune = Callable[..., Outcome]
+Fluxtune = Callable[..., Any]
 
 
 @pytest.fixture
@@ -132,7 +132,7 @@ def test_several_folders_are_one_data_set(fluxtune: Fluxtune, photos: Path, tmp_
     shutil.copy(photos / "coffee0.png", tmp_path / "more" / "again.png")
     outcome = fluxtune("validate", "photos", "more", "--preset", "nano")
     assert outcome.out.startswith(f"{photos}, {tmp_path / 'more'}: 10 of 10 pictures read")
-    assert "again.png: the same file as coffee0.png" in outcome.out
+    assert "more/again.png: the same file as photos/coffee0.png" in outcome.out
     assert "this folder is seen 1 times an epoch, another 9 times; repeats = 9 would balance them" in outcome.out
 
 
@@ -168,3 +168,9 @@ def test_fix_refuses_a_destination_that_is_there(fluxtune: Fluxtune, photos: Pat
     outcome = fluxtune("validate", "photos", "--preset", "nano", "--fix", "mended")
     assert (outcome.code, outcome.out) == (2, "")
     assert "mended: this is there already" in outcome.err
+
+
+def test_report_writes_a_page_and_says_where(fluxtune: Fluxtune, photos: Path) -> None:
+    outcome = fluxtune("validate", "photos", "--preset", "nano", "--report", "page.html")
+    assert "\npage.html: every picture with its crop and its problems\n" in outcome.out
+    assert "rocket2.png" in (photos.parent / "page.html").read_text(encoding="utf-8")

@@ -88,9 +88,15 @@ def test_folders_are_read_in_the_order_of_the_configuration(photo_folder: Path, 
     rows = [FolderConfig(path=str(tmp_path / "more"), repeats=2), FolderConfig(path=str(photo_folder))]
     pictures = read_folders(DatasetConfig(folders=rows), ignore)
     assert [(picture.name, picture.repeats) for picture in pictures[:2]] == [
-        ("dog.png", 2),
-        ("astronaut.png", 1),
+        ("more/dog.png", 2),
+        ("photos/astronaut.png", 1),
     ]
+
+
+def test_folders_of_the_same_name_are_told_apart(photo_folder: Path, tmp_path: Path) -> None:
+    captioned(tmp_path / "more" / "photos" / "dog.png")
+    rows = [FolderConfig(path=str(path)) for path in (photo_folder, tmp_path / "more" / "photos")]
+    assert read_folders(DatasetConfig(folders=rows), ignore)[-1].name == "photos-2/dog.png"
 
 
 def test_names_of_every_script_work(tmp_path: Path, config_for: ConfigFor) -> None:
@@ -194,7 +200,7 @@ def test_all_problems_of_all_folders_are_shown_at_once(photo_folder: Path, tmp_p
         f"  {tmp_path / 'empty'}: there are no pictures in this folder",
         f"  {tmp_path / 'gone'}: there is no such folder",
         f"  {photo_folder / 'rocket.png'}: the content is no PNG, JPEG, WebP, BMP or TIFF picture",
-        "  1 of 4 pictures without a caption: astronaut.png",
+        "  1 of 4 pictures without a caption: photos/astronaut.png",
     ]
     assert caught.value.exit_code == 3
     assert caught.value.hint is not None and caught.value.hint.startswith("save the caption as UTF-8 text; put")

@@ -1,0 +1,1 @@
+"""Self-contained pages: one file that any browser shows, with nothing to fetch."""
