@@ -76,11 +76,11 @@ def check_captions(
 
 
 def _one(item: Item, check: str, message: str) -> Finding:
-    return found(check, message, where=str(item.caption_file or item.path), picture=item.name)
+    return found(check, message, where=item.caption_place or str(item.path), picture=item.name)
 
 
 def _without_words(item: Item) -> Finding:
-    if item.caption_file is None:
+    if item.caption_place is None:
         return _one(item, "missing-caption", "there is no caption beside it")
     return _one(item, "empty-caption", "the caption is empty")
 
@@ -100,8 +100,8 @@ def _check_sameness(items: list[Item]) -> Iterator[Finding]:
     first: dict[str, Item] = {}
     for item in items:
         other = first.setdefault(item.caption or "", item)
-        # Pictures that share one caption file are told as such.
-        if other is not item and other.caption_file != item.caption_file:
+        # Pictures that share one caption file, or a folder's name, are told as such.
+        if other is not item and other.caption_place != item.caption_place:
             yield _one(item, "same-caption", f"the same caption as {other.name}")
 
 

@@ -46,6 +46,12 @@ CHECKS: dict[str, Check] = {
     "wrong-extension": Check("error", "picture", "with the extension of another format"),
     "two-captions": Check("error", "picture", "with two captions", "keep one caption for each picture"),
     "bad-caption": Check("error", "caption", "that cannot be read as text", "save the caption as UTF-8 text"),
+    "bad-metadata": Check(
+        "error",
+        "metadata line",
+        "not understood",
+        'a line of metadata.jsonl reads {"file_name": "1.png", "text": "a caption"}',
+    ),
     # What makes a LoRA worse, or surprises.
     "unread-kind": Check("warning", "file", "of a kind that is not read", "save them as PNG or JPEG"),
     "duplicate": Check(
@@ -112,6 +118,7 @@ CHECKS: dict[str, Check] = {
     # What is good to know.
     "buckets": Check("note", "bucket", "in use"),
     "resolutions": Check("note", "size", "of pictures"),
+    "named-folder": Check("note", "folder", "with repeats and a caption in its name"),
     "epoch": Check("note", "epoch", "in steps"),
     "suggestion": Check("note", "suggestion", "for steps and repeats"),
 }

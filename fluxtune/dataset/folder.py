@@ -11,6 +11,7 @@ from pathlib import Path
 from fluxtune.config.dataset import FolderConfig
 from fluxtune.dataset.captions import captions_by_stem, read_caption, stem_of
 from fluxtune.dataset.findings import found, found_in
+from fluxtune.dataset.layouts import KohyaFolder, Row, kohya_folder, metadata_rows, row_of
 from fluxtune.errors import DataError, some_names
 from fluxtune.events import Finding
 
@@ -30,7 +31,8 @@ class Item:
         path: the file.
         name: its path within its folder, with forward slashes; with several folders, the folder's name in front.
         caption: as written; empty where there is none, None where it is no text.
-        caption_file: where the caption stands, if anywhere.
+        caption_file: the text file with the caption, if it has one of its own.
+        caption_place: where the caption stands, if anywhere: a file, a line of one, a folder's name.
         repeats: how often it is seen in an epoch.
     """
 
@@ -38,6 +40,7 @@ class Item:
     name: str
     caption: str | None
     caption_file: Path | None
+    caption_place: str | None
     repeats: int
 
 
@@ -109,10 +112,38 @@ def _list(folder: FolderConfig, prefix: str, findings: list[Finding]) -> list[It
         hint = f"put pictures there ({' '.join(PICTURES)})"
         findings.append(found("no-pictures", "there are no pictures in this folder", where=str(root), hint=hint))
     findings += _of_shared_and_stray_captions(root, prefix, pictures, captions)
-    return [
-        _item(picture, prefix + _name(picture, root), captions.get(stem_of(picture), []), folder.repeats, findings)
-        for picture in pictures
-    ]
+    rows = metadata_rows(files, findings)
+    named = _named_folders(root, pictures, findings)
+    items = []
+    for picture in pictures:
+        name = prefix + _name(picture, root)
+        meaning = named.get(picture.parent)
+        caption = _caption(picture, name, captions.get(stem_of(picture), []), row_of(picture, rows), findings)
+        if caption == _NO_CAPTION and meaning is not None:
+            caption = _Caption(meaning.caption, None, f"{picture.parent.name}/")
+        repeats = folder.repeats * (meaning.repeats if meaning else 1)
+        items.append(Item(picture, name, caption.text, caption.file, caption.place, repeats))
+    return items
+
+
+def _named_folders(root: Path, pictures: list[Path], findings: list[Finding]) -> dict[Path, KohyaFolder]:
+    """Folder of pictures -> what its name says, or the nearest name above it within the data set."""
+    named: dict[Path, KohyaFolder] = {}
+    told: set[Path] = set()
+    for parent in dict.fromkeys(picture.parent for picture in pictures):
+        above = [folder for folder in (parent, *parent.parents) if folder.is_relative_to(root)]
+        for folder in above:
+            if (meaning := kohya_folder(folder.name)) is None:
+                continue
+            named[parent] = meaning
+            if folder not in told:
+                told.add(folder)
+                message = (
+                    f"its pictures are seen {meaning.repeats} times; {meaning.caption!r} where there is no caption"
+                )
+                findings.append(found("named-folder", message, where=str(folder)))
+            break
+    return named
 
 
 def _files_below(root: Path, findings: list[Finding]) -> list[Path]:
@@ -180,16 +211,33 @@ def _is_caption(file: Path) -> bool:
     return file.stem.casefold() not in {"readme", "license", "licence", "notes", "requirements", "robots"}
 
 
-def _item(picture: Path, name: str, files: list[Path], repeats: int, findings: list[Finding]) -> Item:
-    caption: str | None = ""
+@dataclass(frozen=True)
+class _Caption:
+    """The caption of a picture: its text as in ``Item``, its own file and its place, if any."""
+
+    text: str | None
+    file: Path | None
+    place: str | None
+
+
+_NO_CAPTION = _Caption("", None, None)
+
+
+def _caption(picture: Path, name: str, files: list[Path], row: Row | None, findings: list[Finding]) -> _Caption:
+    """From the text file beside the picture or from a metadata file; from both only if they say the same."""
     if len(files) > 1:
         message = f"the picture has {len(files)} captions: {some_names(file.name for file in files)}"
         findings.append(found("two-captions", message, where=str(picture), picture=name))
-        caption = None
-    elif files:
-        try:
-            caption = read_caption(files[0])
-        except DataError as error:
-            findings.append(found_in(error, name))
-            caption = None
-    return Item(picture, name, caption, files[0] if files else None, repeats)
+        return _Caption(None, files[0], str(files[0]))
+    if not files:
+        return _NO_CAPTION if row is None else _Caption(row.caption, None, row.place)
+    try:
+        text = read_caption(files[0])
+    except DataError as error:
+        findings.append(found_in(error, name))
+        return _Caption(None, files[0], str(files[0]))
+    if row is not None and row.caption != text:
+        message = f"the captions in {files[0].name} and at {row.place} differ"
+        findings.append(found("two-captions", message, where=str(picture), picture=name))
+        return _Caption(None, files[0], str(files[0]))
+    return _Caption(text, files[0], str(files[0]))

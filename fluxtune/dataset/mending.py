@@ -172,7 +172,10 @@ def _mend_caption(item: Item, target: Path) -> list[str]:
     """Writes the caption beside the picture as one line of UTF-8, and says what was done to it."""
     file = item.caption_file
     if file is None:
-        return []
+        if not item.caption:
+            return []
+        write_bytes(target.with_suffix(".txt"), f"{item.caption}\n".encode())
+        return [f"caption taken from {Path(item.caption_place or '').name}"]
     done = []
     content = file.read_bytes()
     text, encoding = _decoded(content)
