@@ -16,13 +16,14 @@ Borders: TypeAlias = tuple[float, float, float, float]
 NO_BORDERS: Borders = (0.0, 0.0, 0.0, 0.0)
 
 _TILES = 8
-_STRIDE = 4
-"""Each fourth row and column tells as much about sharpness as all of them."""
+_STRIDE = 8
+"""Each eighth row and column tells as much about sharpness as all of them."""
 _REACH = 6
 _FLAT = 4.0
 """Mean contrast of a tile, of 255, below which nothing in it could be sharp or blurred."""
 
-_SMALL = 256
+SMALL = 256
+"""Pixels of the shorter side, at least, of the pictures that are searched for bars and fingerprinted."""
 _NEAR, _FAR = 12, 24
 """Of 255: how near a bar's pixels are to its colour, and how far the picture's are beside it."""
 
@@ -38,26 +39,31 @@ _PARTS = (
 """(share of the width, of the height, where it lies across and down, from 0 to 1): crops that people make."""
 
 
-def sharpness(grey: Image.Image) -> float | None:
+def sharpness(grey: Image.Image, resolution: int) -> float | None:
     """How fast brightness changes from pixel to pixel, against over six pixels, where the picture is sharpest.
 
     The mean of the absolute second difference over that of the difference across six pixels, in each of 8 x 8 tiles;
     of the half of the tiles with more contrast, the ninth decile counts: so a blurred background does not make a
-    portrait blurred. Sharp photographs have 0.2 and more, those blurred by a Gaussian of two pixels 0.14 and less.
+    portrait blurred. Sharp photographs have 0.14 and more, those blurred by a Gaussian of two pixels 0.12 and less.
 
     Args:
-        grey: at the size at which it will be trained.
+        resolution: side in pixels of the square with as many pixels as the picture is trained at; a larger one is
+            measured at that size.
 
     Returns:
         None where the picture is too small or too flat to tell.
     """
-    values = np.asarray(grey)
-    if min(values.shape) < _TILES * 2 * _REACH:
+    shrink = (grey.width * grey.height) ** 0.5 / resolution
+    if shrink >= 2:
+        grey = grey.reduce(int(shrink))
+        shrink /= int(shrink)
+    if min(grey.size) / max(1.0, shrink) < _TILES * 2 * _REACH:
         return None
+    values = np.asarray(grey)
     fine = np.zeros((_TILES, _TILES))
     coarse = np.zeros((_TILES, _TILES))
     for lines, turned in ((values[::_STRIDE], False), (np.ascontiguousarray(values[:, ::_STRIDE].T), True)):
-        signed = lines.astype(np.int16)
+        signed = _shortened(lines, shrink).astype(np.int16)
         # Rounding to 8 bits alone makes differences of 1.
         second = np.maximum(np.abs(signed[:, 2:] - 2 * signed[:, 1:-1] + signed[:, :-2]) - 1, 0)
         wide = np.maximum(np.abs(signed[:, _REACH:] - signed[:, :-_REACH]) - 1, 0)
@@ -71,6 +77,14 @@ def sharpness(grey: Image.Image) -> float | None:
     return float(np.quantile(fine.ravel()[told] / contrast[told], 0.9))
 
 
+def _shortened(lines: np.ndarray, shrink: float) -> np.ndarray:
+    """``[lines, pixels]`` with fewer pixels a line, if ``shrink`` is above 1: quicker than to shrink all lines."""
+    if shrink <= 1:
+        return lines
+    size = (round(lines.shape[1] / shrink), lines.shape[0])
+    return np.asarray(Image.fromarray(lines).resize(size, Image.Resampling.HAMMING))
+
+
 def _tile_means(values: np.ndarray) -> np.ndarray:
     """``[rows, columns]`` -> the means of 8 x 8 tiles; what is left over at the ends is left out."""
     rows, columns = (side // _TILES for side in values.shape)
@@ -80,32 +94,28 @@ def _tile_means(values: np.ndarray) -> np.ndarray:
     return sums.reshape(_TILES, rows, _TILES).mean(axis=1) / columns
 
 
-def plain_borders(picture: Image.Image) -> Borders:
-    """Bars of one colour along the edges, as letterboxes and frames are.
+def plain_borders(grey: Image.Image) -> Borders:
+    """Bars of one brightness along the edges, as letterboxes and frames are.
 
     A bar ends at once, all along its length: a product before a white wall has none, for there only few pixels of
     the first other line differ.
     """
-    small = picture.reduce(max(1, min(picture.size) // _SMALL))
-    values = np.asarray(small, dtype=np.int16)
-    # In the order left, top, right, bottom, each with the edge as the first line.
-    turned = values.transpose(1, 0, 2)
-    left, top, right, bottom = (_bar(lines) for lines in (turned, values, turned[::-1], values[::-1]))
+    values = np.asarray(grey, dtype=np.int16)
+    # Each with its edge as the first line.
+    left, top, right, bottom = (_bar(lines) for lines in (values.T, values, values.T[::-1], values[::-1]))
     return left, top, right, bottom
 
 
 def _bar(lines: np.ndarray) -> float:
-    """The share of the lines ``[lines, pixels, 3]``, from the first, that are a bar."""
-    colour = np.median(lines[0], axis=0)
-    for index in range(len(lines)):
-        distance = np.abs(lines[index] - colour).max(axis=1)
-        if (distance <= _NEAR).mean() < 0.995:
-            break
-    else:
+    """The share of the lines ``[lines, pixels]``, from the first, that are a bar."""
+    brightness = np.median(lines[0])
+    plain = (np.abs(lines - brightness) <= _NEAR).mean(axis=1) >= 0.995
+    if plain.all() or not plain[0]:
         return 0.0
+    end = int(plain.argmin())
     # The line at the seam is half bar, half picture: the one behind it tells.
-    behind = np.abs(lines[min(index + 1, len(lines) - 1)] - colour).max(axis=1)
-    return index / len(lines) if (behind > _FAR).mean() > 0.5 else 0.0
+    behind = np.abs(lines[min(end + 1, len(lines) - 1)] - brightness)
+    return end / len(lines) if (behind > _FAR).mean() > 0.5 else 0.0
 
 
 def is_blank(grey: Image.Image) -> bool:
@@ -121,26 +131,26 @@ def fingerprints(grey: Image.Image) -> tuple[int, ...]:
     "pHash" of Zauner, 2010, "Implementation and Benchmarking of Perceptual Image Hash Functions".) Pictures that differ
     by compression, size, light or a little blur differ in few bits.
     """
-    small = grey.reduce(max(1, min(grey.size) // (4 * _GRID)))
-    return tuple(_fingerprint(small, part) for part in _PARTS)
+    small = np.stack([_resized(grey, part) for part in _PARTS])
+    lowest = (_COSINES @ small @ _COSINES.T).reshape(len(_PARTS), -1)
+    bits = lowest > np.median(lowest, axis=1, keepdims=True)
+    return tuple(int.from_bytes(row.tobytes(), "big") for row in np.packbits(bits, axis=1))
 
 
-def _fingerprint(grey: Image.Image, part: tuple[float, float, float, float]) -> int:
+def _resized(grey: Image.Image, part: tuple[float, float, float, float]) -> np.ndarray:
+    """A part of the picture as ``[32, 32]``."""
     width, height, across, down = part
     left, top = across * (1 - width), down * (1 - height)
     sides = (left * grey.width, top * grey.height, (left + width) * grey.width, (top + height) * grey.height)
     # Sums of shares may end a hair beyond the picture.
     box = (sides[0], sides[1], min(sides[2], grey.width), min(sides[3], grey.height))
-    small = np.asarray(grey.resize((_GRID, _GRID), Image.Resampling.BOX, box=box), dtype=np.float64)
-    lowest = (_COSINES @ small @ _COSINES.T).ravel()
-    bits = lowest > np.median(lowest)
-    return int.from_bytes(np.packbits(bits).tobytes(), "big")
+    return np.asarray(grey.resize((_GRID, _GRID), Image.Resampling.BOX, box=box), dtype=np.float32)
 
 
 def _cosines() -> np.ndarray:
     """The first 8 rows but the constant one of the discrete cosine transform of 32 values."""
     frequencies, places = np.arange(1, _HASH_SIDE + 1)[:, None], np.arange(_GRID)[None]
-    return np.cos(np.pi * frequencies * (2 * places + 1) / (2 * _GRID))
+    return np.cos(np.pi * frequencies * (2 * places + 1) / (2 * _GRID)).astype(np.float32)
 
 
 _COSINES = _cosines()

@@ -9,12 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
-
 from fluxtune.config.dataset import DatasetConfig
 from fluxtune.dataset.folder import Item, list_folders
 from fluxtune.dataset.images import Size, Stored, read_image
-from fluxtune.dataset.measures import NO_BORDERS, Borders, fingerprints, is_blank, plain_borders, sharpness
+from fluxtune.dataset.measures import NO_BORDERS, SMALL, Borders, fingerprints, is_blank, plain_borders, sharpness
 from fluxtune.errors import DataError
 from fluxtune.events import Finding, Progress, Sink
 from fluxtune.files import sha256_of
@@ -97,23 +95,14 @@ def look_at(path: Path, background: str, resolution: int) -> Look:
     """
     image, stored = read_image(path, background)
     grey = image.convert("L")
-    shrunk = _shrunk(grey, resolution)
-    blank = is_blank(shrunk)
+    small = grey.reduce(max(1, min(grey.size) // SMALL))
+    blank = is_blank(small)
     return Look(
         size=image.size,
         digest=sha256_of(path),
         stored=stored,
-        sharpness=None if blank else sharpness(shrunk),
-        borders=NO_BORDERS if blank else plain_borders(image),
+        sharpness=None if blank else sharpness(grey, resolution),
+        borders=NO_BORDERS if blank else plain_borders(small),
         blank=blank,
-        fingerprints=fingerprints(shrunk),
+        fingerprints=fingerprints(small),
     )
-
-
-def _shrunk(grey: Image.Image, resolution: int) -> Image.Image:
-    """With at most ``resolution**2`` pixels, as training will see it."""
-    scale = resolution / (grey.width * grey.height) ** 0.5
-    if scale >= 1:
-        return grey
-    size = (max(1, round(grey.width * scale)), max(1, round(grey.height * scale)))
-    return grey.resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0)
