@@ -20,6 +20,19 @@ class FolderConfig(Section):
         min_length=1,
     )
     repeats: int = setting(1, "How often each picture of this folder is seen in an epoch.", ge=1, le=1000)
+    kind: Literal["train", "regularization"] = setting(
+        "train",
+        "What the pictures are: of the subject, or others of its class, which keep what the model knows of it "
+        "(they get no trigger word).",
+    )
+    weight: float = setting(1.0, "How much the loss of these pictures counts.", gt=0.0, le=10.0)
+    masks: str = setting(
+        "auto",
+        "Where the masks are (white is learned): auto takes NAME-masklabel.png beside a picture, alpha its "
+        "transparency, none no mask; or a folder with masks of the same names.",
+        path="path or id",
+        min_length=1,
+    )
 
 
 class DatasetConfig(Section):
@@ -60,6 +73,9 @@ class DatasetConfig(Section):
     )
     missing_captions: Literal["error", "trigger"] = setting(
         "error", "Pictures without a caption: error refuses them, trigger captions them with the trigger word alone."
+    )
+    unmasked_weight: float = setting(
+        0.1, "How much the loss counts where a mask is black; where it is white it counts 1.", ge=0.0, le=1.0
     )
     caption_dropout: float = setting(0.05, "Share of samples whose caption is left empty.", ge=0.0, le=1.0)
     background: str = setting(

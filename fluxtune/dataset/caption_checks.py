@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from fluxtune.dataset.captions import has_trigger, tidy
 from fluxtune.dataset.findings import found
-from fluxtune.dataset.folder import Item
+from fluxtune.dataset.folder import Item, is_subject
 from fluxtune.events import Finding
 
 
@@ -69,7 +69,7 @@ def check_captions(
             yield _without_words(item)
     written = [item for item in readable if item.caption]
     if trigger is not None:
-        yield from _check_trigger(written, tidy(trigger))
+        yield from _check_trigger([item for item in written if is_subject(item)], tidy(trigger))
     yield from _check_sameness(written)
     for limit in limits:
         yield from _check_length(written, limit)

@@ -52,6 +52,7 @@ CHECKS: dict[str, Check] = {
         "not understood",
         'a line of metadata.jsonl reads {"file_name": "1.png", "text": "a caption"}',
     ),
+    "bad-mask": Check("error", "mask", "that cannot be used", "save it again as PNG, in the size of its picture"),
     # What makes a LoRA worse, or surprises.
     "unread-kind": Check("warning", "file", "of a kind that is not read", "save them as PNG or JPEG"),
     "duplicate": Check(
@@ -83,6 +84,8 @@ CHECKS: dict[str, Check] = {
     "missing-caption": Check("warning", "picture", "without a caption", "fluxtune caption FOLDER"),
     "empty-caption": Check("warning", "caption", "without a word in it", "fluxtune caption FOLDER"),
     "stray-caption": Check("warning", "caption", "without a picture", "give both the same name, or remove it"),
+    "stray-mask": Check("warning", "mask", "without a picture", "give both the same name, or remove it"),
+    "useless-mask": Check("warning", "mask", "of one brightness all over", "paint what is to be learned white"),
     "shared-caption": Check(
         "warning", "picture", "with the caption of another, for their names differ in the ending alone", "rename one"
     ),

@@ -12,6 +12,7 @@ from fluxtune.config.dataset import FolderConfig
 from fluxtune.dataset.captions import captions_by_stem, read_caption, stem_of
 from fluxtune.dataset.findings import found, found_in
 from fluxtune.dataset.layouts import KohyaFolder, Row, kohya_folder, metadata_rows, row_of
+from fluxtune.dataset.masks import Masks
 from fluxtune.errors import DataError, some_names
 from fluxtune.events import Finding
 
@@ -34,6 +35,8 @@ class Item:
         caption_file: the text file with the caption, if it has one of its own.
         caption_place: where the caption stands, if anywhere: a file, a line of one, a folder's name.
         repeats: how often it is seen in an epoch.
+        folder: the settings of its folder.
+        mask: the file with its mask, which is the picture itself where its transparency counts.
     """
 
     path: Path
@@ -42,6 +45,8 @@ class Item:
     caption_file: Path | None
     caption_place: str | None
     repeats: int
+    folder: FolderConfig
+    mask: Path | None
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,11 @@ class Listing:
 
     items: tuple[Item, ...]
     findings: tuple[Finding, ...]
+
+
+def is_subject(item: Item) -> bool:
+    """Whether a picture is of what is to be learned, and not one that keeps the rest."""
+    return item.folder.kind == "train"
 
 
 def list_folders(folders: list[FolderConfig]) -> Listing:
@@ -103,7 +113,8 @@ def _list(folder: FolderConfig, prefix: str, findings: list[Finding]) -> list[It
         return []
     files = _files_below(root, findings)
     captions = captions_by_stem(files)
-    pictures = [file for file in files if file.suffix.lower() in PICTURES]
+    masks = Masks(folder, files, findings)
+    pictures = [file for file in files if file.suffix.lower() in PICTURES and not masks.is_mask(file)]
     for file in files:
         if file.suffix.lower() in OTHER_PICTURES:
             message = f"{file.suffix.lower()} files are not read: the picture is left out"
@@ -122,7 +133,9 @@ def _list(folder: FolderConfig, prefix: str, findings: list[Finding]) -> list[It
         if caption == _NO_CAPTION and meaning is not None:
             caption = _Caption(meaning.caption, None, f"{picture.parent.name}/")
         repeats = folder.repeats * (meaning.repeats if meaning else 1)
-        items.append(Item(picture, name, caption.text, caption.file, caption.place, repeats))
+        mask = masks.of(picture, root)
+        items.append(Item(picture, name, caption.text, caption.file, caption.place, repeats, folder, mask))
+    findings += masks.without_a_picture()
     return items
 
 

@@ -139,6 +139,18 @@ def read_with_alpha(path: Path) -> tuple[Image.Image, Stored]:
     return coloured if transparent or coloured.mode == "RGB" else coloured.convert("RGB"), stored
 
 
+def read_mask(path: Path, picture: Path) -> Image.Image:
+    """The mask in a file as upright 8-bit grey, white where it counts; a picture's own transparency if it is one file.
+
+    Raises:
+        DataError: see ``read_with_alpha``.
+    """
+    image, _ = read_with_alpha(path)
+    if path != picture:
+        return _on_background(image, "#000000").convert("L")
+    return image.getchannel("A") if image.mode == "RGBA" else Image.new("L", image.size, 255)
+
+
 @dataclass(frozen=True)
 class Crop:
     """Which part of a picture is taken, of all that have the wanted shape.

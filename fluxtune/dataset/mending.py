@@ -17,7 +17,8 @@ from pathlib import Path
 
 from fluxtune.dataset.captions import tidy
 from fluxtune.dataset.folder import Item
-from fluxtune.dataset.images import read_with_alpha
+from fluxtune.dataset.images import read_mask, read_with_alpha
+from fluxtune.dataset.masks import BESIDE
 from fluxtune.dataset.picture_checks import EXTENSIONS
 from fluxtune.dataset.survey import Look, Seen
 from fluxtune.dataset.validation import Report
@@ -109,6 +110,8 @@ def _mend_all(report: Report, root: Path, on_event: Sink) -> Iterator[Mend]:
         if seen.look is None:
             why = seen.error.message if seen.error else "it cannot be read"
             yield _set_aside(seen, root, f"unreadable/{name}", why, aside)
+        elif seen.mask_error is not None:
+            yield _set_aside(seen, root, f"unreadable/{name}", seen.mask_error.message, aside)
         elif seen.look.digest in first_of:
             why = f"the same file as {first_of[seen.look.digest]}"
             yield _set_aside(seen, root, f"duplicates/{name}", why, aside)
@@ -122,9 +125,10 @@ def _mend_all(report: Report, root: Path, on_event: Sink) -> Iterator[Mend]:
 
 def _set_aside(seen: Seen, root: Path, name: str, why: str, taken: set[str]) -> Mend:
     target = root / SET_ASIDE / _free_name(name, seen.item.path.suffix, taken)
-    for file in (seen.item.path, seen.item.caption_file):
+    for file in (seen.item.path, seen.item.caption_file, seen.item.mask):
         if file is not None and os.access(file, os.R_OK):
-            write_with(target.with_suffix(file.suffix), partial(_copy, file))
+            mark = BESIDE if file == seen.item.mask and file != seen.item.path else ""
+            write_with(target.with_name(f"{target.stem}{mark}{file.suffix}"), partial(_copy, file))
     return Mend(str(seen.item.path), target.relative_to(root).as_posix(), (f"set aside: {why}",))
 
 
@@ -152,6 +156,9 @@ def _mend_one(item: Item, look: Look, root: Path, taken: set[str]) -> Mend:
         write_with(target, lambda temporary: read_with_alpha(item.path)[0].save(temporary, "PNG"))
     else:
         write_with(target, partial(_copy, item.path))
+    if item.mask is not None and item.mask != item.path:
+        copy = target.with_name(f"{target.stem}{BESIDE}.png")
+        write_with(copy, lambda temporary: read_mask(item.mask or item.path, item.path).save(temporary, "PNG"))
     done += _mend_caption(item, target)
     return Mend(str(item.path), name, tuple(done))
 

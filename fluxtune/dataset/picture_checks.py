@@ -34,6 +34,11 @@ def check_pictures(survey: Survey) -> Iterator[Finding]:
     for seen in survey.seen:
         if seen.error is not None:
             yield found_in(seen.error, seen.item.name)
+        if seen.mask_error is not None:
+            error = seen.mask_error
+            yield found("bad-mask", error.message, where=error.where, picture=seen.item.name, hint=error.hint)
+        if seen.mask_remark:
+            yield found("useless-mask", seen.mask_remark, where=str(seen.item.mask), picture=seen.item.name)
         if seen.look is not None:
             yield from _check_one(seen.item, seen.look)
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from fluxtune.config.dataset import DatasetConfig
 from fluxtune.dataset.caption_checks import check_captions
-from fluxtune.dataset.captions import with_trigger
+from fluxtune.dataset.captions import tidy, with_trigger
 from fluxtune.dataset.findings import as_warnings, name_of
-from fluxtune.dataset.folder import Item
+from fluxtune.dataset.folder import Item, is_subject
 from fluxtune.dataset.images import Size
 from fluxtune.dataset.likeness import check_likeness
 from fluxtune.dataset.picture_checks import check_pictures
-from fluxtune.dataset.survey import Survey, survey
+from fluxtune.dataset.survey import Look, Survey, survey
 from fluxtune.errors import DataError, some_names
 from fluxtune.events import Finding, Sink, Warning
 
@@ -30,7 +30,9 @@ class Picture:
     """A picture that was decoded without error, and its final caption.
 
     ``name`` is its path relative to its folder, with forward slashes; ``size`` is (width, height) upright;
-    ``digest`` is the SHA-256 of the file's bytes; ``repeats`` is how often it is seen in an epoch.
+    ``digest`` is the SHA-256 of the file's bytes; ``repeats`` is how often it is seen in an epoch; ``mask`` is the file
+    with its mask, which may be the picture itself (its transparency); ``weight`` is how much its loss counts;
+    ``is_subject`` is False for regularization pictures, which never get the trigger.
     """
 
     path: Path
@@ -39,6 +41,9 @@ class Picture:
     size: Size
     digest: str
     repeats: int
+    mask: Path | None = None
+    weight: float = 1.0
+    is_subject: bool = True
 
 
 def read_folders(config: DatasetConfig, on_event: Sink, accept_errors: bool = False) -> list[Picture]:
@@ -63,7 +68,7 @@ def read_folders(config: DatasetConfig, on_event: Sink, accept_errors: bool = Fa
         *check_likeness(list(surveyed.looked_at())),
     ]
     errors = [each for each in findings if each.severity == "error"]
-    pictures = _usable(surveyed, config.trigger)
+    pictures = _usable(surveyed, config)
     missing = _missing_captions(items, config)
     refused = errors if not (accept_errors and pictures) else [each for each in errors if each.check in _OF_FOLDERS]
     if refused or missing:
@@ -71,29 +76,47 @@ def read_folders(config: DatasetConfig, on_event: Sink, accept_errors: bool = Fa
     if errors:
         message = f"{_of(pictures, items)} are trained on, in spite of what is wrong with"
         on_event(Warning(f"{message} {some_names(name_of(each) for each in errors)}"))
-    if bare := [item.name for item in items if item.caption == ""]:
+    if bare := [item.name for item in items if item.caption == "" and is_subject(item)]:
         on_event(Warning(f"{_of(bare, items)} without a caption, trained on the trigger alone: {some_names(bare)}"))
     for warning in as_warnings([each for each in findings if each.check not in ("missing-caption", "empty-caption")]):
         on_event(warning)
     return pictures
 
 
-def _usable(surveyed: Survey, trigger: str | None) -> list[Picture]:
+def picture_of(item: Item, look: Look, caption: str) -> Picture:
+    """The picture that an item turned out to be."""
+    return Picture(
+        path=item.path,
+        name=item.name,
+        caption=caption,
+        size=look.size,
+        digest=look.digest,
+        repeats=item.repeats,
+        mask=item.mask,
+        weight=item.folder.weight,
+        is_subject=is_subject(item),
+    )
+
+
+def _usable(surveyed: Survey, config: DatasetConfig) -> list[Picture]:
     return [
-        Picture(item.path, item.name, _final(item.caption, trigger), look.size, look.digest, item.repeats)
-        for item, look in surveyed.looked_at()
-        if item.caption is not None
+        picture_of(seen.item, seen.look, _final(seen.item, config))
+        for seen in surveyed.seen
+        if seen.look is not None and seen.mask_error is None and seen.item.caption is not None
     ]
 
 
-def _final(caption: str, trigger: str | None) -> str:
-    return with_trigger(caption, trigger) if trigger is not None else caption
+def _final(item: Item, config: DatasetConfig) -> str:
+    caption = item.caption or ""
+    if not is_subject(item):
+        return caption or tidy(config.class_word or "")
+    return with_trigger(caption, config.trigger) if config.trigger is not None else caption
 
 
 def _missing_captions(items: list[Item], config: DatasetConfig) -> list[DataError]:
     """One problem for all pictures without a caption, unless the configuration says what to train them on."""
-    missing = [item for item in items if item.caption == ""]
-    if not missing or (config.missing_captions == "trigger" and config.trigger):
+    missing = [item for item in items if item.caption == "" and (is_subject(item) or not config.class_word)]
+    if not missing or (config.missing_captions == "trigger" and config.trigger and all(map(is_subject, missing))):
         return []
     message = f"{_of(missing, items)} without a caption: {some_names(item.name for item in missing)}"
     if config.missing_captions == "trigger":

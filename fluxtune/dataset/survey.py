@@ -12,6 +12,7 @@ from pathlib import Path
 from fluxtune.config.dataset import DatasetConfig
 from fluxtune.dataset.folder import Item, list_folders
 from fluxtune.dataset.images import Size, Stored, read_image
+from fluxtune.dataset.masks import checked_mask
 from fluxtune.dataset.measures import NO_BORDERS, SMALL, Borders, fingerprints, is_blank, plain_borders, sharpness
 from fluxtune.errors import DataError
 from fluxtune.events import Finding, Progress, Sink
@@ -44,11 +45,13 @@ class Look:
 
 @dataclass(frozen=True)
 class Seen:
-    """A picture file, and what was seen in it: a look, or the error that prevented one."""
+    """A picture file, and what was seen in it: a look, or the error that prevented one; what is wrong with its mask."""
 
     item: Item
     look: Look | None
     error: DataError | None
+    mask_error: DataError | None = None
+    mask_remark: str = ""
 
 
 @dataclass(frozen=True)
@@ -70,9 +73,15 @@ def survey(config: DatasetConfig, on_event: Sink) -> Survey:
 
     def see(item: Item) -> Seen:
         try:
-            return Seen(item, look_at(item.path, config.background, side), None)
+            look = look_at(item.path, config.background, side)
         except DataError as error:
             return Seen(item, None, error)
+        if item.mask is None:
+            return Seen(item, look, None)
+        try:
+            return Seen(item, look, None, mask_remark=checked_mask(item.mask, item.path, look.size)[1])
+        except DataError as error:
+            return Seen(item, look, None, mask_error=error)
 
     seen: list[Seen] = []
     total, started = len(listing.items), time.monotonic()

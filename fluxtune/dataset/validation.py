@@ -17,7 +17,7 @@ from fluxtune.dataset.folder import folder_path
 from fluxtune.dataset.images import Size, crop_box
 from fluxtune.dataset.likeness import check_likeness
 from fluxtune.dataset.picture_checks import check_pictures
-from fluxtune.dataset.pictures import Picture
+from fluxtune.dataset.pictures import Picture, picture_of
 from fluxtune.dataset.shape_checks import check_shapes
 from fluxtune.dataset.survey import Look, Survey, survey
 from fluxtune.events import Finding, Sink
@@ -110,9 +110,7 @@ def validate(config: Config, limits: Sequence[TokenLimit], side_multiple: int, o
     dataset = config.dataset
     surveyed = survey(dataset, on_event)
     read = list(surveyed.looked_at())
-    pictures = tuple(
-        Picture(item.path, item.name, item.caption or "", look.size, look.digest, item.repeats) for item, look in read
-    )
+    pictures = tuple(picture_of(item, look, item.caption or "") for item, look in read)
     buckets = plan([picture.size for picture in pictures], dataset, side_multiple)
     findings = (
         *surveyed.findings,

@@ -25,9 +25,25 @@ def velocity_target(latents: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     return noise - latents
 
 
-def flow_matching_loss(velocity: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Mean squared error in float32, a scalar."""
-    return torch.nn.functional.mse_loss(velocity.float(), target.float())
+def flow_matching_loss(
+    velocity: torch.Tensor, target: torch.Tensor, weights: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Mean squared error in float32, a scalar.
+
+    Args:
+        weights: ``[batch, 1, h, w]`` on the grid of tokens: how much each place of each picture counts.
+    """
+    if weights is None:
+        return torch.nn.functional.mse_loss(velocity.float(), target.float())
+    return (weights * (velocity.float() - target.float()).square()).mean()
+
+
+def mask_weights(mask: torch.Tensor, unmasked: float) -> torch.Tensor:
+    """How much each place counts under a mask ``[1, h, w]`` from 0 to 1: ``unmasked`` where it is 0, 1 where it is 1,
+    then scaled to a mean of 1, so that a picture with a small subject counts as much as any other."""
+    weights = unmasked + (1.0 - unmasked) * mask
+    mean = weights.mean()
+    return weights / mean if mean > 0 else torch.ones_like(weights)
 
 
 def flux_shift(tokens: int) -> float:

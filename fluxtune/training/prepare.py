@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -21,11 +20,12 @@ from fluxtune.dataset.cache import Store, cache_folder, key_of
 from fluxtune.dataset.captions import with_class
 from fluxtune.dataset.findings import as_warnings
 from fluxtune.dataset.images import CENTRE, Crop, crops_of, fit, open_image, to_pixels
+from fluxtune.dataset.masks import checked_mask, on_tokens
 from fluxtune.dataset.pictures import Picture
 from fluxtune.dataset.shape_checks import check_shapes
 from fluxtune.errors import BaseModelError
 from fluxtune.events import Phase, Progress, Sink
-from fluxtune.files import require_space
+from fluxtune.files import require_space, sha256_of
 from fluxtune.flux.denoise import encode_prompt
 from fluxtune.flux.families import Text
 from fluxtune.flux.load import Base, free_memory, load_text_pipeline, load_vae
@@ -37,25 +37,25 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Example:
-    """One crop of a picture at one size: where it was, where its latents and texts are. Sizes in pixels."""
+    """One crop of a picture at one size: where it was, where its latents, mask and texts are. Sizes in pixels."""
 
-    picture: Path
-    digest: str
+    picture: Picture
     crop: Crop
     width: int
     height: int
-    repeats: int
     latents: str
+    mask: str | None
     caption: str
     class_caption: str | None
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What training reads: examples, and stores of latents and texts on disk."""
+    """What training reads: examples, and stores of latents, masks and texts on disk."""
 
     examples: list[Example]
     latents: Store
+    masks: Store
     texts: Store
     text_keys: dict[str, str]
 
@@ -83,6 +83,7 @@ def prepare(
     for warning in as_warnings(list(check_shapes(buckets, pictures, config.training.batch_size))):
         on_event(warning)
     latents = Store(cache_folder() / "latents", on_event)
+    masks = Store(cache_folder() / "masks", on_event)
     texts = Store(cache_folder() / "texts", on_event)
     vae_mark = base.fingerprint("vae")
     text_mark = base.fingerprint(*base.family.text_folders)
@@ -107,17 +108,26 @@ def prepare(
             *([] if crop == CENTRE else [crop.zoom, crop.across, crop.down]),
         )
 
+    mask_digests = {picture.mask: sha256_of(picture.mask) for picture in pictures if picture.mask is not None}
+
+    def mask_key(sample: Sample, crop: Crop) -> str | None:
+        picture = pictures[sample.picture]
+        if picture.mask is None:
+            return None
+        size = (*picture.size, sample.width, sample.height, base.family.side_multiple)
+        whose = "alpha" if picture.mask == picture.path else "mask"
+        return key_of("mask", _CACHE_FORMAT, whose, mask_digests[picture.mask], *size, *vars(crop).values())
+
     examples = [
         Example(
-            picture=pictures[sample.picture].path,
-            digest=pictures[sample.picture].digest,
+            picture=pictures[sample.picture],
             crop=crop,
             width=sample.width,
             height=sample.height,
-            repeats=pictures[sample.picture].repeats,
             latents=latents_key(sample, crop),
+            mask=mask_key(sample, crop),
             caption=pictures[sample.picture].caption,
-            class_caption=_class_caption(pictures[sample.picture].caption, config),
+            class_caption=_class_caption(pictures[sample.picture], config),
         )
         for sample in buckets.samples
         for crop in crops_of(pictures[sample.picture].digest, config.dataset.crops, config.dataset.crop_jitter)
@@ -125,22 +135,25 @@ def prepare(
     wanted = {caption for example in examples for caption in (example.caption, example.class_caption) if caption}
     text_keys = {caption: text_key(caption) for caption in sorted({*wanted, *prompts})}
     warn_of_tokens(base, (example.caption for example in examples), config.dataset.trigger, on_event)
-    prepared = Prepared(examples, latents, texts, text_keys)
+    prepared = Prepared(examples, latents, masks, texts, text_keys)
     # Each encoder lives in its own call, and leaves memory with it before the next one loads.
     _encode_texts(prepared, config, base, dtype, device, on_event)
     free_memory()
     _encode_pictures(prepared, config, base, dtype, device, on_event)
     free_memory()
+    _fit_masks(prepared, base.family.side_multiple, on_event)
     return prepared
 
 
-def _class_caption(caption: str, config: Config) -> str | None:
+def _class_caption(picture: Picture, config: Config) -> str | None:
     """The caption as it would read of any thing of the subject's class, or None when nothing reads it."""
     trigger, class_word = config.dataset.trigger, config.dataset.class_word
     preservation = config.training.preservation
     if class_word is None or preservation.method != "output" or preservation.prompts:
         return None
-    return with_class(caption, trigger, class_word) if trigger else class_word
+    if not picture.is_subject:
+        return picture.caption
+    return with_class(picture.caption, trigger, class_word) if trigger else class_word
 
 
 def _encode_texts(
@@ -174,15 +187,30 @@ def _encode_pictures(
     vae = load_vae(base, dtype, device)
 
     def encode(example: Example) -> dict[str, torch.Tensor]:
-        image = open_image(example.picture, config.dataset.background)
+        image = open_image(example.picture.path, config.dataset.background)
         pixels = to_pixels(fit(image, example.width, example.height, example.crop))[None].to(device, dtype)
         # Of the picture and its size alone: another precision or cache format takes the same sample.
-        noise = rng.generator(0, "posterior", example.digest, example.width, example.height)
+        noise = rng.generator(0, "posterior", example.picture.digest, example.width, example.height)
         with torch.no_grad():
             latents = base.family.encode_image(vae, pixels, noise)
         return {"latents": latents[0].float().cpu()}
 
     _encode_each(missing, encode, lambda example: example.latents, prepared.latents, "pictures", on_event)
+
+
+def _fit_masks(prepared: Prepared, multiple: int, on_event: Sink) -> None:
+    """Masks on the grid of tokens, cut as their pictures are."""
+    by_key = {example.mask: example for example in prepared.examples if example.mask is not None}
+    missing = [by_key[key] for key in prepared.masks.missing(by_key)]
+    if by_key:
+        on_event(Phase("fit masks", f"{len(missing)} new, {len(by_key) - len(missing)} from the cache"))
+
+    def fitted(example: Example) -> dict[str, torch.Tensor]:
+        picture = example.picture
+        mask, _ = checked_mask(picture.mask or picture.path, picture.path, picture.size)
+        return {"mask": on_tokens(mask, example.width, example.height, example.crop, multiple)}
+
+    _encode_each(missing, fitted, lambda example: str(example.mask), prepared.masks, "masks", on_event)
 
 
 def _latent_bytes(example: Example) -> int:

@@ -10,7 +10,7 @@ from fluxtune import rng
 from fluxtune.config.schema import Config
 from fluxtune.dataset.batches import Batch, Batches
 from fluxtune.flux.families import Text
-from fluxtune.flux.objective import sigma_of
+from fluxtune.flux.objective import mask_weights, sigma_of
 from fluxtune.training.prepare import Example, Prepared
 from fluxtune.training.prior import Prior
 from fluxtune.training.step import MicroBatch
@@ -45,7 +45,7 @@ class SampleSource:
         self._device = device
         self._order = Batches(
             [
-                (index, (example.width, example.height), example.repeats)
+                (index, (example.width, example.height), example.picture.repeats)
                 for index, example in enumerate(prepared.examples)
             ],
             config.training.batch_size,
@@ -63,10 +63,10 @@ class SampleSource:
         examples = [self._prepared.examples[index] for index in batch.indices]
         latents = torch.stack([self._prepared.latents.read(example.latents)["latents"] for example in examples])
         captions = [self._caption(example, draw) for example, draw in zip(examples, batch.draws, strict=True)]
-        subject = self._micro_batch(latents, captions, batch.draws, "subject")
+        subject = self._micro_batch(latents, captions, batch.draws, "subject", self._weights(examples, latents))
         guarded = micro_step % self._config.training.preservation.every == 0
         preserved = self._preserved(examples, batch, subject) if guarded else None
-        return Samples(subject, preserved, batch.epoch, tuple(str(example.picture) for example in examples))
+        return Samples(subject, preserved, batch.epoch, tuple(str(example.picture.path) for example in examples))
 
     def _preserved(self, examples: list[Example], batch: Batch, subject: MicroBatch) -> MicroBatch | None:
         preservation = self._config.training.preservation
@@ -83,7 +83,12 @@ class SampleSource:
         return None
 
     def _micro_batch(
-        self, latents: torch.Tensor, captions: list[str], draws: tuple[int, ...], stream: str
+        self,
+        latents: torch.Tensor,
+        captions: list[str],
+        draws: tuple[int, ...],
+        stream: str,
+        weights: torch.Tensor | None = None,
     ) -> MicroBatch:
         training = self._config.training
         tokens = latents.shape[-2] * latents.shape[-1]
@@ -107,7 +112,20 @@ class SampleSource:
             ]
         )
         device = self._device
-        return MicroBatch(latents.to(device), noise.to(device), sigmas.to(device), self._texts(captions))
+        weights = None if weights is None else weights.to(device)
+        return MicroBatch(latents.to(device), noise.to(device), sigmas.to(device), self._texts(captions), weights)
+
+    def _weights(self, examples: list[Example], latents: torch.Tensor) -> torch.Tensor | None:
+        """``[batch, 1, h, w]``: the mask of each picture times its folder's weight; None where all is 1."""
+        if all(example.mask is None and example.picture.weight == 1 for example in examples):
+            return None
+        weights = torch.ones_like(latents[:, :1])
+        for row, example in zip(weights, examples, strict=True):
+            if example.mask is not None:
+                mask = self._prepared.masks.read(example.mask)["mask"]
+                row *= mask_weights(mask, self._config.dataset.unmasked_weight)
+            row *= example.picture.weight
+        return weights
 
     def _caption(self, example: Example, draw: int) -> str:
         dropped = rng.uniform(self._config.training.seed, "caption", draw) < self._config.dataset.caption_dropout

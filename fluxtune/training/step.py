@@ -44,17 +44,20 @@ class MicroBatch:
         noise: same shape.
         sigmas: ``[batch]``.
         text: embeddings of the captions, ``[batch, ...]`` each.
+        weights: ``[batch, 1, h, w]``, how much each place counts in ``learn``; None is 1 everywhere.
     """
 
     latents: torch.Tensor
     noise: torch.Tensor
     sigmas: torch.Tensor
     text: Text
+    weights: torch.Tensor | None = None
 
 
 def learn(learner: Learner, batch: MicroBatch) -> torch.Tensor:
     """Forward and backward of the flow-matching loss; returns the loss, detached."""
-    loss = flow_matching_loss(_velocity(learner, batch), velocity_target(batch.latents, batch.noise))
+    target = velocity_target(batch.latents, batch.noise)
+    loss = flow_matching_loss(_velocity(learner, batch), target, batch.weights)
     learner.accelerator.backward(loss)
     return loss.detach()
 

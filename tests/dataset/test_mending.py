@@ -86,6 +86,23 @@ def test_names_at_the_systems_limit_are_set_aside_too(photos: Path) -> None:
     assert mend.target == f".set-aside/unreadable/{'x' * 100}.png"
 
 
+def test_masks_come_along_under_the_name_of_their_picture(photos: Path) -> None:
+    ZOO["EXIF orientation 6"][0](photos)
+    mask = Image.linear_gradient("L").resize(photograph().size)
+    mask.save(photos / "a-masklabel.png")
+    copy, _ = mended(photos)
+    assert Image.open(copy / "a-masklabel.png").tobytes() == mask.tobytes()
+    assert [seen.item.mask for seen in report_of(copy).survey.seen] == [copy / "a-masklabel.png"]
+
+
+def test_a_picture_with_a_damaged_mask_is_set_aside_with_it(photos: Path) -> None:
+    photograph().save(photos / "a.png")
+    (photos / "a-masklabel.png").write_bytes(b"damaged")
+    copy, _ = mended(photos)
+    aside = copy / ".set-aside" / "unreadable"
+    assert sorted(path.name for path in aside.iterdir()) == ["a-masklabel.png", "a.png"]
+
+
 def test_the_original_is_left_as_it_was(photos: Path) -> None:
     for animal in ("EXIF orientation 6", "one picture twice", "caption in Latin-1"):
         ZOO[animal][0](photos)

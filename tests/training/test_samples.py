@@ -36,7 +36,7 @@ def source_for(config: Config, priors: list[Prior] | None = None) -> SampleSourc
 
 
 def caption_of(prepared: Prepared, picture: str) -> str:
-    return next(example.caption for example in prepared.examples if str(example.picture) == picture)
+    return next(example.caption for example in prepared.examples if str(example.picture.path) == picture)
 
 
 def same(first: Samples, second: Samples) -> bool:
