@@ -63,6 +63,11 @@ class DatasetConfig(Section):
     crop_jitter: float = setting(
         0.1, "The most that a crop beyond the first leaves out of each side, as a share of it.", ge=0.0, le=0.5
     )
+    flip: bool = setting(
+        False,
+        "Train on each crop mirrored, too, with left and right changing places in its caption: not for what has a "
+        "side, such as text, logos and faces.",
+    )
     trigger: str | None = setting(
         None, "Word that shall mean the subject; put in front of each caption that lacks it.", min_length=1
     )

@@ -79,5 +79,16 @@ def with_class(caption: str, trigger: str, class_word: str) -> str:
     return _whole_word(trigger).sub(lambda _: tidy(class_word), caption)
 
 
+def mirrored(caption: str) -> str:
+    """The caption of the picture in a mirror: the words left and right change places."""
+
+    def other(match: re.Match[str]) -> str:
+        word = match[0]
+        swapped = "right" if word.lower() == "left" else "left"
+        return swapped.upper() if word.isupper() else swapped.capitalize() if word[0].isupper() else swapped
+
+    return re.sub(r"\b(?:left|right)\b", other, caption, flags=re.IGNORECASE)
+
+
 def _whole_word(word: str) -> re.Pattern[str]:
     return re.compile(rf"(?<!\w){re.escape(tidy(word))}(?!\w)")

@@ -11,7 +11,7 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -158,19 +158,21 @@ class Crop:
     Attributes:
         zoom: its sides as a share of the largest one's, above 0 and at most 1.
         across, down: where it lies in what is left over, from 0 (left, top) to 1.
+        mirrored: left and right change places, once it is cut.
     """
 
     zoom: float = 1.0
     across: float = 0.5
     down: float = 0.5
+    mirrored: bool = False
 
 
 CENTRE = Crop()
 
 
-def crops_of(digest: str, number: int, jitter: float) -> list[Crop]:
+def crops_of(digest: str, number: int, jitter: float, flip: bool = False) -> list[Crop]:
     """The central crop, then ``number - 1`` that leave out up to ``jitter`` of each side; the picture's digest alone
-    decides about them."""
+    decides about them. With ``flip`` all of them follow mirrored."""
     jittered = [
         Crop(
             1.0 - jitter * rng.uniform(0, "zoom", digest, index),
@@ -179,7 +181,8 @@ def crops_of(digest: str, number: int, jitter: float) -> list[Crop]:
         )
         for index in range(1, number)
     ]
-    return [CENTRE, *jittered]
+    crops = [CENTRE, *jittered]
+    return crops + [replace(crop, mirrored=True) for crop in crops] if flip else crops
 
 
 def crop_box(size: Size, width: int, height: int, crop: Crop = CENTRE) -> tuple[float, float, float, float]:
@@ -203,7 +206,8 @@ def fit(image: Image.Image, width: int, height: int, crop: Crop = CENTRE) -> Ima
     """
     if image.size == (width, height) and crop == CENTRE:
         return image
-    return image.resize((width, height), Image.Resampling.LANCZOS, box=crop_box(image.size, width, height, crop))
+    cut = image.resize((width, height), Image.Resampling.LANCZOS, box=crop_box(image.size, width, height, crop))
+    return cut.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if crop.mirrored else cut
 
 
 def to_pixels(image: Image.Image) -> torch.Tensor:

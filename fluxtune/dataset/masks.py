@@ -95,4 +95,6 @@ def on_tokens(mask: Image.Image, width: int, height: int, crop: Crop, multiple: 
 
     box = crop_box(mask.size, width, height, crop)
     grid = mask.resize((width // multiple, height // multiple), Image.Resampling.BOX, box=box)
+    if crop.mirrored:
+        grid = grid.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return torch.from_numpy(np.asarray(grid, dtype=np.float32) / 255)[None]

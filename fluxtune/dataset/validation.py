@@ -183,7 +183,7 @@ def _histogram(sizes: Sequence[Size]) -> str:
 
 
 def _of_steps(config: Config, pictures: Sequence[Picture], buckets: Plan) -> Iterator[Finding]:
-    training, crops = config.training, config.dataset.crops
+    training, crops = config.training, config.dataset.crops * (2 if config.dataset.flip else 1)
     entries = [
         (index, sample.size, pictures[sample.picture].repeats) for index, sample in enumerate(buckets.samples * crops)
     ]

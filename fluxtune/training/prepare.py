@@ -17,14 +17,14 @@ from fluxtune import rng
 from fluxtune.config.schema import Config
 from fluxtune.dataset.buckets import Sample, plan
 from fluxtune.dataset.cache import Store, cache_folder, key_of
-from fluxtune.dataset.captions import with_class
+from fluxtune.dataset.captions import mirrored, with_class
 from fluxtune.dataset.findings import as_warnings
 from fluxtune.dataset.images import CENTRE, Crop, crops_of, fit, open_image, to_pixels
 from fluxtune.dataset.masks import checked_mask, on_tokens
 from fluxtune.dataset.pictures import Picture
 from fluxtune.dataset.shape_checks import check_shapes
 from fluxtune.errors import BaseModelError
-from fluxtune.events import Phase, Progress, Sink
+from fluxtune.events import Phase, Progress, Sink, Warning
 from fluxtune.files import require_space, sha256_of
 from fluxtune.flux.denoise import encode_prompt
 from fluxtune.flux.families import Text
@@ -82,6 +82,15 @@ def prepare(
     on_event(Phase("buckets", buckets.summary()))
     for warning in as_warnings(list(check_shapes(buckets, pictures, config.training.batch_size))):
         on_event(warning)
+    if config.dataset.flip:
+        on_event(
+            Warning(
+                "mirrored pictures are trained on too: text in them is learned mirrored, and faces lose what tells "
+                "their sides apart",
+                where="dataset.flip",
+                hint="leave it off for people, text and logos",
+            )
+        )
     latents = Store(cache_folder() / "latents", on_event)
     masks = Store(cache_folder() / "masks", on_event)
     texts = Store(cache_folder() / "texts", on_event)
@@ -105,7 +114,7 @@ def prepare(
             picture.digest,
             *size,
             config.dataset.background,
-            *([] if crop == CENTRE else [crop.zoom, crop.across, crop.down]),
+            *([] if crop == CENTRE else vars(crop).values()),
         )
 
     mask_digests = {picture.mask: sha256_of(picture.mask) for picture in pictures if picture.mask is not None}
@@ -118,19 +127,25 @@ def prepare(
         whose = "alpha" if picture.mask == picture.path else "mask"
         return key_of("mask", _CACHE_FORMAT, whose, mask_digests[picture.mask], *size, *vars(crop).values())
 
-    examples = [
-        Example(
-            picture=pictures[sample.picture],
+    def example_of(sample: Sample, crop: Crop) -> Example:
+        picture = pictures[sample.picture]
+        class_caption = _class_caption(picture, config)
+        return Example(
+            picture=picture,
             crop=crop,
             width=sample.width,
             height=sample.height,
             latents=latents_key(sample, crop),
             mask=mask_key(sample, crop),
-            caption=pictures[sample.picture].caption,
-            class_caption=_class_caption(pictures[sample.picture], config),
+            caption=mirrored(picture.caption) if crop.mirrored else picture.caption,
+            class_caption=mirrored(class_caption) if crop.mirrored and class_caption else class_caption,
         )
+
+    dataset = config.dataset
+    examples = [
+        example_of(sample, crop)
         for sample in buckets.samples
-        for crop in crops_of(pictures[sample.picture].digest, config.dataset.crops, config.dataset.crop_jitter)
+        for crop in crops_of(pictures[sample.picture].digest, dataset.crops, dataset.crop_jitter, dataset.flip)
     ]
     wanted = {caption for example in examples for caption in (example.caption, example.class_caption) if caption}
     text_keys = {caption: text_key(caption) for caption in sorted({*wanted, *prompts})}
@@ -161,7 +176,7 @@ def _encode_texts(
 ) -> None:
     by_key = {key: caption for caption, key in prepared.text_keys.items()}
     missing = [by_key[key] for key in prepared.texts.missing(by_key)]
-    on_event(Phase("encode captions", f"{len(missing)} new, {len(by_key) - len(missing)} from the cache"))
+    on_event(Phase("encode captions", _reuse(prepared.texts, list(by_key), len(missing))))
     if not missing:
         return
     pipeline = load_text_pipeline(base, config.memory, dtype, device)
@@ -180,7 +195,7 @@ def _encode_pictures(
 ) -> None:
     by_key = {example.latents: example for example in prepared.examples}
     missing = [by_key[key] for key in prepared.latents.missing(by_key)]
-    on_event(Phase("encode pictures", f"{len(missing)} new, {len(by_key) - len(missing)} from the cache"))
+    on_event(Phase("encode pictures", _reuse(prepared.latents, list(by_key), len(missing))))
     if not missing:
         return
     require_space(prepared.latents.folder, sum(_latent_bytes(example) for example in missing), "the latents")
@@ -203,7 +218,7 @@ def _fit_masks(prepared: Prepared, multiple: int, on_event: Sink) -> None:
     by_key = {example.mask: example for example in prepared.examples if example.mask is not None}
     missing = [by_key[key] for key in prepared.masks.missing(by_key)]
     if by_key:
-        on_event(Phase("fit masks", f"{len(missing)} new, {len(by_key) - len(missing)} from the cache"))
+        on_event(Phase("fit masks", _reuse(prepared.masks, list(by_key), len(missing))))
 
     def fitted(example: Example) -> dict[str, torch.Tensor]:
         picture = example.picture
@@ -218,6 +233,13 @@ def _latent_bytes(example: Example) -> int:
     return (example.width // 8) * (example.height // 8) * 16 * 4
 
 
+def _reuse(store: Store, keys: list[str], new: int) -> str:
+    """``3 new, 9 from the cache, which holds 40 more of other data or settings (0.2 GiB)``."""
+    number, size = store.others(keys)
+    beside = f", which holds {number} more of other data or settings ({size / 2**30:.1f} GiB)" if number else ""
+    return f"{new} new, {len(keys) - new} from the cache{beside}"
+
+
 def _encode_each(
     items: list[T],
     encode: Callable[[T], dict[str, torch.Tensor]],
@@ -227,13 +249,14 @@ def _encode_each(
     on_event: Sink,
 ) -> None:
     started = time.monotonic()
-    for done, item in enumerate(items, start=1):
-        encoded = encode(item)
-        if not all(bool(tensor.isfinite().all()) for tensor in encoded.values()):
-            raise BaseModelError(
-                f"the base model's encoder gave values that are no finite numbers for one of the {unit}",
-                hint='hold it in more bits: memory.text_precision = "bf16", training.precision = "fp32"',
-            )
-        store.write(key(item), encoded)
-        rate = done / max(1e-9, time.monotonic() - started)
-        on_event(Progress(f"encode {unit}", done, len(items), unit, rate, (len(items) - done) / rate))
+    with store.writing() as write:
+        for done, item in enumerate(items, start=1):
+            encoded = encode(item)
+            if not all(bool(tensor.isfinite().all()) for tensor in encoded.values()):
+                raise BaseModelError(
+                    f"the base model's encoder gave values that are no finite numbers for one of the {unit}",
+                    hint='hold it in more bits: memory.text_precision = "bf16", training.precision = "fp32"',
+                )
+            write(key(item), encoded)
+            rate = done / max(1e-9, time.monotonic() - started)
+            on_event(Progress(f"encode {unit}", done, len(items), unit, rate, (len(items) - done) / rate))

@@ -53,16 +53,18 @@ def make_priors(config: Config, base: Base, prepared: Prepared, transformer: Any
     ]
     how = (mark, config.memory.base_precision, str(transformer.dtype), transformer.device.type)
     keys = [key_of("prior", *how, prepared.text_keys[request.prompt], *vars(request).values()) for request in requests]
-    missing = [(key, request) for key, request in zip(keys, requests, strict=True) if not store.has(key)]
+    absent = set(store.missing(keys))
+    missing = [(key, request) for key, request in zip(keys, requests, strict=True) if key in absent]
     on_event(Phase("make prior pictures", f"{len(missing)} new, {len(keys) - len(missing)} from the cache"))
     if missing:
         pipeline = image_pipeline(base, transformer, load_vae(base, transformer.dtype, str(transformer.device)))
         started = time.monotonic()
-        for done, (key, request) in enumerate(missing, start=1):
-            text = {name: tensor.to(transformer.device) for name, tensor in prepared.text(request.prompt).items()}
-            store.write(key, {"latents": generate_latents(base, pipeline, text, request)[0].float().cpu()})
-            rate = done / max(1e-9, time.monotonic() - started)
-            on_event(Progress("prior pictures", done, len(missing), "pictures", rate, (len(missing) - done) / rate))
+        with store.writing() as write:
+            for done, (key, request) in enumerate(missing, start=1):
+                text = {name: tensor.to(transformer.device) for name, tensor in prepared.text(request.prompt).items()}
+                write(key, {"latents": generate_latents(base, pipeline, text, request)[0].float().cpu()})
+                rate = done / max(1e-9, time.monotonic() - started)
+                on_event(Progress("prior pictures", done, len(missing), "pictures", rate, (len(missing) - done) / rate))
         del pipeline
         free_memory()
     return [Prior(request.prompt, store.read(key)["latents"]) for key, request in zip(keys, requests, strict=True)]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fluxtune.dataset.captions import captions_by_stem, read_caption, stem_of, with_class, with_trigger
+from fluxtune.dataset.captions import captions_by_stem, mirrored, read_caption, stem_of, with_class, with_trigger
 from fluxtune.errors import DataError
 
 
@@ -86,3 +86,16 @@ def test_a_trigger_may_hold_signs_that_mean_something_in_patterns() -> None:
 def test_the_class_word_takes_each_place_of_the_trigger() -> None:
     caption = "zorvex, a zorvex beside two zorvexes"
     assert with_class(caption, "zorvex", r"small \1 dog") == (r"small \1 dog, a small \1 dog beside two zorvexes")
+
+
+@pytest.mark.parametrize(
+    ("caption", "expected"),
+    [
+        ("a zorvex at the left", "a zorvex at the right"),
+        ("Left of a RIGHT turn", "Right of a LEFT turn"),
+        ("leftovers and bright copyright", "leftovers and bright copyright"),
+    ],
+)
+def test_in_a_mirror_left_and_right_change_places(caption: str, expected: str) -> None:
+    assert mirrored(caption) == expected
+    assert mirrored(mirrored(caption)) == caption

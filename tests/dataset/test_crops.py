@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -39,3 +41,13 @@ def test_what_a_crop_shows_is_that_part_of_the_picture() -> None:
     right_half = np.asarray(fit(picture, 64, 64, Crop(zoom=0.5, across=1.0, down=0.0)))
     # The kernel reaches a little over the edge of the crop.
     assert np.array_equal(np.unique(right_half[:, 3:].reshape(-1, 3), axis=0), [[0, 0, 255]])
+
+
+def test_with_flip_each_crop_comes_mirrored_too() -> None:
+    crops = crops_of("digest", 3, 0.2, flip=True)
+    assert crops[:3] == crops_of("digest", 3, 0.2)
+    assert [replace(crop, mirrored=False) for crop in crops[3:]] == crops[:3]
+    picture = Image.new("RGB", (200, 100), "red")
+    picture.paste("blue", (100, 0, 200, 100))
+    for size in ((200, 100), (64, 32)):
+        assert fit(picture, *size, Crop(mirrored=True)).getpixel((0, 0)) == (0, 0, 255)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,7 @@ from tiny_runs import config_for, plain_config
 
 from fluxtune.config.schema import Config
 from fluxtune.errors import ConfigError
-from fluxtune.events import ignore
+from fluxtune.events import Event, Warning, ignore
 from fluxtune.training.preflight import preflight
 from fluxtune.training.prepare import Prepared, prepare
 from fluxtune.training.prior import Prior
@@ -153,3 +155,15 @@ def test_a_guard_on_each_second_micro_batch_guards_the_first_and_every_other(
     source, often = source_for(seldom), source_for(config)
     assert [source.at(step).preserved is not None for step in range(4)] == [True, False, True, False]
     assert all(same(source.at(step), often.at(step)) for step in range(4))
+
+
+def test_with_flip_pictures_are_trained_on_mirrored_with_captions_to_match(tiny_flux: Path, few_pictures: Path) -> None:
+    events: list[Event] = []
+    config = plain_config(tiny_flux, few_pictures, dataset__flip=True)
+    ready = preflight(config, ignore)
+    pictures = [replace(picture, caption="a zorvex at the left") for picture in ready.pictures]
+    prepared = prepare(config, ready.base, pictures, ready.prompts, torch.float32, "cpu", events.append)
+    captions = Counter(example.caption for example in prepared.examples)
+    assert captions == {"a zorvex at the left": 3, "a zorvex at the right": 3}
+    assert len({example.latents for example in prepared.examples}) == 6
+    assert any(isinstance(event, Warning) and event.where == "dataset.flip" for event in events)
