@@ -22,15 +22,17 @@ from fluxtune.recipes.nano.vae import train_vae
 from fluxtune.recipes.nano.workers import in_processes
 
 # Each stage with the minutes that the shipped model took on two cores: until the first distillation with AMX for
-# bfloat16, from then on with AVX-512.
+# bfloat16, from then on with AVX-512. Its critters were schooled in two sittings, of 66 minutes on the first half of
+# the scenes and of 81 on all of them, and it was in the second that things weighed more than backgrounds; the learning
+# rate came down at the end of each.
 STAGES: dict[str, tuple[Callable[[Path, float, int], None], float]] = {
     "vae": (train_vae, 15),
     "text": (train_text, 3.5),
     "latents": (encode_all_things, 3.5),
     "transformer": (train_transformer, 68),
     "distilled": (distill_first, 8),
-    "critter-latents": (encode_critters, 7),
-    "critters": (train_critters, 66),
+    "critter-latents": (encode_critters, 13),
+    "critters": (train_critters, 147),
     "finished": (distill_again, 8),
     "judge": (train_judge, 13),
 }
