@@ -144,7 +144,9 @@ class Store:
             self._known.add(shard)
             try:
                 sizes = _sizes_in(shard)
-            except (OSError, ValueError) as error:
+                with safe_open(shard, framework="pt"):
+                    pass
+            except (OSError, ValueError, SafetensorError) as error:
                 self.on_event(Warning(f"damaged cache file, made again: {error}", where=str(shard)))
                 continue
             for whole, size in sizes.items():

@@ -107,13 +107,14 @@ def _prefixes(folders: list[FolderConfig]) -> list[str]:
 
 def _list(folder: FolderConfig, prefix: str, findings: list[Finding]) -> list[Item]:
     root = folder_path(folder.path)
-    if not root.is_dir():
-        seen = "this is a file, not a folder" if root.exists() else "there is no such folder"
+    if not os.path.isdir(root):
+        seen = "this is a file, not a folder" if os.path.exists(root) else "there is no such folder"
         findings.append(found("no-folder", seen, where=str(root), hint="check the path"))
         return []
     files = _files_below(root, findings)
-    captions = captions_by_stem(files)
     masks = Masks(folder, files, findings)
+    # A captioner that went through the folder has captioned the masks, too.
+    captions = captions_by_stem(file for file in files if not masks.is_mask(file))
     pictures = [file for file in files if file.suffix.lower() in PICTURES and not masks.is_mask(file)]
     for file in files:
         if file.suffix.lower() in OTHER_PICTURES:

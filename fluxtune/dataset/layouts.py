@@ -4,6 +4,7 @@ folder names of kohya's trainers."""
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
 import unicodedata
@@ -94,7 +95,8 @@ def _records(file: Path, findings: list[Finding]) -> Iterator[tuple[str, dict[st
     if file.suffix == ".csv":
         yield from _csv_records(file, text, findings)
         return
-    for number, line in enumerate(text.splitlines(), start=1):
+    # Not splitlines: a caption may hold one of the rarer line separators, which JSON and CSV allow.
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         place = f"{file}:{number}"
@@ -110,7 +112,7 @@ def _records(file: Path, findings: list[Finding]) -> Iterator[tuple[str, dict[st
 
 
 def _csv_records(file: Path, text: str, findings: list[Finding]) -> Iterator[tuple[str, dict[str, object]]]:
-    reader = csv.DictReader(text.splitlines(keepends=True), strict=True)
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
         for record in reader:
             yield f"{file}:{reader.line_num}", {key: value for key, value in record.items() if key is not None}
@@ -130,5 +132,10 @@ def _understood(record: dict[str, object], place: str, findings: list[Finding]) 
     if not isinstance(caption, str):
         wanted = " or ".join(CAPTION_COLUMNS)
         findings.append(found("bad-metadata", f"no caption of {picture}: wanted {wanted}", where=place))
+        return None, None
+    if any(0xD800 <= ord(letter) <= 0xDFFF for letter in picture + caption):
+        findings.append(
+            found("bad-metadata", f"half a letter (a lone surrogate) in the row of {picture!a}", where=place)
+        )
         return None, None
     return picture, caption

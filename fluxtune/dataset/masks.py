@@ -36,8 +36,9 @@ class Masks:
         self._beside: dict[str, Path] = {}
         self._apart: dict[str, Path] = {}
         self._used: set[Path] = set()
+        self._root: str | None = None
         if self._how == "auto":
-            self._beside = {stem_of(file): file for file in files if self.is_mask(file)}
+            self._beside = {stem_of(file): file for file in files if self.is_mask(file) and _is_picture(file)}
         elif self._how not in ("alpha", "none"):
             root = Path(os.path.expanduser(self._how))
             if not root.is_dir():
@@ -45,11 +46,15 @@ class Masks:
                 hint = "masks = auto, alpha, none, or a folder"
                 findings.append(found("no-folder", message, where=str(root), hint=hint))
             else:
-                masks = [file for file in sorted(root.rglob("*")) if file.suffix.lower() in _ENDINGS]
+                masks = [file for file in sorted(root.rglob("*")) if _is_picture(file)]
                 self._apart = {stem_of(file.relative_to(root)): file for file in masks}
+                self._root = os.path.realpath(root)
 
     def is_mask(self, file: Path) -> bool:
-        """Whether a picture file is a mask of another: no matter what the setting says, nobody trains on those."""
+        """Whether a file is a mask of a picture, or belongs to one: no matter what the setting says, nobody trains on
+        those."""
+        if self._root is not None and Path(os.path.realpath(file)).is_relative_to(self._root):
+            return True
         return file.stem.endswith(BESIDE)
 
     def of(self, picture: Path, root: Path) -> Path | None:
@@ -66,6 +71,10 @@ class Masks:
         for mask in (*self._beside.values(), *self._apart.values()):
             if mask not in self._used:
                 yield found("stray-mask", "no picture has this name", where=str(mask))
+
+
+def _is_picture(file: Path) -> bool:
+    return file.suffix.lower() in _ENDINGS
 
 
 def checked_mask(mask: Path, picture: Path, size: Size) -> tuple[Image.Image, str]:
@@ -85,7 +94,7 @@ def checked_mask(mask: Path, picture: Path, size: Size) -> tuple[Image.Image, st
     if image.size != size:
         image = image.resize(size, Image.Resampling.BOX)
     low, high = image.getextrema()
-    told = "the mask is black all over: nothing of the picture is learned" if high == 0 else ""
+    told = "the mask is black all over: all of it counts as what is outside of masks" if high == 0 else ""
     return image, told or ("the mask is white all over: it changes nothing" if low == 255 and mask != picture else "")
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from fluxtune.dataset.captions import tidy
+from fluxtune.dataset.captions import SUFFIXES, stem_of, tidy
 from fluxtune.dataset.folder import Item
 from fluxtune.dataset.images import read_mask, read_with_alpha
 from fluxtune.dataset.masks import BESIDE
@@ -30,7 +30,7 @@ SET_ASIDE = ".set-aside"
 """Folder in the copy for what does not belong to it any more; hidden, so that no trainer reads it."""
 
 _LONGEST = 100
-"""Letters of a safe name's stem."""
+"""Bytes in UTF-8 of a safe name's stem."""
 _RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in range(1, 10))}
 """Names that Windows keeps for devices."""
 
@@ -69,19 +69,31 @@ def mend(report: Report, destination: Path, on_event: Sink) -> list[Mend]:
         raise StorageError(f"cannot write there: {reason}", where=str(parent), hint="choose another folder") from error
     try:
         mends = list(_mend_all(report, half_made, on_event))
+        half_made.chmod(0o777 & ~_umask())
         if destination.exists():
-            destination.rmdir()
-        os.replace(half_made, destination)
+            # It may be a mount or a link, which cannot be replaced.
+            for child in list(half_made.iterdir()):
+                shutil.move(child, destination / child.name)
+        else:
+            os.replace(half_made, destination)
     finally:
         shutil.rmtree(half_made, ignore_errors=True)
     return mends
+
+
+def _umask() -> int:
+    """What the permissions of new folders lack; the system tells it only while it is set."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
 
 
 def safe_name(name: str) -> str:
     """A file's stem that every system takes: letters and digits of any script, spaces, dots, dashes, underscores."""
     composed = unicodedata.normalize("NFC", name)
     kept = "".join(letter if _is_safe(letter) else "-" for letter in composed)
-    short = kept.strip(" .-")[:_LONGEST].rstrip(" .-") or "picture"
+    cut = kept.strip(" .-").encode()[:_LONGEST].decode(errors="ignore")
+    short = cut.rstrip(" .-") or "picture"
     return f"{short}-" if short.casefold() in _RESERVED else short
 
 
@@ -183,22 +195,33 @@ def _mend_caption(item: Item, target: Path) -> list[str]:
             return []
         write_bytes(target.with_suffix(".txt"), f"{item.caption}\n".encode())
         return [f"caption taken from {Path(item.caption_place or '').name}"]
-    done = []
-    content = file.read_bytes()
-    text, encoding = _decoded(content)
-    if item.caption is None:
-        done.append(
-            f"first of several captions kept: {file.name}" if encoding == "UTF-8" else f"caption was {encoding}"
-        )
+    try:
+        others = [(other, *_decoded(other.read_bytes())) for other in _captions_beside(item.path)]
+    except OSError as error:
+        return [f"caption left out: {(error.strerror or str(error)).lower()}"]
+    file, text, encoding = next((each for each in others if each[1]), others[0])
+    done = [] if encoding == "UTF-8" else [f"caption was {encoding}"]
+    for other, _, _ in others:
+        if other != file:
+            # Beside the copy of its picture, under a name that no trainer takes for a caption.
+            aside = target.parent / SET_ASIDE / "captions" / f"{target.stem}{other.suffix}"
+            write_with(aside, partial(_copy, other))
+            done.append(f"{file.name} taken, {other.name} set aside")
     if not text:
         return [*done, "empty caption left out"]
     written = f"{text}\n".encode()
-    if encoding == "UTF-8" and content.strip() != written.strip():
+    if encoding == "UTF-8" and file.read_bytes().strip() != written.strip():
         done.append("caption tidied")
     if file.suffix != ".txt":
         done.append(f"{file.suffix} renamed to .txt")
     write_bytes(target.with_suffix(".txt"), written)
     return done
+
+
+def _captions_beside(picture: Path) -> list[Path]:
+    """All caption files of a picture; they may differ in the case of their ending."""
+    own = stem_of(picture)
+    return sorted(file for file in picture.parent.iterdir() if file.suffix.lower() in SUFFIXES and stem_of(file) == own)
 
 
 def _decoded(content: bytes) -> tuple[str, str]:

@@ -151,7 +151,7 @@ def _row(picture: Picture, look: Look, samples: list[dict[str, Any]]) -> dict[st
 
 
 def _check_amount(pictures: Sequence[Picture]) -> Iterator[Finding]:
-    number = len(pictures)
+    number = sum(picture.is_subject for picture in pictures)
     if 0 < number < FEW:
         hint = "10 to 50 different pictures teach a subject best"
         yield found("few-pictures", f"{number} to learn from", hint=hint)
@@ -196,10 +196,11 @@ def _of_steps(config: Config, pictures: Sequence[Picture], buckets: Plan) -> Ite
         f"an epoch is {epoch:g} steps: {len(entries)} samples in {batches} batches of up to {training.batch_size}; "
         f"training.steps = {training.steps} is {training.steps / epoch:.1f} epochs",
     )
-    wanted = min(MOST_LOOKS, max(FEWEST_LOOKS, LOOKS_AT_EACH * len(pictures)))
+    subject = sum(picture.is_subject for picture in pictures)
+    wanted = min(MOST_LOOKS, max(FEWEST_LOOKS, LOOKS_AT_EACH * subject))
     yield found(
         "suggestion",
-        f"about {max(1, round(wanted / each_step / 50)) * 50} steps are usual for {_pictures(len(pictures))} of one "
+        f"about {max(1, round(wanted / each_step / 50)) * 50} steps are usual for {_pictures(subject)} of one "
         f"subject at {each_step} a step; training.steps shows {looks} pictures, {looks / len(pictures):.0f} times each",
     )
     yield from _of_repeats(config, pictures)

@@ -40,10 +40,10 @@ def flow_matching_loss(
 
 def mask_weights(mask: torch.Tensor, unmasked: float) -> torch.Tensor:
     """How much each place counts under a mask ``[1, h, w]`` from 0 to 1: ``unmasked`` where it is 0, 1 where it is 1,
-    then scaled to a mean of 1, so that a picture with a small subject counts as much as any other."""
+    then scaled to a mean of 1, so that a picture with a small subject counts as much as any other. Where nothing of
+    the mask is left (a crop beside the subject), it stays ``unmasked`` all over."""
     weights = unmasked + (1.0 - unmasked) * mask
-    mean = weights.mean()
-    return weights / mean if mean > 0 else torch.ones_like(weights)
+    return weights / weights.mean() if bool(mask.any()) else weights
 
 
 def flux_shift(tokens: int) -> float:

@@ -73,7 +73,7 @@ def preflight(config: Config, on_event: Sink, goes_on: bool = False, accept: Col
         paths = target_layers(transformer, config.lora, base.family)
         if start:
             require_fit(layers, transformer, paths, config.lora, str(start))
-    preview_prompts = (config.previews.prompts or [pictures[0].caption]) if config.previews.every else []
+    preview_prompts = (config.previews.prompts or [_shown_caption(pictures)]) if config.previews.every else []
     preservation = config.training.preservation
     guarded = prior_prompts(config) if preservation.method == "prior" else preservation.prompts
     return Preflight(
@@ -89,6 +89,11 @@ def preflight(config: Config, on_event: Sink, goes_on: bool = False, accept: Col
             "pictures": len(pictures),
         },
     )
+
+
+def _shown_caption(pictures: list[Picture]) -> str:
+    """The caption that previews show where no prompts are set: the first one of the subject."""
+    return next((picture.caption for picture in pictures if picture.is_subject), pictures[0].caption)
 
 
 def _check_together(config: Config) -> None:

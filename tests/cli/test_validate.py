@@ -174,3 +174,10 @@ def test_report_writes_a_page_and_says_where(fluxtune: Fluxtune, photos: Path) -
     outcome = fluxtune("validate", "photos", "--preset", "nano", "--report", "page.html")
     assert "\npage.html: every picture with its crop and its problems\n" in outcome.out
     assert "rocket2.png" in (photos.parent / "page.html").read_text(encoding="utf-8")
+
+
+def test_missing_captions_are_said_to_be_wanted_before_training(fluxtune: Fluxtune, photos: Path) -> None:
+    (photos / "rocket1.txt").unlink()
+    outcome = fluxtune("validate", "photos", "--preset", "nano")
+    assert outcome.code == 0
+    assert outcome.out.endswith("0 errors, 1 warning: `fluxtune train` wants the captions first\n")

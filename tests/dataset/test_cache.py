@@ -115,7 +115,16 @@ def test_a_damaged_shard_counts_as_missing_with_a_warning_and_is_made_again(
     assert fresh.read(KEY)["x"].sum() == 64
 
 
-@pytest.mark.parametrize("header", [b"[1]", b'{"x": 5}', b'{"x": {"dtype": "F32"}}', b"{not json"])
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"[1]",
+        b'{"x": 5}',
+        b'{"x": {"dtype": "F32"}}',
+        b"{not json",
+        b'{"x": {"dtype": "F23", "shape": [0], "data_offsets": [0, 0]}}',
+    ],
+)
 def test_a_header_of_nonsense_counts_as_damage(store: Store, events: list[Event], header: bytes) -> None:
     store.folder.mkdir(parents=True)
     (store.folder / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)

@@ -48,6 +48,14 @@ def test_captions_come_from_metadata_jsonl(tmp_path: Path, column: str) -> None:
     assert findings == []
 
 
+def test_a_line_separator_within_a_caption_does_not_end_its_line(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    lines(tmp_path / "metadata.jsonl", {"file_name": "a.png", "text": "a dog\u2028on\u0085grass"})
+    items, findings = listed(tmp_path)
+    assert items["a.png"].caption == "a dog on grass"
+    assert findings == []
+
+
 def test_captions_come_from_metadata_csv(tmp_path: Path) -> None:
     picture(tmp_path / "a.png")
     picture(tmp_path / "b.png")
@@ -73,6 +81,7 @@ def test_a_metadata_file_speaks_for_its_own_folder(tmp_path: Path) -> None:
         ('["a.png"]', "the line is no JSON object"),
         ('{"image": "a.png", "text": "x"}', "no file_name among image, text"),
         ('{"file_name": "a.png", "tags": "x"}', "no caption of a.png: wanted text or caption or prompt"),
+        ('{"file_name": "a.png", "text": "a dog \\ud83d"}', "half a letter (a lone surrogate) in the row of 'a.png'"),
         ('{"file_name": "a.png", "text": 5}', "no caption of a.png: wanted text or caption or prompt"),
     ],
 )

@@ -63,6 +63,23 @@ def test_masks_may_lie_in_a_folder_of_their_own(tmp_path: Path) -> None:
     assert [item.mask for item in listing.items] == masks
 
 
+def test_masks_in_a_folder_within_the_data_set_are_no_pictures(tmp_path: Path) -> None:
+    folder_with(tmp_path, "a.jpg")
+    mask = half_white(tmp_path / "masks" / "a.png")
+    assert [(item.name, item.mask) for item in list_folders([row(tmp_path, str(tmp_path / "masks"))]).items] == [
+        ("a.jpg", mask)
+    ]
+
+
+def test_a_caption_beside_a_mask_is_none(tmp_path: Path) -> None:
+    folder_with(tmp_path, "a.jpg")
+    mask = half_white(tmp_path / "a-masklabel.png")
+    mask.with_suffix(".txt").write_text("a black and white picture")
+    listing = list_folders([row(tmp_path)])
+    assert [item.mask for item in listing.items] == [mask]
+    assert listing.findings == ()
+
+
 def test_without_masks_none_is_used_and_still_none_is_a_picture(tmp_path: Path) -> None:
     folder_with(tmp_path, "a.jpg")
     half_white(tmp_path / "a-masklabel.png")

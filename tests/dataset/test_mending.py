@@ -103,6 +103,32 @@ def test_a_picture_with_a_damaged_mask_is_set_aside_with_it(photos: Path) -> Non
     assert sorted(path.name for path in aside.iterdir()) == ["a-masklabel.png", "a.png"]
 
 
+def test_of_two_captions_the_one_with_words_is_taken_and_the_other_set_aside(photos: Path) -> None:
+    photograph().save(photos / "a.png")
+    (photos / "a.caption").write_text("")
+    (photos / "a.txt").write_text("my caption")
+    copy, (done,) = mended(photos)
+    assert (copy / "a.txt").read_text() == "my caption\n"
+    assert (copy / ".set-aside" / "captions" / "a.caption").exists()
+    assert done.done == ("a.txt taken, a.caption set aside",)
+
+
+def test_a_caption_that_cannot_be_read_is_left_out_and_told(photos: Path) -> None:
+    photograph().save(photos / "a.png")
+    (photos / "a.txt").symlink_to("/nowhere/at/all")
+    copy, (done,) = mended(photos)
+    assert done.done[0].startswith("caption left out: ")
+    assert (copy / "a.png").exists()
+
+
+def test_an_empty_destination_that_is_a_link_is_filled(photos: Path, tmp_path: Path) -> None:
+    photograph().save(photos / "a.png")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "copy").symlink_to(tmp_path / "elsewhere")
+    mended(photos)
+    assert (tmp_path / "elsewhere" / "a.png").exists()
+
+
 def test_the_original_is_left_as_it_was(photos: Path) -> None:
     for animal in ("EXIF orientation 6", "one picture twice", "caption in Latin-1"):
         ZOO[animal][0](photos)
@@ -134,6 +160,7 @@ def test_copies_and_damaged_pictures_are_set_aside_with_their_captions(photos: P
         ("CON", "CON-"),
         ("🙂", "picture"),
         ("x" * 250, "x" * 100),
+        ("漢" * 82, "漢" * 33),
         ("a\x1b[2J\u202eb", "a--2J-b"),
     ],
 )

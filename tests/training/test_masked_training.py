@@ -57,8 +57,8 @@ def test_the_weighted_loss_ignores_what_weighs_nothing() -> None:
     assert flow_matching_loss(velocity, target, weights).item() == pytest.approx(1.0)
 
 
-def test_a_black_mask_leaves_everything_as_it_is() -> None:
-    assert torch.equal(mask_weights(torch.zeros(1, 2, 2), 0.0), torch.ones(1, 2, 2))
+def test_under_a_black_mask_everything_counts_as_what_is_outside_of_masks() -> None:
+    assert torch.equal(mask_weights(torch.zeros(1, 2, 2), 0.25), torch.full((1, 2, 2), 0.25))
 
 
 def test_a_folders_weight_scales_its_loss(tiny_flux: Path, few_pictures: Path) -> None:
