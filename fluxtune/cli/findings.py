@@ -63,7 +63,7 @@ def _lines_of_mends(mends: Sequence[Mend], mended: Report) -> Iterator[tuple[str
     yield "", ""
     yield f"{', '.join(mended.folders)}: the repaired copy", "bold"
     for mend in mends:
-        yield f"  {mend.target}: {', '.join(mend.done)}", ""
+        yield f"  {mend.target or mend.source}: {', '.join(mend.done)}", ""
     if not mends:
         yield "  nothing had to be repaired", ""
     yield _verdict(mended)

@@ -85,6 +85,12 @@ def validate(
             where="fluxtune validate",
             hint="fluxtune validate photos",
         )
+    if fix is not None and any(folder.kind != "train" for folder in config.dataset.folders):
+        raise UsageError(
+            "--fix makes one folder of all, and regularization pictures are not to be mixed with the others",
+            where="--fix",
+            hint="repair one folder at a time: fluxtune validate FOLDER --fix DESTINATION",
+        )
     report = _check(config, page, fix, as_json)
     if report.count("error"):
         raise typer.Exit(ExitCode.DATA)

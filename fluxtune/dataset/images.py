@@ -123,9 +123,12 @@ def read_with_alpha(path: Path) -> tuple[Image.Image, Stored]:
     """
     with _opened(path) as image:
         bits = _bits(image)
+        # Pillow turns TIFFs by itself when it loads them, and forgets; of a PNG it knows only then.
+        turn = _orientation(image) if image.format == "TIFF" else 1
         image.load()
-        turn = _turn(image)
-    upright = image.transpose(_UPRIGHT[turn]) if turn in _UPRIGHT else image
+        turn = turn if image.format == "TIFF" else _orientation(image)
+    turned = turn in _UPRIGHT and image.format != "TIFF"
+    upright = image.transpose(_UPRIGHT[turn]) if turned else image
     coloured = _in_srgb(_in_eight_bits(upright, path))
     transparent = coloured.mode == "RGBA" and coloured.getchannel("A").getextrema() != (255, 255)
     stored = Stored(
@@ -272,13 +275,8 @@ def _too_large(seen: str, path: Path) -> DataError:
     )
 
 
-def _turn(image: Image.Image) -> int:
-    """EXIF orientation (1-8); a damaged EXIF block counts as upright, as in every viewer.
-
-    Pillow turns TIFFs by itself: their size is upright from the start, their pixels once loaded.
-    """
-    if image.format == "TIFF":
-        return 1
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation (1-8); a damaged EXIF block counts as upright, as in every viewer."""
     try:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except _DAMAGED:

@@ -29,6 +29,8 @@ from fluxtune.files import require_space, write_bytes, write_with
 SET_ASIDE = ".set-aside"
 """Folder in the copy for what does not belong to it any more; hidden, so that no trainer reads it."""
 
+_LEFT_OUT = ("bad-name", "unread-kind", "stray-caption", "stray-mask")
+"""Findings of files that are no part of the data set, and not of the copy."""
 _LONGEST = 100
 """Bytes in UTF-8 of a safe name's stem."""
 _RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in range(1, 10))}
@@ -37,7 +39,8 @@ _RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com",
 
 @dataclass(frozen=True)
 class Mend:
-    """What became of one file: ``source`` in the original, ``target`` in the copy, and what was ``done``."""
+    """What became of one file: ``source`` in the original, ``target`` in the copy (empty if it has none), what was
+    ``done``."""
 
     source: str
     target: str
@@ -133,6 +136,9 @@ def _mend_all(report: Report, root: Path, on_event: Sink) -> Iterator[Mend]:
             if done.done:
                 yield done
         on_event(Progress("mend pictures", number, total, "pictures"))
+    for finding in report.findings:
+        if finding.check in _LEFT_OUT:
+            yield Mend(finding.where or "", "", (f"left out: {finding.message}",))
 
 
 def _set_aside(seen: Seen, root: Path, name: str, why: str, taken: set[str]) -> Mend:

@@ -23,7 +23,7 @@ from fluxtune.dataset.images import CENTRE, Crop, crops_of, fit, open_image, to_
 from fluxtune.dataset.masks import checked_mask, on_tokens
 from fluxtune.dataset.pictures import Picture
 from fluxtune.dataset.shape_checks import check_shapes
-from fluxtune.errors import BaseModelError
+from fluxtune.errors import BaseModelError, DataError
 from fluxtune.events import Phase, Progress, Sink, Warning
 from fluxtune.files import require_space, sha256_of
 from fluxtune.flux.denoise import encode_prompt
@@ -202,6 +202,11 @@ def _encode_pictures(
     vae = load_vae(base, dtype, device)
 
     def encode(example: Example) -> dict[str, torch.Tensor]:
+        # Hours may lie between the first look at the pictures and this one.
+        if sha256_of(example.picture.path) != example.picture.digest:
+            raise DataError(
+                "the picture was changed since it was checked", where=str(example.picture.path), hint="start again"
+            )
         image = open_image(example.picture.path, config.dataset.background)
         pixels = to_pixels(fit(image, example.width, example.height, example.crop))[None].to(device, dtype)
         # Of the picture and its size alone: another precision or cache format takes the same sample.

@@ -181,3 +181,10 @@ def test_missing_captions_are_said_to_be_wanted_before_training(fluxtune: Fluxtu
     outcome = fluxtune("validate", "photos", "--preset", "nano")
     assert outcome.code == 0
     assert outcome.out.endswith("0 errors, 1 warning: `fluxtune train` wants the captions first\n")
+
+
+def test_fix_refuses_to_mix_regularization_pictures_with_others(fluxtune: Fluxtune, photos: Path) -> None:
+    rows = "dataset.folders=[{path='photos'}, {path='photos', kind='regularization'}]"
+    outcome = fluxtune("validate", "--preset", "nano", "--set", rows, "--fix", "mended")
+    assert outcome.code == 2
+    assert "one folder at a time" in outcome.err

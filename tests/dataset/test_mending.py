@@ -33,7 +33,7 @@ def photos(tmp_path: Path) -> Path:
 
 REPAIRED = [
     "JPEG called PNG", "PNG called JPEG", "CMYK", "16-bit grey PNG", "16-bit colour PNG", "wide gamut",
-    "EXIF orientation 3", "EXIF orientation 6", "one picture twice", "two captions", "caption in UTF-16",
+    "EXIF orientation 3", "EXIF orientation 6", "turned TIFF", "one picture twice", "two captions", "caption in UTF-16",
     "caption in UTF-16 without its mark", "caption with NUL", "caption in Latin-1",
 ]  # fmt: skip
 
@@ -113,6 +113,14 @@ def test_of_two_captions_the_one_with_words_is_taken_and_the_other_set_aside(pho
     assert done.done == ("a.txt taken, a.caption set aside",)
 
 
+def test_files_that_are_no_part_of_the_copy_are_listed(photos: Path) -> None:
+    photograph().save(photos / "a.png")
+    (photos / "b.heic").write_bytes(b"heic")
+    (photos / "c.txt").write_text("a stray caption")
+    _, mends = mended(photos)
+    assert [(Path(each.source).name, each.target) for each in mends] == [("b.heic", ""), ("c.txt", "")]
+
+
 def test_a_caption_that_cannot_be_read_is_left_out_and_told(photos: Path) -> None:
     photograph().save(photos / "a.png")
     (photos / "a.txt").symlink_to("/nowhere/at/all")
@@ -130,7 +138,7 @@ def test_an_empty_destination_that_is_a_link_is_filled(photos: Path, tmp_path: P
 
 
 def test_the_original_is_left_as_it_was(photos: Path) -> None:
-    for animal in ("EXIF orientation 6", "one picture twice", "caption in Latin-1"):
+    for animal in ("EXIF orientation 6", "turned TIFF", "one picture twice", "caption in Latin-1"):
         ZOO[animal][0](photos)
     before = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in photos.iterdir()}
     mended(photos)

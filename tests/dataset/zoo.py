@@ -103,6 +103,12 @@ def oriented(orientation: int) -> Animal:
     return make
 
 
+def oriented_tiff(folder: Path) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    photograph().transpose(TURNED[6]).save(folder / "a.tif", exif=exif)
+
+
 def sixteen_bits(name: str) -> Animal:
     """16-bit grey."""
 
@@ -225,6 +231,7 @@ ZOO: dict[str, tuple[Animal, set[str]]] = {
     "half transparent": (half_transparent, {"transparent"}),
     "wide gamut": (wide_gamut, {"wide-gamut"}),
     **{f"EXIF orientation {number}": (oriented(number), {"turned"}) for number in TURNED},
+    "turned TIFF": (oriented_tiff, {"turned"}),
     "letterbox": (letterboxed, {"borders"}),
     "blurred": (blurred, {"blurred"}),
     "one colour": (lambda folder: Image.new("RGB", (512, 512), "teal").save(folder / "a.png"), {"blank"}),

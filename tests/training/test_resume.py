@@ -76,7 +76,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(stopped: Path, train
     content[-1] ^= 1
     damaged.write_bytes(content)
     again = resumed(stopped, trained)
-    (warning,) = again.seen(Warning)
+    (warning,) = [each for each in again.seen(Warning) if each.where]
     assert "the file's content changed" in warning.message
     assert warning.where == str(damaged)
     assert [event.step for event in again.seen(Resumed)] == [4]
@@ -89,7 +89,7 @@ def test_without_any_whole_checkpoint_the_run_begins_anew(stopped: Path, trained
     for folder in Run.open(stopped).checkpoints():
         (folder / "state.json").unlink()
     again = resumed(stopped, trained)
-    assert len(again.seen(Warning)) == 2
+    assert len([each for each in again.seen(Warning) if each.where]) == 2
     assert figures(again.seen(Step)) == figures(trained.seen(Step))
     assert same_file(again.file, trained.file)
 
