@@ -15,7 +15,7 @@ import torch
 
 from fluxtune import rng
 from fluxtune.config.schema import Config
-from fluxtune.dataset.buckets import Sample, plan
+from fluxtune.dataset.buckets import Plan, Sample, plan
 from fluxtune.dataset.cache import Store, cache_folder, key_of
 from fluxtune.dataset.captions import mirrored, with_class
 from fluxtune.dataset.findings import as_warnings
@@ -78,19 +78,7 @@ def prepare(
     Args:
         prompts: further texts that will be needed: previews, preservation, the empty caption of dropout.
     """
-    buckets = plan([picture.size for picture in pictures], config.dataset, base.family.side_multiple)
-    on_event(Phase("buckets", buckets.summary()))
-    for warning in as_warnings(list(check_shapes(buckets, pictures, config.training.batch_size))):
-        on_event(warning)
-    if config.dataset.flip:
-        on_event(
-            Warning(
-                "mirrored pictures are trained on too: text in them is learned mirrored, and faces lose what tells "
-                "their sides apart",
-                where="dataset.flip",
-                hint="leave it off for people, text and logos",
-            )
-        )
+    buckets = _planned(config, pictures, base.family.side_multiple, on_event)
     latents = Store(cache_folder() / "latents", on_event)
     masks = Store(cache_folder() / "masks", on_event)
     texts = Store(cache_folder() / "texts", on_event)
@@ -158,6 +146,24 @@ def prepare(
     free_memory()
     _fit_masks(prepared, base.family.side_multiple, on_event)
     return prepared
+
+
+def _planned(config: Config, pictures: list[Picture], multiple: int, on_event: Sink) -> Plan:
+    """Which picture is trained at which size, and what there is to say of it."""
+    buckets = plan([picture.size for picture in pictures], config.dataset, multiple)
+    on_event(Phase("buckets", buckets.summary()))
+    for warning in as_warnings(list(check_shapes(buckets, pictures, config.training.batch_size))):
+        on_event(warning)
+    if config.dataset.flip:
+        on_event(
+            Warning(
+                "mirrored pictures are trained on too: text in them is learned mirrored, and faces lose what tells "
+                "their sides apart",
+                where="dataset.flip",
+                hint="leave it off for people, text and logos",
+            )
+        )
+    return buckets
 
 
 def _class_caption(picture: Picture, config: Config) -> str | None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import ExifTags, Image, ImageCms
+from zoo import TURNED
 
 from fluxtune.dataset.images import MAX_PIXELS, crop_box, fit, open_image, to_pixels
 from fluxtune.errors import DataError, ExitCode
@@ -18,17 +19,7 @@ from fluxtune.errors import DataError, ExitCode
 WHITE = "#ffffff"
 CORNERS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "yellow": (255, 255, 0)}
 
-# How a camera that is held in each way stores an upright picture: the inverse of what a viewer does.
-STORED = {
-    1: None,
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_90,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_270,
-}
+STORED = {1: None, **TURNED}
 
 
 @pytest.fixture
