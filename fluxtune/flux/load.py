@@ -24,7 +24,8 @@ from fluxtune.config.model import ModelConfig
 from fluxtune.errors import BaseModelError
 from fluxtune.events import Sink, ignore
 from fluxtune.flux.families import FAMILIES, Family, family_of
-from fluxtune.hub import INDEX, locate
+from fluxtune.hub.layouts import INDEX
+from fluxtune.hub.locate import locate
 from fluxtune.memory.quantize import quantize_linears, quantized_linear, replace_module
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -19,3 +19,8 @@ def model_folder() -> Path:
 def demo_folder() -> Path:
     """The folder of the demo's pictures and captions."""
     return Path(__file__).parent / "demo"
+
+
+def captioner_folder() -> Path:
+    """The folder of the embedded captioner, as `BlipForConditionalGeneration.from_pretrained` takes it."""
+    return Path(__file__).parent / "captioner"

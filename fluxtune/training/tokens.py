@@ -11,7 +11,7 @@ from fluxtune.errors import BaseModelError, some_names
 from fluxtune.events import Sink, Warning
 from fluxtune.flux.families import FLUX1
 from fluxtune.flux.load import Base, base_in, load_tokenizers
-from fluxtune.hub import at_hand
+from fluxtune.hub.locate import at_hand
 
 
 def warn_of_tokens(base: Base, captions: Iterable[str], trigger: str | None, on_event: Sink) -> None:

@@ -33,7 +33,7 @@ _ASK = """
 import json, sys
 from fluxtune.errors import FluxtuneError
 from fluxtune.events import as_record
-from fluxtune.hub import locate
+from fluxtune.hub.locate import locate
 events = []
 answer = {"folder": None, "error": "", "code": 0, "message": "", "hint": ""}
 arguments = json.loads(sys.argv[1])

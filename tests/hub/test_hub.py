@@ -7,7 +7,8 @@ import pytest
 from fake_hub import COMMIT, MODEL, MODEL_FILES, Ask, Hub
 
 from fluxtune.errors import BaseModelError, StorageError
-from fluxtune.hub import locate, missing_files
+from fluxtune.hub.layouts import missing_files
+from fluxtune.hub.locate import locate
 
 TOKEN = "hf_averysecrettokenaverysecrettoken12"
 
