@@ -117,6 +117,23 @@ class Finding:
 
 
 @dataclass(frozen=True)
+class Caption:
+    """A picture was captioned.
+
+    Attributes:
+        picture: the picture's name.
+        file: where the caption stands, or would.
+        written: whether it was; under ``--dry-run`` it is only proposed.
+    """
+
+    event: ClassVar[str] = "caption"
+    picture: str
+    file: str
+    caption: str
+    written: bool
+
+
+@dataclass(frozen=True)
 class Resumed:
     """A run goes on from a checkpoint."""
 
@@ -155,7 +172,7 @@ class Error:
 
 
 Event: TypeAlias = (
-    RunStarted | Phase | Progress | Step | Preview | Checkpoint | Warning | Finding | Resumed | Result | Error
+    RunStarted | Phase | Progress | Step | Preview | Checkpoint | Warning | Finding | Caption | Resumed | Result | Error
 )
 Sink: TypeAlias = Callable[[Event], None]
 

@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from fluxtune import __version__
+from fluxtune.cli.caption import caption
 from fluxtune.cli.presets import presets
 from fluxtune.cli.render import report, write_line
 from fluxtune.cli.sample import sample
@@ -37,6 +38,7 @@ app = typer.Typer(
 )
 app.command("train")(train)
 app.command("validate")(validate)
+app.command("caption")(caption)
 app.command("sample")(sample)
 app.command("presets")(presets)
 

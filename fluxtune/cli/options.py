@@ -13,12 +13,16 @@ from fluxtune.config.presets import listing
 from fluxtune.config.settings import field_of, settings, shown
 
 
-def setting_flag(key: str, *names: str, metavar: str) -> Any:
-    """An option that sets one setting. Help and default are the schema's, and so is the check: it takes any text."""
+def setting_flag(key: str, *names: str, metavar: str, **more: Any) -> Any:
+    """An option that sets one setting. Help and default are the schema's, and so is the check: it takes any text.
+
+    Args:
+        more: what else `typer.Option` takes.
+    """
     field = field_of(key)
     default = field.get_default(call_default_factory=True)
     usual = f" Default: {shown(default)}." if default not in (None, "") else ""
-    return typer.Option(*names, help=f"{field.description}{usual}", metavar=metavar)
+    return typer.Option(*names, help=f"{field.description}{usual}", metavar=metavar, **more)
 
 
 def given(flags: dict[str, tuple[str, str | list[str] | None]]) -> dict[str, tuple[str, object]]:

@@ -27,11 +27,15 @@ _STYLES = {"error": "bold red", "stopped": "bold yellow", "warning": "bold yello
 
 
 @contextmanager
-def sink(as_json: bool) -> Iterator[events.Sink]:
-    """Where a command's events go: JSON lines on stdout, or stderr: rich on a terminal, else plain lines."""
+def sink(as_json: bool, bars: bool = True) -> Iterator[events.Sink]:
+    """Where a command's events go: JSON lines on stdout, or stderr: rich on a terminal, else plain lines.
+
+    Args:
+        bars: whether progress may be drawn, which nobody can type into.
+    """
     if as_json:
         yield json_lines(sys.stdout)
-    elif is_terminal(sys.stderr):
+    elif bars and is_terminal(sys.stderr):
         with terminal(_console()) as emit:
             yield emit
     else:
@@ -91,6 +95,8 @@ def sentence(event: events.Event) -> str | None:
             text = _with_place("warning", event)
         case events.Finding():
             text = _with_place(event.severity, event)
+        case events.Caption():
+            text = f"{event.picture}: {event.caption}"
         case events.Result() | events.Error():
             return None
     return printable(text)

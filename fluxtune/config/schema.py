@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fluxtune.config.base import Section, section, setting
+from fluxtune.config.captioning import CaptioningConfig
 from fluxtune.config.checkpoints import CheckpointsConfig
 from fluxtune.config.dataset import DatasetConfig
 from fluxtune.config.lora import LoraConfig
@@ -29,3 +30,4 @@ class Config(Section):
     memory: MemoryConfig = section(MemoryConfig, "What fits the card.")
     checkpoints: CheckpointsConfig = section(CheckpointsConfig, "What is saved.")
     previews: PreviewsConfig = section(PreviewsConfig, "Pictures made while training.")
+    captioning: CaptioningConfig = section(CaptioningConfig, "How `fluxtune caption` captions pictures.")

@@ -102,6 +102,17 @@ def _absent(folder: Path, names: list[str]) -> list[str]:
     return [name for name in names if not (folder / name).is_file()]
 
 
+CAPTIONERS = {
+    nano.EMBEDDED: nano.EMBEDDED,
+    "blip": "Salesforce/blip-image-captioning-large",
+    "blip-2": "Salesforce/blip2-opt-2.7b",
+    "florence-2": "florence-community/Florence-2-large",
+    "smolvlm": "HuggingFaceTB/SmolVLM2-2.2B-Instruct",
+    "qwen-vl": "Qwen/Qwen2.5-VL-7B-Instruct",
+    "joycaption": "fancyfeast/llama-joycaption-beta-one-hf-llava",
+}
+"""Short names of captioners -> their names on the hub."""
+
 BASE_MODEL = ModelKind(
     noun="base model",
     layout="diffusers' layout",
@@ -127,13 +138,5 @@ CAPTIONER = ModelKind(
     unwanted=(*_PICKLES_AND_OTHERS, "*/*"),
     missing=missing_of_captioner,
     embedded=lambda: nano.captioner_folder(),
-    known=(
-        nano.EMBEDDED,
-        "Salesforce/blip-image-captioning-large",
-        "Salesforce/blip2-opt-2.7b",
-        "florence-community/Florence-2-large-ft",
-        "Qwen/Qwen2.5-VL-7B-Instruct",
-        "HuggingFaceTB/SmolVLM2-2.2B-Instruct",
-        "fancyfeast/llama-joycaption-beta-one-hf-llava",
-    ),
+    known=tuple(CAPTIONERS.values()),
 )

@@ -8,7 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fluxtune.environment import quiet_libraries
-from fluxtune.nano import demo_folder, model_folder
+from fluxtune.nano import captioner_folder, demo_folder, model_folder
+from fluxtune.recipes.nano.captioner import train_captioner
+from fluxtune.recipes.nano.captioner_card import finish_captioner
 from fluxtune.recipes.nano.card import CARD_SEED, PROMPTS, measure_model, write_card
 from fluxtune.recipes.nano.demo import write_demo
 from fluxtune.recipes.nano.distill import distill_again, distill_first
@@ -35,18 +37,20 @@ STAGES: dict[str, tuple[Callable[[Path, float, int], None], float]] = {
     "critters": (train_critters, 147),
     "finished": (distill_again, 8),
     "judge": (train_judge, 13),
+    "captioner": (train_captioner, 35),
 }
 SHARED = ("latents", "transformer", "distilled", "critter-latents", "critters", "finished")
 """What the processes do together."""
 
 
 def export(work: Path) -> None:
-    """Puts the finished model into the package, with the recipe's record and its card, measured anew."""
+    """Puts the finished models into the package, with the recipe's record and their cards, measured anew."""
     state = require_checkpoint(work / "finished.ckpt", "finished")
     assemble(work, state["averaged"], model_folder())
     shutil.copy(work / "recipe.json", model_folder() / "recipe.json")
     quiet_libraries()
     write_card(model_folder(), measure_model(model_folder(), PROMPTS, CARD_SEED))
+    finish_captioner(work, captioner_folder())
 
 
 def main() -> None:

@@ -1,0 +1,34 @@
+"""BLIP (Li et al., 2022, arXiv 2201.12086): short captions, which a prompt may begin."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from PIL import Image
+
+from fluxtune.captioning.family import Family, generate
+from fluxtune.captioning.load import Loaded
+
+# A misspelt word of its training captions, which the large model is known to begin sentences with.
+_ODD_WORD = re.compile(r"^(?:there (?:is|are) )?(an? )?araf(?:ed|fe|fes|feed|fy)?\b\s*", re.IGNORECASE)
+_OPENING = re.compile(r"^there (?:is|are) (?=an?\b|one\b|two\b|three\b|four\b|many\b|several\b|some\b)", re.IGNORECASE)
+
+
+def caption(loaded: Loaded, images: Sequence[Image.Image], prompt: str | None, max_tokens: int) -> list[str]:
+    """Captions by beam search; with a prompt, captions that begin with it."""
+    if prompt is None:
+        inputs = loaded.processor(images=list(images), return_tensors="pt")
+    else:
+        inputs = loaded.processor(images=list(images), text=[prompt] * len(images), return_tensors="pt")
+    ids = generate(loaded, inputs, max_tokens, beams=3)
+    return [mended(text) for text in loaded.processor.batch_decode(ids, skip_special_tokens=True)]
+
+
+def mended(text: str) -> str:
+    """Without "there is" and the odd word "arafed" in front."""
+    text = _ODD_WORD.sub(lambda match: match[1] or "a ", text.strip())
+    return _OPENING.sub("", text)
+
+
+FAMILY = Family("BLIP", ("blip",), lambda class_word: None, 50, caption)

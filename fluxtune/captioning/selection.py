@@ -1,0 +1,76 @@
+"""Which pictures are to be captioned, and where their captions go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from fluxtune.config.schema import Config
+from fluxtune.dataset.captions import stem_of
+from fluxtune.dataset.folder import Item, list_folders
+from fluxtune.errors import DataError
+from fluxtune.events import Sink, Warning
+
+_FATAL = ("no-folder", "no-pictures", "unreadable-folder")
+
+
+def all_pictures(config: Config, on_event: Sink) -> list[Item]:
+    """All pictures of all folders; captions that cannot be read are reported.
+
+    Raises:
+        DataError: a folder is not there, cannot be read, or holds no pictures.
+    """
+    listing = list_folders(config.dataset.folders)
+    for finding in listing.findings:
+        if finding.check in _FATAL:
+            raise DataError(finding.message, where=finding.where, hint=finding.hint, check=finding.check)
+        if finding.severity == "error":
+            on_event(finding)
+    return list(listing.items)
+
+
+def caption_file(item: Item) -> Path:
+    """Where the caption of a picture stands, or will."""
+    return item.caption_file or item.path.with_suffix(".txt")
+
+
+def to_caption(items: Sequence[Item], existing: str, on_event: Sink) -> Iterator[Item]:
+    """The pictures whose captions are to be written, each caption file once.
+
+    Args:
+        existing: the setting `captioning.existing`.
+    """
+    taken: dict[str, Item] = {}
+    for item in items:
+        if _has_caption(item, existing, on_event):
+            continue
+        if (first := taken.setdefault(stem_of(item.path), item)) is not item:
+            on_event(
+                Warning(
+                    f"{first.path.name} would have the same caption file: only that one is captioned",
+                    where=str(item.path),
+                    hint="give one of them another name",
+                )
+            )
+            continue
+        yield item
+
+
+def _has_caption(item: Item, existing: str, on_event: Sink) -> bool:
+    """Whether the caption of a picture is to stay."""
+    in_a_table = item.caption_file is None and item.caption_place is not None and not item.caption_place.endswith("/")
+    if existing == "overwrite" and in_a_table:
+        on_event(
+            Warning(
+                "the caption stands in a metadata file, which is left as it is",
+                where=item.caption_place,
+                hint="fluxtune export dataset FOLDER --format folder makes a copy with a caption file for each picture",
+            )
+        )
+        return True
+    if existing == "overwrite":
+        return False
+    if existing == "skip" and item.caption_file is not None:
+        return True
+    # None is a caption that cannot be read: somebody's work all the same.
+    return item.caption is None or (item.caption != "" and (item.caption_file is not None or in_a_table))

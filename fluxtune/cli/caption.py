@@ -1,0 +1,207 @@
+"""`fluxtune caption`: let a captioner write the captions of a folder of pictures."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fluxtune.cli.options import ConfigFile, Json, Preset, Sets, given, setting_flag
+from fluxtune.cli.render import is_terminal, printable, sink, write_line
+from fluxtune.cli.signals import stop_requests
+from fluxtune.config.layers import resolve
+from fluxtune.config.schema import Config
+from fluxtune.environment import quiet_libraries
+from fluxtune.errors import DataError, ExitCode, UsageError
+from fluxtune.events import Event, Progress, Result, Sink
+from fluxtune.hub.layouts import CAPTIONERS
+
+if TYPE_CHECKING:
+    from fluxtune.captioning.run import Outcome
+
+
+def complete_captioner(incomplete: str) -> list[tuple[str, str]]:
+    """Short names of captioners that begin so, with what each is on the hub."""
+    return [(name, model) for name, model in CAPTIONERS.items() if name.startswith(incomplete)]
+
+
+def caption(
+    folders: Annotated[
+        list[str] | None, typer.Argument(metavar="FOLDER...", help="Folders of pictures.", show_default=False)
+    ] = None,
+    captioner: Annotated[
+        str | None,
+        setting_flag(
+            "captioning.captioner",
+            "--captioner",
+            "-m",
+            metavar="NAME|ID|FOLDER",
+            autocompletion=complete_captioner,
+        ),
+    ] = None,
+    trigger: Annotated[str | None, setting_flag("dataset.trigger", "--trigger", "-t", metavar="WORD")] = None,
+    class_word: Annotated[str | None, setting_flag("dataset.class_word", "--class-word", metavar="WORD")] = None,
+    existing: Annotated[
+        str | None, setting_flag("captioning.existing", "--existing", metavar="keep|skip|overwrite")
+    ] = None,
+    prompt: Annotated[str | None, setting_flag("captioning.prompt", "--prompt", metavar="TEXT")] = None,
+    prefix: Annotated[str | None, setting_flag("captioning.prefix", "--prefix", metavar="TEXT")] = None,
+    suffix: Annotated[str | None, setting_flag("captioning.suffix", "--suffix", metavar="TEXT")] = None,
+    template: Annotated[str | None, setting_flag("captioning.template", "--template", metavar="TEXT")] = None,
+    precision: Annotated[str | None, setting_flag("captioning.precision", "--precision", metavar="NAME")] = None,
+    batch_size: Annotated[str | None, setting_flag("captioning.batch_size", "--batch-size", metavar="N")] = None,
+    preset: Preset = None,
+    config_file: ConfigFile = None,
+    sets: Sets = None,
+    review: Annotated[
+        bool, typer.Option("--review", help="Show each picture and its caption, and accept, edit or skip it.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the captions; write nothing.")] = False,
+    limit: Annotated[int | None, typer.Option("--limit", metavar="N", min=1, help="Caption so many at most.")] = None,
+    reword: Annotated[
+        bool,
+        typer.Option("--reword", help="Ask no captioner: word the captions that there are anew (trigger, prefix...)."),
+    ] = False,
+    undo: Annotated[
+        bool, typer.Option("--undo", help="Take back what the last captioning of the folder wrote.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Caption the pictures that have no caption yet: a text file beside each.
+
+    Captions that are there are kept. Every caption is on disk before the next is made; run the command again after an
+    interruption and it goes on.
+
+    \b
+    Examples:
+      fluxtune caption photos --trigger zorvex --class-word dog
+      fluxtune caption photos --captioner qwen-vl --precision nf4 --dry-run --limit 3
+      fluxtune caption photos --captioner florence-2 --review
+      fluxtune caption photos --existing overwrite --json > captions.jsonl
+      fluxtune caption photos --reword --trigger zorvex --prefix "photo of"
+      fluxtune caption photos --undo
+    """
+    flags = given(
+        {
+            "captioning.captioner": ("--captioner", captioner),
+            "captioning.existing": ("--existing", existing),
+            "captioning.prompt": ("--prompt", prompt),
+            "captioning.prefix": ("--prefix", prefix),
+            "captioning.suffix": ("--suffix", suffix),
+            "captioning.template": ("--template", template),
+            "captioning.precision": ("--precision", precision),
+            "captioning.batch_size": ("--batch-size", batch_size),
+            "dataset.trigger": ("--trigger", trigger),
+            "dataset.class_word": ("--class-word", class_word),
+        }
+    )
+    if folders:
+        flags["dataset.folders"] = ("FOLDER", [{"path": folder} for folder in folders])
+    config = resolve(
+        preset=preset, config_file=config_file, flags=flags, sets=sets or [], working_folder=Path.cwd()
+    ).config
+    _check(config, review=review, reword=reword, undo=undo, dry_run=dry_run, as_json=as_json)
+    if undo:
+        _undo(config, as_json)
+        return
+    outcome = _work(config, review, dry_run, limit, reword, as_json)
+    if not as_json:
+        _show(outcome, config, dry_run)
+    if outcome.counts["failed"]:
+        raise typer.Exit(ExitCode.DATA)
+
+
+def _check(config: Config, *, review: bool, reword: bool, undo: bool, dry_run: bool, as_json: bool) -> None:
+    """Refuses what does not go together."""
+    if not config.dataset.folders:
+        raise UsageError(
+            "no pictures to caption: wanted a FOLDER, or [[dataset.folders]] in your settings",
+            where="fluxtune caption",
+            hint="fluxtune caption photos",
+        )
+    if any(folder.path == "nano:demo" for folder in config.dataset.folders):
+        raise UsageError(
+            "the demo pictures lie in the installation, which is left as it is",
+            where="nano:demo",
+            hint="copy them to a folder of your own, and caption that",
+        )
+    for one, other, both in (
+        ("--review", "--json", review and as_json),
+        ("--review", "--dry-run", review and dry_run),
+        ("--review", "--reword", review and reword),
+        ("--undo", "--reword", undo and reword),
+        ("--undo", "--review", undo and review),
+        ("--undo", "--dry-run", undo and dry_run),
+    ):
+        if both:
+            raise UsageError(f"{one} and {other} do not go together", where=one, hint="leave one of them out")
+    if review and not (sys.stdin.isatty() and is_terminal(sys.stdout)):
+        raise UsageError(
+            "--review asks at a terminal, and this is none", where="--review", hint="use --dry-run to look at captions"
+        )
+
+
+def _work(config: Config, review: bool, dry_run: bool, limit: int | None, reword: bool, as_json: bool) -> Outcome:
+    with sink(as_json, bars=not review) as on_event, stop_requests() as requests:
+        quiet_libraries()
+        from fluxtune.captioning import run
+
+        on_event = requests.interrupting(on_event)
+        if reword:
+            outcome = run.reword(config, on_event, dry_run)
+        elif review:
+            from fluxtune.cli.review import Review
+
+            outcome = run.caption(config, _without_progress(on_event), Review(), dry_run, limit)
+        else:
+            outcome = run.caption(config, on_event, dry_run=dry_run, limit=limit)
+        if as_json:
+            on_event(Result("caption", outcome.as_data()))
+        return outcome
+
+
+def _without_progress(on_event: Sink) -> Sink:
+    """A person who is asked about each picture sees how far it is."""
+
+    def emit(event: Event) -> None:
+        if not isinstance(event, Progress):
+            on_event(event)
+
+    return emit
+
+
+def _show(outcome: Outcome, config: Config, dry_run: bool) -> None:
+    if dry_run:
+        for each in outcome.captions:
+            write_line(sys.stdout, f"{printable(each.file)}\t{printable(each.caption)}")
+        return
+    counts = {name: number for name, number in outcome.as_data().items() if number and name != "pictures"}
+    told = ", ".join(f"{number} {name}" for name, number in counts.items())
+    write_line(sys.stdout, f"{outcome.pictures} pictures: {told}")
+    if outcome.counts["written"]:
+        folders = shlex.join(folder.path for folder in config.dataset.folders)
+        write_line(sys.stdout, printable(f"to take the captions back: fluxtune caption {folders} --undo"))
+
+
+def _undo(config: Config, as_json: bool) -> None:
+    from fluxtune.captioning.journal import undo
+    from fluxtune.dataset.folder import folder_path
+
+    report: dict[str, Any] = {}
+    for folder in config.dataset.folders:
+        root = folder_path(folder.path)
+        if not root.is_dir():
+            raise DataError("there is no such folder", where=str(root), hint="check the path", check="no-folder")
+        done = undo(root)
+        report[str(root)] = {"restored": done.restored, "removed": done.removed, "changed": done.changed}
+        if not as_json:
+            text = f"{root}: {len(done.restored)} captions restored, {len(done.removed)} removed"
+            write_line(sys.stdout, printable(text))
+            for name in done.changed:
+                write_line(sys.stderr, printable(f"warning: {root / name}: changed since; left as it is"))
+    if as_json:
+        with sink(as_json) as on_event:
+            on_event(Result("caption", {"undone": report}))

@@ -1,0 +1,217 @@
+"""`fluxtune caption` with the embedded captioner: streams, exit codes, interruption, review at a terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from fluxtune.cli.thumbnail import COLUMNS, half_blocks
+from fluxtune.nano.painter import paint
+from fluxtune.nano.scenes import subject_scene
+
+Fluxtune = Callable[..., Any]
+NANO = ("--captioner", "nano", "--trigger", "zorvex", "--class-word", "critter")
+
+
+def paint_pictures(folder: Path, count: int) -> Path:
+    folder.mkdir()
+    for index in range(count):
+        paint(subject_scene(3, index)).save(folder / f"{index}.png")
+    return folder
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    return paint_pictures(tmp_path / "photos", 3)
+
+
+def test_captions_stand_beside_the_pictures_with_the_trigger(fluxtune: Fluxtune, photos: Path) -> None:
+    outcome = fluxtune("caption", "photos", *NANO)
+    assert outcome.code == 0
+    assert outcome.out == f"3 pictures: 3 written\nto take the captions back: fluxtune caption {photos} --undo\n"
+    for index in range(3):
+        scene = subject_scene(3, index)
+        caption = (photos / f"{index}.txt").read_text()
+        assert "zorvex" in caption.split()
+        assert caption.endswith(f"{scene.background.kind} {scene.background.colour} background\n")
+        assert f"{index}.png: {caption}" in outcome.err
+
+
+def test_programs_read_a_caption_a_line_and_the_counts_last(fluxtune: Fluxtune, photos: Path) -> None:
+    records = fluxtune("caption", "photos", *NANO, "--json").records()
+    captions = [record for record in records if record["event"] == "caption"]
+    assert [record["picture"] for record in captions] == ["0.png", "1.png", "2.png"]
+    assert all(Path(record["file"]).read_text() == record["caption"] + "\n" for record in captions)
+    progress = [record for record in records if record["event"] == "progress"]
+    assert progress[-1]["done"] == 3
+    assert progress[0]["seconds_left"] > 0
+    assert records[-1]["event"] == "result"
+    assert records[-1]["data"] == {
+        "pictures": 3, "written": 3, "proposed": 0, "kept": 0, "declined": 0, "failed": 0,
+    }  # fmt: skip
+
+
+def test_a_dry_run_gives_lines_that_can_be_piped(fluxtune: Fluxtune, photos: Path) -> None:
+    outcome = fluxtune("caption", "photos", *NANO, "--dry-run", "--limit", "2")
+    lines = [line.split("\t") for line in outcome.out.splitlines()]
+    assert [line[0] for line in lines] == [str(photos / "0.txt"), str(photos / "1.txt")]
+    assert all("zorvex" in line[1] for line in lines)
+    assert list(photos.glob("*.txt")) == []
+
+
+def test_undo_is_told_and_a_second_one_has_nothing_left(fluxtune: Fluxtune, photos: Path) -> None:
+    fluxtune("caption", "photos", *NANO)
+    outcome = fluxtune("caption", "photos", "--undo")
+    assert outcome.out == f"{photos}: 0 captions restored, 3 removed\n"
+    again = fluxtune("caption", "photos", "--undo")
+    assert again.code == 2
+    assert "hint: only what `fluxtune caption` wrote" in again.err
+
+
+def test_a_damaged_picture_gives_exit_code_3_after_the_others_are_captioned(fluxtune: Fluxtune, photos: Path) -> None:
+    (photos / "1.png").write_bytes(b"no picture")
+    outcome = fluxtune("caption", "photos", *NANO)
+    assert outcome.code == 3
+    assert "1.png" in outcome.err
+    assert (photos / "2.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "no pictures to caption"),
+        (("none",), "there is no such folder"),
+        (("photos", "--review"), "asks at a terminal"),
+        (("photos", "--undo", "--dry-run"), "do not go together"),
+        (("photos", "--review", "--reword"), "do not go together"),
+        (("photos", "--template", "{typo}"), "no placeholder {typo}"),
+        (("photos", "--existing", "perhaps"), "captioning.existing"),
+        (("photos", "--captioner", "photos"), "not a model folder"),
+        (("photos", "--captioner", "sharks"), "no such captioner"),
+        (("--preset", "nano"), "lie in the installation"),
+    ],
+)
+def test_what_cannot_work_is_one_clear_error(
+    fluxtune: Fluxtune, photos: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    outcome = fluxtune("caption", *arguments)
+    assert outcome.code in (2, 3, 5)
+    assert message in outcome.err
+    assert "hint:" in outcome.err
+    assert list(photos.parent.rglob("*.txt")) == []
+
+
+def test_a_hub_captioner_that_cannot_be_reached_is_told_with_what_to_do(
+    fluxtune: Fluxtune, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcome = fluxtune("caption", "photos", "--captioner", "qwen-vl", "--set", "model.offline=true")
+    assert outcome.code == 5
+    assert "the captioner Qwen/Qwen2.5-VL-7B-Instruct is needed and the network is switched off" in outcome.err
+    assert not (photos / ".fluxtune-captions").exists()
+
+
+def test_letters_that_draw_on_terminals_are_shown_as_escapes(fluxtune: Fluxtune, photos: Path) -> None:
+    (photos / "0.txt").write_text("a \x1b[31m dog")
+    outcome = fluxtune("caption", "photos", "--reword", "--prefix", "photo of")
+    assert "\x1b" not in outcome.err + outcome.out
+    assert "\\x1b[31m" in outcome.err
+
+
+def test_a_killed_captioning_goes_on_and_loses_nothing(tmp_path: Path, fluxtune: Fluxtune) -> None:
+    photos = paint_pictures(tmp_path / "many", 120)
+    for index in range(120):
+        (photos / f"{index}.txt").write_text("old")
+    arguments = ["caption", "many", *NANO, "--existing", "overwrite", "--batch-size", "1"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fluxtune", *arguments],
+        cwd=tmp_path,
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 60
+    while (photos / "1.txt").read_text() == "old" and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    left = sum((photos / f"{index}.txt").read_text() == "old" for index in range(120))
+    assert 0 < left < 119
+    records = fluxtune(*arguments, "--json").records()
+    assert records[-1]["data"]["written"] in (left, left + 1)
+    assert not any((photos / f"{index}.txt").read_text() == "old" for index in range(120))
+    fluxtune("caption", "many", "--undo")
+    assert all((photos / f"{index}.txt").read_text() == "old" for index in range(120))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a pseudo-terminal")
+def test_a_review_at_a_terminal_accepts_edits_skips_and_ends(photos: Path) -> None:
+    import pty
+
+    (photos / "3.png").write_bytes((photos / "2.png").read_bytes())
+    leader, follower = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fluxtune", "caption", "photos", *NANO, "--review"],
+        cwd=photos.parent,
+        stdin=follower,
+        stdout=follower,
+        stderr=follower,
+        env={**os.environ, "TERM": "xterm-256color", "COLORTERM": "truecolor", "INPUTRC": "/dev/null"},
+    )
+    os.close(follower)
+    seen = b""
+
+    def answer(text: bytes, after: bytes) -> None:
+        nonlocal seen
+        deadline = time.monotonic() + 60
+        while after not in seen and time.monotonic() < deadline:
+            seen += os.read(leader, 4096)
+        assert after in seen, seen
+        seen = seen.partition(after)[2]
+        os.write(leader, text)
+
+    answer(b"\n", b"[q]uit: ")
+    answer(b"e\n", b"[q]uit: ")
+    answer(b" beside a tree\n", b"caption: ")
+    answer(b"s\n", b"[q]uit: ")
+    answer(b"q\n", b"[q]uit: ")
+    process.wait(timeout=60)
+    assert process.returncode == 0
+    assert "zorvex" in (photos / "0.txt").read_text()
+    assert (photos / "1.txt").read_text().endswith(" background beside a tree\n")
+    assert not (photos / "2.txt").exists()
+    assert not (photos / "3.txt").exists()
+    os.close(leader)
+
+
+def test_half_blocks_show_the_picture_in_few_characters() -> None:
+    picture = Image.new("RGB", (300, 100), (255, 0, 0))
+    picture.paste((0, 0, 255), (0, 50, 300, 100))
+    lines = list(half_blocks(picture))
+    assert all(line.count("▀") == COLUMNS for line in lines)
+    assert lines[0].startswith("\x1b[38;2;255;0;0")
+    assert "48;2;0;0;255" in lines[-1]
+
+
+def test_completion_of_captioners_and_help_need_no_torch() -> None:
+    code = (
+        "import sys; from fluxtune.cli.caption import complete_captioner;"
+        "assert complete_captioner('blip')[0][0] == 'blip';"
+        "sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'diffusers')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_session_file_says_what_was_asked(fluxtune: Fluxtune, photos: Path) -> None:
+    fluxtune("caption", "photos", *NANO)
+    asked = json.loads((photos / ".fluxtune-captions" / "001" / "session.json").read_text())
+    assert asked["captioner"] == "nano"
+    assert asked["trigger"] == "zorvex"
