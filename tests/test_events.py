@@ -18,6 +18,7 @@ SAMPLES: dict[str, Event] = {
     "checkpoint": events.Checkpoint(5, "runs/mug/checkpoints/step-000005"),
     "warning": events.Warning("small pictures", "photos"),
     "finding": events.Finding("error", "decode", "cut off", "photos/1.png"),
+    "caption": events.Caption("a.png", "a.txt", "a dog", True),
     "resumed": events.Resumed(5, "runs/mug/checkpoints/step-000005"),
     "result": events.Result("train", {"file": "mug.safetensors"}),
     "error": events.Error(7, "diverged", problems=[{"message": "x"}]),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import shutil
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -47,7 +47,9 @@ def export(work: Path) -> None:
     """Puts the finished models into the package, with the recipe's record and their cards, measured anew."""
     state = require_checkpoint(work / "finished.ckpt", "finished")
     assemble(work, state["averaged"], model_folder())
-    shutil.copy(work / "recipe.json", model_folder() / "recipe.json")
+    records = json.loads((work / "recipe.json").read_text())
+    records.pop("captioner")
+    (model_folder() / "recipe.json").write_text(json.dumps(records, indent=2) + "\n")
     quiet_libraries()
     write_card(model_folder(), measure_model(model_folder(), PROMPTS, CARD_SEED))
     finish_captioner(work, captioner_folder())

@@ -164,7 +164,9 @@ def finish_captioner(work: Path, folder: Path) -> None:
     export_captioner(work, folder)
     figures = measure_captioner(folder)
     print(json.dumps(figures))
-    write_card(folder, figures, json.loads((work / "recipe.json").read_text())["captioner"])
+    recipe = json.loads((work / "recipe.json").read_text())["captioner"]
+    (folder / "recipe.json").write_text(json.dumps({"captioner": recipe}, indent=2) + "\n")
+    write_card(folder, figures, recipe)
 
 
 def main() -> None:
