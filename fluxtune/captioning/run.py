@@ -16,6 +16,7 @@ from fluxtune.captioning.journal import Journals
 from fluxtune.captioning.selection import all_pictures, caption_file, to_caption
 from fluxtune.captioning.wording import Wording
 from fluxtune.config.schema import Config
+from fluxtune.dataset.captions import read_caption
 from fluxtune.dataset.folder import Item, is_subject
 from fluxtune.dataset.images import open_image
 from fluxtune.environment import pick_device, warn_of_the_processor
@@ -156,8 +157,10 @@ def reword(config: Config, on_event: Sink, dry_run: bool = False) -> Outcome:
     outcome = Outcome(len(items))
     with nullcontext() if dry_run else journals.sitting():
         for item in items:
-            worded = Wording.of(config, is_subject(item)).reworded(item.caption or "", item.path)
-            if not item.caption or item.caption_file is None or worded == item.caption:
+            # As it stands in the file: what its folder's settings put around it is not to be written there.
+            written = read_caption(item.caption_file) if item.caption and item.caption_file else ""
+            worded = Wording.of(config, is_subject(item)).reworded(written, item.path)
+            if not written or item.caption_file is None or worded == written:
                 outcome.counts["kept"] += 1
             else:
                 outcome.take(item, item.caption_file, worded, None if dry_run else journals, on_event)

@@ -62,7 +62,7 @@ def _has_caption(item: Item, existing: str, on_event: Sink) -> bool:
     if existing == "overwrite" and in_a_table:
         on_event(
             Warning(
-                "the caption stands in a metadata file, which is left as it is",
+                "the caption stands in no file of its own, and is left as it is",
                 where=item.caption_place,
                 hint="fluxtune export dataset FOLDER --format folder makes a copy with a caption file for each picture",
             )

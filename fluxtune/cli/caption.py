@@ -145,19 +145,20 @@ def _check(config: Config, *, review: bool, reword: bool, undo: bool, dry_run: b
 
 
 def _work(config: Config, review: bool, dry_run: bool, limit: int | None, reword: bool, as_json: bool) -> Outcome:
-    with sink(as_json, bars=not review) as on_event, stop_requests() as requests:
+    again = "run the same command again: it goes on where it was"
+    with sink(as_json, bars=not review) as on_event, stop_requests(again) as requests:
         quiet_libraries()
         from fluxtune.captioning import run
 
-        on_event = requests.interrupting(on_event)
+        emit = requests.interrupting(on_event)
         if reword:
-            outcome = run.reword(config, on_event, dry_run)
+            outcome = run.reword(config, emit, dry_run)
         elif review:
             from fluxtune.cli.review import Review
 
-            outcome = run.caption(config, _without_progress(on_event), Review(), dry_run, limit)
+            outcome = run.caption(config, _without_progress(emit), Review(), dry_run, limit)
         else:
-            outcome = run.caption(config, on_event, dry_run=dry_run, limit=limit)
+            outcome = run.caption(config, emit, dry_run=dry_run, limit=limit)
         if as_json:
             on_event(Result("caption", outcome.as_data()))
         return outcome

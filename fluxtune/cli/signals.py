@@ -47,11 +47,14 @@ class StopRequests:
 
 
 @contextmanager
-def stop_requests() -> Iterator[StopRequests]:
+def stop_requests(hint: str | None = None) -> Iterator[StopRequests]:
     """While this is open, the first signal asks for a stop, as ``StopRequests`` says.
 
     From then on the system's own handling is back, so that a second signal ends the process even inside a long
     computation. The notice goes straight to the file descriptor: a handler may not enter a stream that is in use.
+
+    Args:
+        hint: what to do after an interruption.
 
     Raises:
         Stopped: the work was interrupted before it first asked.
@@ -79,7 +82,7 @@ def stop_requests() -> Iterator[StopRequests]:
     except KeyboardInterrupt:
         if requests.requested is None:
             raise
-        raise Stopped("interrupted", requests.requested) from None
+        raise Stopped("interrupted", requests.requested, hint=hint) from None
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from interruption import interrupted
 from PIL import Image
 
 from fluxtune.cli.thumbnail import COLUMNS, half_blocks
@@ -150,6 +151,17 @@ def test_a_killed_captioning_goes_on_and_loses_nothing(tmp_path: Path, fluxtune:
     assert not any((photos / f"{index}.txt").read_text() == "old" for index in range(120))
     fluxtune("caption", "many", "--undo")
     assert all((photos / f"{index}.txt").read_text() == "old" for index in range(120))
+
+
+def test_ctrl_c_keeps_what_is_written_and_says_how_to_go_on(tmp_path: Path) -> None:
+    photos = paint_pictures(tmp_path / "many", 60)
+    arguments = ["caption", "many", *NANO, "--batch-size", "1", "--json"]
+    code, out, _ = interrupted(arguments, tmp_path, lambda record: record["event"] == "caption")
+    assert code == 130
+    error = json.loads(out.splitlines()[-1])
+    assert error["event"] == "error"
+    assert error["hint"] == "run the same command again: it goes on where it was"
+    assert 0 < len(list(photos.glob("*.txt"))) < 60
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs a pseudo-terminal")
