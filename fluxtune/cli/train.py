@@ -39,8 +39,9 @@ def train(
     folder: Annotated[
         str | None,
         typer.Argument(
-            metavar="FOLDER",
-            help="Folder of pictures with .txt captions beside them; --preset nano has a demo set of its own.",
+            metavar="FOLDER|FILE",
+            help="Folder of pictures with .txt captions beside them, or a file of kohya's trainers, ai-toolkit or "
+            "SimpleTuner that describes a data set; --preset nano has a demo set of its own.",
             show_default=False,
         ),
     ] = None,
@@ -138,8 +139,11 @@ def train(
 def _run(resolved: Resolved, output: Path, resume: Path | None, as_json: bool, accept: list[Refusal]) -> Path:
     with sink(as_json) as on_event, stop_requests() as should_stop:
         quiet_libraries()
+        from fluxtune.dataset.findings import found_in_description
         from fluxtune.training.run import train as train_run
 
+        for finding in map(found_in_description, resolved.remarks):
+            on_event(finding)
         result = train_run(
             resolved.config,
             output=output,
@@ -161,7 +165,8 @@ def _resolve_again(run: Path, flags: dict[str, tuple[str, object]], sets: list[s
             where=str(run),
             hint="give the folder that `fluxtune train` made, or --resume latest",
         )
-    resolved = resolve(preset=None, config_file=file, flags=flags, sets=sets, working_folder=Path.cwd())
+    here = Path.cwd()
+    resolved = resolve(preset=None, config_file=file, flags=flags, sets=sets, working_folder=here, data_sets=False)
     first = _first_origins(run / "origins.json")
     origins = {
         key: origin if origin.startswith("--") else first.get(key, origin) for key, origin in resolved.origins.items()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fluxtune.config.dataset import DatasetConfig
 from fluxtune.dataset.caption_checks import check_captions
-from fluxtune.dataset.captions import tidy, with_trigger
+from fluxtune.dataset.captions import PLACEHOLDER, tidy, with_trigger
 from fluxtune.dataset.findings import as_warnings, name_of
 from fluxtune.dataset.folder import Item, is_subject
 from fluxtune.dataset.images import Size
@@ -109,7 +109,7 @@ def _usable(surveyed: Survey, config: DatasetConfig) -> list[Picture]:
 def _final(item: Item, config: DatasetConfig) -> str:
     caption = item.caption or ""
     if not is_subject(item):
-        return caption or tidy(config.class_word or "")
+        return tidy(caption.replace(PLACEHOLDER, config.class_word or "")) or tidy(config.class_word or "")
     return with_trigger(caption, config.trigger) if config.trigger is not None else caption
 
 

@@ -188,3 +188,21 @@ def test_fix_refuses_to_mix_regularization_pictures_with_others(fluxtune: Fluxtu
     outcome = fluxtune("validate", "--preset", "nano", "--set", rows, "--fix", "mended")
     assert outcome.code == 2
     assert "one folder at a time" in outcome.err
+
+
+def test_a_file_of_another_trainer_works_like_a_folder_and_says_what_it_cannot_take_over(
+    fluxtune: Fluxtune, photos: Path
+) -> None:
+    config = "datasets:\n  - folder_path: photos\n    resolution: 128\n    shuffle_tokens: true\n    num_workers: 2\n"
+    (photos.parent / "set.yaml").write_text(config)
+    outcome = fluxtune("validate", "set.yaml", "--base", "nano")
+    assert outcome.out.startswith(f"{photos}: 9 of 9 pictures read, checked for training at 128 px\n")
+    assert "set.yaml:4: shuffle_tokens = true: captions keep their order here\n" in outcome.out
+    assert "set.yaml:5: no matter here: num_workers\n" in outcome.out
+
+
+def test_a_mistake_in_a_file_of_another_trainer_is_a_configuration_error(fluxtune: Fluxtune, photos: Path) -> None:
+    (photos.parent / "set.toml").write_text("[[datasets]]\n[[datasets.subsets]]\nimage_dir = 5\n")
+    outcome = fluxtune("validate", "set.toml")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.err.startswith("error: set.toml:3: image_dir is 5: wanted text\n")

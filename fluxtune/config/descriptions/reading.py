@@ -1,0 +1,173 @@
+"""Rows that name a file instead of a folder: what it says comes to rows and to a layer below the user's own.
+
+A file is kohya's TOML, ai-toolkit's YAML or JSON, SimpleTuner's JSON, or a TOML of ours with a ``[dataset]``; a folder
+may have one of ours in it. What another trainer's file cannot hold stands in a second one beside it, see ``beside``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fluxtune.config.descriptions import ai_toolkit, kohya, simpletuner
+from fluxtune.config.descriptions.documents import Document, Remark, read_document
+from fluxtune.config.documents import Layer, read_layer
+from fluxtune.config.problems import problems_of
+from fluxtune.errors import ConfigError, FluxtuneError, UsageError
+
+OWN_FILE = "dataset.toml"
+"""In a folder of pictures: settings that belong to it, and its rows if it has more than one."""
+
+ENDINGS = (".toml", ".yaml", ".yml", ".json")
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a file says of a data set.
+
+    Attributes:
+        layer: the settings; its ``dataset.folders`` has absolute paths, or paths relative to its folder.
+        remarks: what of it has no counterpart here.
+    """
+
+    layer: Layer
+    remarks: tuple[Remark, ...] = ()
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows of ``[[dataset.folders]]``."""
+        return self.layer.values["dataset"]["folders"]
+
+
+def beside(file: Path) -> Path:
+    """Where what a file cannot hold stands: ``set.yaml`` -> ``set.fluxtune.toml``."""
+    return file.with_name(f"{file.stem}.fluxtune.toml")
+
+
+def description_at(path: Path, source: str) -> Description | None:
+    """What describes the data set at a path: the file itself, or the one of ours in the folder; None if nothing does.
+
+    Args:
+        source: the path as the user wrote it, for messages.
+
+    Raises:
+        ConfigError: it cannot be read or makes no sense; all problems at once.
+    """
+    if path.is_dir():
+        own = path / OWN_FILE
+        if not own.is_file():
+            return None
+        layer = read_layer(own, str(Path(source) / OWN_FILE))
+        if "dataset" not in layer.values:
+            remark = Remark("note", layer.source, "it is another trainer's: give the file itself to train by it")
+            return Description(Layer(layer.source, {"dataset": {"folders": [{"path": "."}]}}, path), (remark,))
+        return _own(layer)
+    if path.suffix.lower() not in ENDINGS or not path.is_file():
+        return None
+    content = read_document(path, source)
+    if path.suffix.lower() == ".toml" and "dataset" in content.values:
+        return _own(content)
+    return _foreign(path, content)
+
+
+def _own(layer: Layer) -> Description:
+    """Ours: it is a layer as it is, and without rows about its own folder."""
+    if problems := problems_of(layer):
+        raise ConfigError(problems)
+    dataset = {"folders": [{"path": "."}], **layer.values["dataset"]}
+    return Description(replace(layer, values={**layer.values, "dataset": dataset}))
+
+
+def _foreign(file: Path, content: Layer) -> Description:
+    trainer, read = _convention(file, content)
+    document = Document(content, trainer)
+    layer = read(document)
+    problems = document.problems + problems_of(layer)
+    if not problems and not layer.values["dataset"]["folders"]:
+        hint = "docs/datasets.md shows what is read"
+        message = f"no folder of pictures is named in what {trainer} reads"
+        problems = [UsageError(message, where=content.source, hint=hint)]
+    rest = beside(file)
+    if rest.is_file():
+        more = read_layer(rest, str(Path(content.source).with_name(rest.name)))
+        problems += problems_of(more)
+        layer = layer if problems else _completed(layer, more)
+    if problems:
+        raise ConfigError(problems)
+    return Description(layer, tuple(document.remarks))
+
+
+def _convention(file: Path, content: Layer) -> tuple[str, Callable[[Document], Layer]]:
+    """Whose the file is."""
+    if file.suffix.lower() == ".toml":
+        if "datasets" in content.values or "general" in content.values:
+            return kohya.NAME, kohya.read
+        message = "this TOML describes no data set: wanted [[datasets]] as kohya has it, or [dataset] and its folders"
+        raise _refusal(message, content)
+    if file.suffix.lower() == ".json" and "" in content.values:
+        return simpletuner.NAME, simpletuner.read
+    return ai_toolkit.NAME, ai_toolkit.read
+
+
+def _refusal(message: str, content: Layer) -> FluxtuneError:
+    hint = "settings of fluxtune are given with --config; docs/datasets.md shows what is read as a data set"
+    return ConfigError([UsageError(message, where=content.source, hint=hint)])
+
+
+def _completed(layer: Layer, more: Layer) -> Layer:
+    """A layer with what stands beside it: shared settings, and keys of the rows with the same path."""
+    dataset = {**layer.values["dataset"], **more.values.get("dataset", {})}
+    rows = [dict(row) for row in layer.values["dataset"]["folders"]]
+    for addition in more.values.get("dataset", {}).get("folders", []):
+        added = _anchored(addition, more.folder)
+        for row in rows:
+            if Path(added["path"]).resolve() == (layer.folder / row["path"]).resolve():
+                row.update({**added, "path": row["path"]})
+    return replace(layer, values={"dataset": {**dataset, "folders": rows}})
+
+
+def _anchored(row: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A row with the paths that are relative to ``folder`` made whole."""
+    anchored = dict(row)
+    if not row["path"].startswith("nano:"):
+        anchored["path"] = str(folder / row["path"])
+    if "masks" in row and (folder / row["masks"]).is_dir():
+        anchored["masks"] = str(folder / row["masks"])
+    return anchored
+
+
+def spread(layer: Layer, find: Callable[[dict[str, Any]], Description | None]) -> tuple[Layer, list[Description]]:
+    """A layer whose rows that name a description are replaced by what those say, and the descriptions.
+
+    Repeats and weights of a row multiply with those of the rows that it stands for; its other keys replace theirs.
+
+    Raises:
+        ConfigError: a description is wrong, or what they multiply to is out of range.
+    """
+    rows: list[dict[str, Any]] = []
+    descriptions = []
+    problems: list[FluxtuneError] = []
+    for row in layer.values["dataset"]["folders"]:
+        try:
+            description = find(row)
+        except UsageError as error:
+            problems += error.problems if isinstance(error, ConfigError) else [error]
+            continue
+        if description is None:
+            rows.append(row)
+            continue
+        descriptions.append(description)
+        for inner in description.rows:
+            anchored = _anchored(inner, description.layer.folder)
+            one = {**anchored, **row, "path": anchored["path"]}
+            for key in ("repeats", "weight"):
+                if key in row and key in inner:
+                    one[key] = row[key] * inner[key]
+            rows.append(one)
+    dataset = {**layer.values["dataset"], "folders": rows}
+    whole = replace(layer, values={**layer.values, "dataset": dataset})
+    if problems := problems or problems_of(whole):
+        raise ConfigError(problems)
+    return whole, descriptions
