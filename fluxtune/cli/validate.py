@@ -12,7 +12,7 @@ import typer
 from fluxtune.cli.findings import write_mends, write_report
 from fluxtune.cli.options import Base, ConfigFile, Json, Preset, Sets, given, setting_flag
 from fluxtune.cli.render import printable, sink, write_line
-from fluxtune.config.dataset import FolderConfig
+from fluxtune.config.descriptions.reading import folders_of
 from fluxtune.config.layers import Resolved, resolve
 from fluxtune.config.schema import Config
 from fluxtune.environment import quiet_libraries
@@ -90,12 +90,6 @@ def validate(
             where="fluxtune validate",
             hint="fluxtune validate photos",
         )
-    if fix is not None and any(folder.kind != "train" for folder in config.dataset.folders):
-        raise UsageError(
-            "--fix makes one folder of all, and regularization pictures are not to be mixed with the others",
-            where="--fix",
-            hint="repair one folder at a time: fluxtune validate FOLDER --fix DESTINATION",
-        )
     report = _check(resolved, page, fix, as_json)
     if report.count("error"):
         raise typer.Exit(ExitCode.DATA)
@@ -127,7 +121,7 @@ def _check(resolved: Resolved, page: Path | None, fix: Path | None, as_json: boo
             write_data_page(report, page, config.dataset.background, on_event)
             result["page"] = str(page)
         if fix is not None:
-            mends = mend(report, fix, on_event)
+            mends = mend(report, fix, on_event, resolved.described)
             last = validate_data(_on_folder(config, fix), limits, side_multiple, without_findings)
             result |= {"mends": [asdict(each) for each in mends], "mended": last.as_data()}
         if as_json:
@@ -142,5 +136,5 @@ def _check(resolved: Resolved, page: Path | None, fix: Path | None, as_json: boo
 
 
 def _on_folder(config: Config, folder: Path) -> Config:
-    dataset = config.dataset.model_copy(update={"folders": [FolderConfig(path=str(folder))]})
+    dataset = config.dataset.model_copy(update={"folders": folders_of(folder)})
     return config.model_copy(update={"dataset": dataset})

@@ -9,7 +9,7 @@ layers are then merged key by key; a list replaces the list below it. Each value
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,18 @@ EMBEDDED_PREFIX = f"{EMBEDDED}:"
 
 @dataclass(frozen=True)
 class Resolved:
-    """The whole configuration, for each dotted key the place that its value comes from, and what of other trainers'
-    descriptions was not taken over."""
+    """The whole configuration.
+
+    Attributes:
+        origins: for each dotted key the place that its value comes from.
+        remarks: what of other trainers' descriptions of data sets was not taken over.
+        described: settings of ``[dataset]`` that the data sets give themselves.
+    """
 
     config: Config
     origins: dict[str, str]
     remarks: tuple[Remark, ...] = ()
+    described: dict[str, Any] = field(default_factory=dict)
 
 
 def resolve(
@@ -77,9 +83,9 @@ def resolve(
         raise ConfigError(problems)
 
     layers = [*base, *(_demo_layers([*base, *user]) if is_embedded else []), *user]
-    remarks: tuple[Remark, ...] = ()
+    descriptions: list[Description] = []
     if data_sets:
-        layers, remarks = _with_data_sets(layers, below=len(layers) - len(user))
+        layers, descriptions = _with_data_sets(layers, below=len(layers) - len(user))
     merged: dict[str, Any] = {}
     for layer in layers:
         merged = _merge(merged, _anchored(layer.values, "", layer.folder))
@@ -88,7 +94,10 @@ def resolve(
     origins = {key: _origin(layers, rank, key) for key, rank in ranks.items()}
     if problems := list(contradictions(config, origins, ranks)):
         raise ConfigError(problems)
-    return Resolved(config, origins, remarks)
+    remarks = tuple(remark for description in descriptions for remark in description.remarks)
+    described = {key: value for each in descriptions for key, value in each.layer.values["dataset"].items()}
+    described.pop("folders", None)
+    return Resolved(config, origins, remarks, described)
 
 
 def to_toml(config: Config) -> str:
@@ -166,12 +175,12 @@ def _demo_layers(layers: list[Layer]) -> list[Layer]:
     return [read_layer(demo_folder() / "dataset.toml", "dataset.toml", "demo data set ({})")]
 
 
-def _with_data_sets(layers: list[Layer], below: int) -> tuple[list[Layer], tuple[Remark, ...]]:
+def _with_data_sets(layers: list[Layer], below: int) -> tuple[list[Layer], list[Description]]:
     """The layers with what the data sets of the rows that count say of themselves at the place ``below``."""
     absent = object()
     givers = [rank for rank, layer in enumerate(layers) if _get(layer.values, "dataset.folders", absent) is not absent]
     if not givers:
-        return layers, ()
+        return layers, []
     giver = layers[givers[-1]]
     own = (giver.folder / Path(giver.source).name).resolve()
 
@@ -184,8 +193,7 @@ def _with_data_sets(layers: list[Layer], below: int) -> tuple[list[Layer], tuple
 
     spread_out, descriptions = spread(giver, find)
     layers = [*layers[: givers[-1]], spread_out, *layers[givers[-1] + 1 :]]
-    told = tuple(remark for description in descriptions for remark in description.remarks)
-    return [*layers[:below], *(each.layer for each in descriptions), *layers[below:]], told
+    return [*layers[:below], *(each.layer for each in descriptions), *layers[below:]], descriptions
 
 
 def _anchored(value: Any, key: str, folder: Path) -> Any:

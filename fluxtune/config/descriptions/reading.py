@@ -6,11 +6,12 @@ may have one of ours in it. What another trainer's file cannot hold stands in a 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from fluxtune.config.dataset import DatasetConfig, FolderConfig
 from fluxtune.config.descriptions import ai_toolkit, kohya, simpletuner
 from fluxtune.config.descriptions.documents import Document, Remark, read_document
 from fluxtune.config.documents import Layer, read_layer
@@ -28,7 +29,7 @@ class Description:
     """What a file says of a data set.
 
     Attributes:
-        layer: the settings; its ``dataset.folders`` has absolute paths, or paths relative to its folder.
+        layer: the settings.
         remarks: what of it has no counterpart here.
     """
 
@@ -37,8 +38,13 @@ class Description:
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """The rows of ``[[dataset.folders]]``."""
-        return self.layer.values["dataset"]["folders"]
+        """The rows of ``[[dataset.folders]]``, with absolute paths."""
+        return [_anchored(row, self.layer.folder) for row in self.layer.values["dataset"]["folders"]]
+
+    @property
+    def dataset(self) -> DatasetConfig:
+        """The data set by itself: what it does not say is at its default."""
+        return DatasetConfig.model_validate({**self.layer.values["dataset"], "folders": self.rows})
 
 
 def beside(file: Path) -> Path:
@@ -138,6 +144,12 @@ def _anchored(row: dict[str, Any], folder: Path) -> dict[str, Any]:
     return anchored
 
 
+def folders_of(path: Path) -> list[FolderConfig]:
+    """The rows that a folder of pictures comes to: those of its own file, or itself."""
+    description = description_at(path, str(path))
+    return [FolderConfig(path=str(path))] if description is None else description.dataset.folders
+
+
 def spread(layer: Layer, find: Callable[[dict[str, Any]], Description | None]) -> tuple[Layer, list[Description]]:
     """A layer whose rows that name a description are replaced by what those say, and the descriptions.
 
@@ -160,8 +172,7 @@ def spread(layer: Layer, find: Callable[[dict[str, Any]], Description | None]) -
             continue
         descriptions.append(description)
         for inner in description.rows:
-            anchored = _anchored(inner, description.layer.folder)
-            one = {**anchored, **row, "path": anchored["path"]}
+            one = {**inner, **row, "path": inner["path"]}
             for key in ("repeats", "weight"):
                 if key in row and key in inner:
                     one[key] = row[key] * inner[key]
@@ -171,3 +182,22 @@ def spread(layer: Layer, find: Callable[[dict[str, Any]], Description | None]) -
     if problems := problems or problems_of(whole):
         raise ConfigError(problems)
     return whole, descriptions
+
+
+def own_text(shared: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
+    """A data set as a file of ours: shared settings of ``[dataset]``, and rows without what is so by default."""
+    import tomlkit
+
+    return tomlkit.dumps({"dataset": {**shared, "folders": [without_defaults(row) for row in rows]}})
+
+
+def changed(dataset: DatasetConfig) -> dict[str, Any]:
+    """The shared settings that are not at their defaults."""
+    usual = DatasetConfig().model_dump()
+    return {key: value for key, value in dataset.model_dump(exclude={"folders"}).items() if value != usual[key]}
+
+
+def without_defaults(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of ``[[dataset.folders]]`` with the keys alone that it needs."""
+    usual = FolderConfig(path=row["path"]).model_dump()
+    return {key: value for key, value in row.items() if key == "path" or value != usual[key]}
