@@ -213,7 +213,8 @@ def _mend_caption(item: Item, target: Path) -> list[str]:
         write_bytes(target.with_suffix(".txt"), f"{item.caption}\n".encode())
         return [f"caption taken from {Path(item.caption_place or '').name}"]
     try:
-        others = [(other, *_decoded(other.read_bytes())) for other in _captions_beside(item.path)]
+        files = _captions_beside(item.path) if _is_plain(item.folder) else [file]
+        others = [(other, *_decoded(other.read_bytes())) for other in files]
     except OSError as error:
         return [f"caption left out: {(error.strerror or str(error)).lower()}"]
     file, text, encoding = next((each for each in others if each[1]), others[0])

@@ -93,7 +93,7 @@ def export_dataset(
     convention = CONVENTIONS[layout]
     reserved = (convention.file, beside(Path(convention.file)).name, "cache")
     groups = grouped([seen.item for seen in usable], dataset, convention.traits, reserved)
-    size = sum(_size(place) for group in groups for place in group.places)
+    size = sum(_size(place, link) for group in groups for place in group.places)
     require_space(destination, size, "the export")
     digests = {seen.item: seen.look.digest for seen in usable if seen.look is not None}
     with whole_folder(destination) as root:
@@ -145,9 +145,11 @@ def _usable(
     return usable, [seen.item.name for seen in surveyed.seen if id(seen) not in kept]
 
 
-def _size(place: Place) -> int:
+def _size(place: Place, link: bool) -> int:
+    """Bytes that a picture and its mask take; a link takes none."""
+    picture = 0 if link else place.item.path.stat().st_size
     mask = place.item.mask if place.mask is not None else None
-    return place.item.path.stat().st_size + (mask.stat().st_size if mask is not None else 0)
+    return picture + (mask.stat().st_size if mask is not None else 0)
 
 
 def _write_pictures(groups: Sequence[Group], convention: Convention, root: Path, link: bool, on_event: Sink) -> int:

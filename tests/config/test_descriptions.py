@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fluxtune.config.dataset import FolderConfig
+from fluxtune.config.descriptions import ai_toolkit, kohya, simpletuner
 from fluxtune.config.layers import Resolved, resolve
-from fluxtune.errors import ConfigError
+from fluxtune.errors import ConfigError, UsageError
 
 
 @pytest.fixture
@@ -238,6 +242,7 @@ def test_simpletuners_backends_become_rows_whose_repeats_count_the_first_time_to
     assert said(resolved) == {
         "of a caption file with several lines the first counts here, and one by chance there": "6 note",
         "no matter here: cache_dir_vae": "16 note",
+        "these are trained on as they are; the base model's output is kept by training.preservation here": "30 note",
     }
 
 
@@ -284,6 +289,63 @@ def test_what_is_no_description_is_a_configuration_error(
 ) -> None:
     ((seen, told),) = refused(place, name, text)
     assert (seen, told[: len(message)]) == (line, message)
+
+
+ODD = [
+    None,
+    "",
+    "x\0y",
+    "\ud83d",
+    -1,
+    0,
+    10**400,
+    1e308,
+    float("nan"),
+    float("inf"),
+    True,
+    [],
+    {},
+    [{}],
+    [[1]],
+    {"a": 1},
+]
+
+
+def changed_somewhere(value: Any, odd: object) -> Iterator[Any]:
+    """The value with each part of it replaced, one after the other."""
+    yield odd
+    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in list(parts):
+        for other in changed_somewhere(inner, odd):
+            copy = value.copy()
+            copy[key] = other
+            yield copy
+
+
+@pytest.mark.parametrize("odd", ODD, ids=[ascii(odd)[:20] for odd in ODD])
+def test_whatever_stands_in_a_description_it_is_read_or_refused(place: Path, odd: object) -> None:
+    job = {"config": {"process": [{"trigger_word": "z", "train": {"reg_weight": 1}, "datasets": [
+        {"folder_path": "photos", "resolution": [512], "mask_path": "masks", "loss_multiplier": 1.0, "flip_x": True,
+         "caption_ext": "txt", "num_repeats": 2, "mask_min_value": 0.1, "wat": 1}]}]}}  # fmt: skip
+    for whole in (job, SIMPLETUNER):
+        for content in changed_somewhere(whole, odd):
+            with suppress(UsageError):
+                read(place, "set.json", json.dumps(content))
+
+
+def test_a_number_without_end_is_a_configuration_error(place: Path) -> None:
+    ((_, message),) = refused(place, "set.json", f'[{{"repeats": {"9" * 5000}}}]')
+    assert message.startswith("not valid JSON: ")
+
+
+def test_the_page_on_data_sets_has_every_key_that_is_looked_at() -> None:
+    root = Path(__file__).parent.parent.parent
+    page = (root / "docs" / "datasets.md").read_text(encoding="utf-8")
+    for reader, module in (("kohya", kohya), ("ai_toolkit", ai_toolkit), ("simpletuner", simpletuner)):
+        source = (root / "fluxtune" / "config" / "descriptions" / f"{reader}.py").read_text(encoding="utf-8")
+        taken = re.findall(r"""(?:take|tables)\("([a-z_0-9]+)\"""", source)
+        for key in {*taken, *module._OTHERWISE, *module._TECHNICAL}:
+            assert f"`{key}`" in page, f"{key} of {reader}"
 
 
 def test_repeats_and_weight_of_the_row_multiply_with_those_of_the_file(place: Path) -> None:

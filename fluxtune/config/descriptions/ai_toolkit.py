@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from fluxtune.config.descriptions.documents import Document, Table
-from fluxtune.config.descriptions.draft import Draft
+from fluxtune.config.descriptions.draft import Draft, is_side
 from fluxtune.config.documents import Layer
 
 NAME = "ai-toolkit"
@@ -26,6 +26,7 @@ _OTHERWISE = {
     "random_crop": "dataset.crops trains on several crops of each picture",
     "random_scale": "dataset.crops trains on several crops of each picture",
     "flip_y": "pictures are mirrored from left to right alone (dataset.flip)",
+    "prior_reg": "what the base model makes of pictures is kept by training.preservation here",
     "control_path": "pictures to edit from are not read",
 }
 
@@ -70,7 +71,7 @@ def _dataset(dataset: Table, draft: Draft, job_trigger: tuple[str | None, Any], 
         hint = "invert the mask files themselves"
         document.refuse(dataset.where("invert_mask"), "masks are white where is learned; invert_mask is not read", hint)
     masks, is_alpha = dataset.take("mask_path", str), dataset.take("alpha_mask", bool)
-    is_regularization = bool(dataset.take("is_reg", bool)) or bool(dataset.take("prior_reg", bool))
+    is_regularization = bool(dataset.take("is_reg", bool))
     weight = dataset.take("loss_multiplier", int, float)
     if is_regularization and reg_weight is not None:
         weight = (1.0 if weight is None else weight) * reg_weight
@@ -111,7 +112,7 @@ def _resolution(dataset: Table, draft: Draft) -> list[int]:
     if value is None:
         return []
     sides: list[int] = value if isinstance(value, list) else [value]
-    if not sides or not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in sides):
+    if not all(map(is_side, sides)):
         dataset.document.refuse(place, "resolution is neither a number nor a list of them", "resolution: [512, 1024]")
         return []
     return [draft.side(place, side) for side in sides]

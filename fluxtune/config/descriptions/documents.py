@@ -94,12 +94,10 @@ class Table:
         if key not in self.values:
             return self.above.take(key, *kinds) if self.above is not None else None
         value = self.values[key]
-        # For Python, True is a number.
-        fits = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
-        if value is None or fits:
+        if value is None or (isinstance(value, kinds) and _is_sound(value, bool in kinds)):
             return value
         wanted = " or ".join(_WORDS[kind] for kind in kinds)
-        message = f"{key} is {shown(value) if _is_plain(value) else 'a list or a table'}: wanted {wanted}"
+        message = f"{key} is {shown(value) if _is_plain(value) else _WORDS.get(type(value), value)}: wanted {wanted}"
         self.document.refuse((*self.path, key), message, f"see what {self.document.trainer} takes there")
         return None
 
@@ -153,6 +151,19 @@ _WORDS = {
 }
 
 
+def _is_sound(value: object, as_switch: bool) -> bool:
+    """Whether a value of the right type is one: for Python True is a number, and no path has a zero byte in it."""
+    match value:
+        case bool():
+            return as_switch
+        case int() | float():
+            return abs(value) < 2**63
+        case str():
+            return "\0" not in value
+        case _:
+            return True
+
+
 def _is_plain(value: object) -> bool:
     return isinstance(value, str | int | float | bool)
 
@@ -171,14 +182,16 @@ def read_document(file: Path, source: str) -> Layer:
                 return Layer(source, tomli.loads(text), folder, key_lines(text))
             except tomli.TOMLDecodeError as error:
                 raise syntax_error(text, source, str(error)) from error
+            except (ValueError, RecursionError) as error:
+                raise UsageError(f"not valid TOML: {error}", where=source, hint="mend the file") from error
         case ".json":
             try:
                 values = json.loads(text)
             except json.JSONDecodeError as error:
                 message = f"not valid JSON: {error.msg}"
                 raise UsageError(message, where=f"{source}:{error.lineno}", hint="mend this line") from error
-            except RecursionError as error:
-                raise UsageError("not valid JSON: nested too deeply", where=source, hint="mend the file") from error
+            except (ValueError, RecursionError) as error:  # numbers without end, lists within lists without end
+                raise UsageError(f"not valid JSON: {error}", where=source, hint="mend the file") from error
         case _:
             values = _load_yaml(text, source)
     lines = _lines(text)

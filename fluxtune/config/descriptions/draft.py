@@ -11,6 +11,8 @@ from fluxtune.config.documents import Layer
 from fluxtune.config.positions import KeyPath
 
 _SIDES = range(64, 4097)
+_LARGEST = 65536
+"""No picture has more pixels in a row: what is larger is a slip."""
 
 
 class Draft:
@@ -75,6 +77,11 @@ class Draft:
         if width != height:
             self.document.warn(place, f"{width} x {height} becomes the square with as many pixels: buckets keep shapes")
         return self.side(place, round(sqrt(width * height)))
+
+
+def is_side(value: object) -> bool:
+    """Whether a value is a number of pixels."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= _LARGEST
 
 
 def _line(content: Layer, key: KeyPath, place: KeyPath) -> dict[KeyPath, int]:

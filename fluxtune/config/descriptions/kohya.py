@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from fluxtune.config.descriptions.documents import Document, Table
-from fluxtune.config.descriptions.draft import Draft
+from fluxtune.config.descriptions.draft import Draft, is_side
 from fluxtune.config.documents import Layer
 
 NAME = "kohya's trainers"
@@ -103,7 +103,7 @@ def _resolution(subset: Table, draft: Draft) -> list[int]:
     if value is None:
         return []
     sides = value if isinstance(value, list) else [value, value]
-    if len(sides) != 2 or not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in sides):
+    if len(sides) != 2 or not all(map(is_side, sides)):
         subset.document.refuse(place, "resolution is neither a number nor [width, height]", "resolution = 1024")
         return []
     return [draft.square(place, *sides)]

@@ -9,7 +9,7 @@ from math import sqrt
 from typing import Any
 
 from fluxtune.config.descriptions.documents import Document, Table
-from fluxtune.config.descriptions.draft import Draft
+from fluxtune.config.descriptions.draft import Draft, is_side
 from fluxtune.config.documents import Layer
 
 NAME = "SimpleTuner"
@@ -36,7 +36,7 @@ def read(document: Document) -> Layer:
     draft = Draft(document)
     backends = list(Table(document, (), document.content.values).tables(""))
     masks = {
-        backend.values.get("id"): backend
+        str(backend.values.get("id")): backend
         for backend in backends
         if backend.values.get("dataset_type") == "conditioning"
         and backend.values.get("conditioning_type", "mask") == "mask"
@@ -46,14 +46,14 @@ def read(document: Document) -> Layer:
     return draft.layer()
 
 
-def _backend(backend: Table, masks: dict[Any, Table], draft: Draft) -> None:
+def _backend(backend: Table, masks: dict[str, Table], draft: Draft) -> None:
     document = backend.document
     backend.take("id", str)
     kind = backend.take("dataset_type", str) or "image"
     if backend.take("disabled", bool) or backend.take("disable", bool):
         document.note(backend.path, "a disabled data set is left out")
         return
-    if kind in ("text_embeds", "image_embeds", "conditioning_image_embeds") or backend.values.get("id") in masks:
+    if kind in ("text_embeds", "image_embeds", "conditioning_image_embeds") or str(backend.values.get("id")) in masks:
         return
     if kind != "image":
         document.warn(backend.path, f"a data set of {kind} is not read")
@@ -89,11 +89,15 @@ def _backend(backend: Table, masks: dict[Any, Table], draft: Draft) -> None:
 
 
 def _is_regularization(backend: Table) -> bool:
-    british, american = (backend.take(f"is_regulari{letter}ation_data", bool) for letter in "sz")
-    return bool(british or american)
+    for key in ("is_regularisation_data", "is_regularization_data"):
+        if backend.take(key, bool):
+            message = "these are trained on as they are; the base model's output is kept by training.preservation here"
+            backend.document.note(backend.where(key), message)
+            return True
+    return False
 
 
-def _masks(backend: Table, masks: dict[Any, Table]) -> str:
+def _masks(backend: Table, masks: dict[str, Table]) -> str:
     named = backend.take("conditioning_data", str, list)
     for name in [named] if isinstance(named, str) else named or []:
         if isinstance(name, str) and name in masks and (folder := masks[name].take("instance_data_dir", str)):
@@ -104,7 +108,11 @@ def _masks(backend: Table, masks: dict[Any, Table]) -> str:
 
 def _captions(backend: Table) -> dict[str, Any]:
     """What a strategy for captions comes to."""
-    strategy = backend.take("caption_strategy", str) or "textfile"
+    strategy = backend.take("caption_strategy", str)
+    if strategy is None:
+        message = "without a caption_strategy captions are in text files here; there its command line says where"
+        backend.document.warn(backend.path, message)
+        strategy = "textfile"
     prompt = backend.take("instance_prompt", str, list)
     if isinstance(prompt, list):
         backend.warn("instance_prompt", "of several prompts the first is taken")
@@ -144,8 +152,8 @@ def _resolution(backend: Table, draft: Draft) -> list[int]:
     place = backend.where("resolution")
     if value is None:
         return []
-    if value <= 0:
-        backend.document.refuse(place, f"resolution is {value:g}: wanted a number above 0", "resolution: 1024")
+    if not is_side(value):
+        backend.document.refuse(place, "resolution is no number of pixels or megapixels", '"resolution": 1024')
         return []
     if unit == "area":
         return [draft.side(place, sqrt(value * 1e6), multiple=64)]
