@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from itertools import chain, count
 from pathlib import Path
@@ -131,7 +132,9 @@ def train(
         explain(resolved, as_json)
         return
     _require_pictures(resolved.config)
-    file = _run(resolved, run or output or _free_run_folder(resolved.config, preset), run, as_json, accept or [])
+    file = _run(
+        resolved, run or output or _free_run_folder(resolved.config, preset, folder), run, as_json, accept or []
+    )
     if not as_json:
         write_line(sys.stdout, str(file))
 
@@ -209,9 +212,11 @@ def _require_pictures(config: Config) -> None:
         )
 
 
-def _free_run_folder(config: Config, preset: str | None) -> Path:
+def _free_run_folder(config: Config, preset: str | None, folder: str | None = None) -> Path:
     """`runs/NAME`, or the next of `runs/NAME-2`, `runs/NAME-3`... that does not exist."""
     pictures = config.dataset.folders[0].path
+    if folder is not None and Path(folder).is_dir():
+        pictures = os.path.abspath(folder)  # its own description may name others
     is_demo = pictures.startswith(EMBEDDED_PREFIX)
     stem = config.name or (Path(preset or config.model.base).stem if is_demo else Path(pictures).name)
     candidates = chain([stem], (f"{stem}-{number}" for number in count(2)))

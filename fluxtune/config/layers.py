@@ -95,8 +95,7 @@ def resolve(
     if problems := list(contradictions(config, origins, ranks)):
         raise ConfigError(problems)
     remarks = tuple(remark for description in descriptions for remark in description.remarks)
-    described = {key: value for each in descriptions for key, value in each.layer.values["dataset"].items()}
-    described.pop("folders", None)
+    described = {key: value for each in descriptions for key, value in each.shared.items()}
     return Resolved(config, origins, remarks, described)
 
 
@@ -193,7 +192,7 @@ def _with_data_sets(layers: list[Layer], below: int) -> tuple[list[Layer], list[
 
     spread_out, descriptions = spread(giver, find)
     layers = [*layers[: givers[-1]], spread_out, *layers[givers[-1] + 1 :]]
-    return [*layers[:below], *(each.layer for each in descriptions), *layers[below:]], descriptions
+    return [*layers[:below], *(layer for each in descriptions for layer in each.layers), *layers[below:]], descriptions
 
 
 def _anchored(value: Any, key: str, folder: Path) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import ceil, floor, sqrt
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,12 @@ def _kohya(groups: Sequence[Group], dataset: DatasetConfig, root: Path) -> str:
     for side in dataset.resolution:
         for each in filter(None, kinds):
             subsets = [_subset(group, dataset, root) for group in each]
-            datasets.append({"resolution": side, "enable_bucket": dataset.buckets, "subsets": subsets})
+            # Its own bounds are made for 1024 px.
+            bounds = {
+                "min_bucket_reso": floor(side / sqrt(dataset.max_aspect) / 64) * 64 or 64,
+                "max_bucket_reso": ceil(side * sqrt(dataset.max_aspect) / 64) * 64,
+            }
+            datasets.append({"resolution": side, "enable_bucket": dataset.buckets, **bounds, "subsets": subsets})
     return tomlkit.dumps({"datasets": datasets})
 
 

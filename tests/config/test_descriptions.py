@@ -292,6 +292,7 @@ def test_what_is_no_description_is_a_configuration_error(
 
 
 ODD = [
+    "~nobody/photos",
     None,
     "",
     "x\0y",
@@ -393,3 +394,26 @@ def test_what_stands_beside_a_description_completes_it(place: Path) -> None:
 def test_paths_of_another_machine_are_looked_for_beside_the_file(place: Path) -> None:
     resolved = read(place, "set.yaml", "datasets:\n  - folder_path: 'C:\\data\\photos'\n")
     assert resolved.config.dataset.folders[0].path == str(place / "photos")
+
+
+def test_what_stands_beside_a_description_is_about_its_folders_alone(place: Path) -> None:
+    (place / "set.fluxtune.toml").write_text('[[dataset.folders]]\npath = "phots"\nweight = 0.5\n')
+    with pytest.raises(ConfigError) as caught:
+        read(place, "set.toml", KOHYA)
+    (problem,) = caught.value.problems
+    assert problem.where == f"{place / 'set.fluxtune.toml'}:2"
+    assert problem.message == f"phots is no folder of {place / 'set.toml'}"
+
+
+def test_settings_beside_a_description_name_their_own_line(place: Path) -> None:
+    (place / "set.fluxtune.toml").write_text('[dataset]\nclass_word = "dog"\n')
+    resolved = read(place, "set.toml", KOHYA)
+    assert resolved.origins["dataset.class_word"] == f"{place / 'set.fluxtune.toml'}:2"
+    assert resolved.described["class_word"] == "dog"
+
+
+def test_one_folder_may_be_listed_twice_in_two_ways(place: Path) -> None:
+    (place / "set.fluxtune.toml").write_text('[[dataset.folders]]\npath = "photos"\nweight = 0.5\n')
+    each = '[[datasets.subsets]]\nimage_dir = "photos"\ncaption_prefix = "{}"\n'
+    resolved = read(place, "set.toml", "[[datasets]]\n" + each.format("a") + each.format("b"))
+    assert [(row.caption_prefix, row.weight) for row in resolved.config.dataset.folders] == [("a", 0.5), ("b", 0.5)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,7 +73,8 @@ class Document:
 
         A path that is nowhere is looked for beside the file by its last name: an export may have been moved.
         """
-        path = Path(text).expanduser() if text.startswith("~") else Path(text)
+        # Unlike Path.expanduser, this leaves the home folder of a user who does not exist as it is written.
+        path = Path(os.path.expanduser(text))
         beside = self.content.folder / path
         last = self.content.folder / text.rstrip("/\\").replace("\\", "/").rpartition("/")[2]
         return str(next((each for each in (beside, Path.cwd() / path, last) if each.is_dir()), beside))

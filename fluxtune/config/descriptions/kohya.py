@@ -13,13 +13,12 @@ from fluxtune.config.documents import Layer
 
 NAME = "kohya's trainers"
 
-_TECHNICAL = ("batch_size", "cache_info", "debug_dataset", "bucket_reso_steps", "caption_separator",
+_TECHNICAL = ("batch_size", "cache_info", "debug_dataset", "bucket_reso_steps", "min_bucket_reso",
+              "max_bucket_reso", "caption_separator",
               "resize_interpolation", "max_token_length", "skip_cache_check")  # fmt: skip
 
 _OTHERWISE = {
     "bucket_no_upscale": "small pictures are enlarged here; dataset.upscale = false leaves them out",
-    "min_bucket_reso": "buckets go by dataset.max_aspect here",
-    "max_bucket_reso": "buckets go by dataset.max_aspect here",
     "random_crop": "dataset.crops trains on several crops of each picture",
     "face_crop_aug_range": "dataset.crops trains on several crops of each picture",
     "enable_wildcard": "captions are taken as they are; the first line counts",

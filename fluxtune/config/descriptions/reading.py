@@ -6,6 +6,7 @@ may have one of ours in it. What another trainer's file cannot hold stands in a 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,22 +30,25 @@ class Description:
     """What a file says of a data set.
 
     Attributes:
-        layer: the settings.
+        rows: those of ``[[dataset.folders]]``, with absolute paths.
+        layers: its settings; what stands beside it lies above it.
         remarks: what of it has no counterpart here.
     """
 
-    layer: Layer
+    rows: tuple[dict[str, Any], ...]
+    layers: tuple[Layer, ...] = ()
     remarks: tuple[Remark, ...] = ()
 
     @property
-    def rows(self) -> list[dict[str, Any]]:
-        """The rows of ``[[dataset.folders]]``, with absolute paths."""
-        return [_anchored(row, self.layer.folder) for row in self.layer.values["dataset"]["folders"]]
+    def shared(self) -> dict[str, Any]:
+        """The settings of ``[dataset]`` that it gives to all folders."""
+        given = [layer.values.get("dataset", {}) for layer in self.layers]
+        return {key: each[key] for each in given for key in each if key != "folders"}
 
     @property
     def dataset(self) -> DatasetConfig:
         """The data set by itself: what it does not say is at its default."""
-        return DatasetConfig.model_validate({**self.layer.values["dataset"], "folders": self.rows})
+        return DatasetConfig.model_validate({**self.shared, "folders": list(self.rows)})
 
 
 def beside(file: Path) -> Path:
@@ -68,7 +72,7 @@ def description_at(path: Path, source: str) -> Description | None:
         layer = read_layer(own, str(Path(source) / OWN_FILE))
         if "dataset" not in layer.values:
             remark = Remark("note", layer.source, "it is another trainer's: give the file itself to train by it")
-            return Description(Layer(layer.source, {"dataset": {"folders": [{"path": "."}]}}, path), (remark,))
+            return Description(({"path": str(path)},), remarks=(remark,))
         return _own(layer)
     if path.suffix.lower() not in ENDINGS or not path.is_file():
         return None
@@ -82,8 +86,8 @@ def _own(layer: Layer) -> Description:
     """Ours: it is a layer as it is, and without rows about its own folder."""
     if problems := problems_of(layer):
         raise ConfigError(problems)
-    dataset = {"folders": [{"path": "."}], **layer.values["dataset"]}
-    return Description(replace(layer, values={**layer.values, "dataset": dataset}))
+    rows = layer.values["dataset"].get("folders", [{"path": "."}])
+    return Description(tuple(_anchored(row, layer.folder) for row in rows), (layer,))
 
 
 def _foreign(file: Path, content: Layer) -> Description:
@@ -95,14 +99,14 @@ def _foreign(file: Path, content: Layer) -> Description:
         hint = "docs/datasets.md shows what is read"
         message = f"no folder of pictures is named in what {trainer} reads"
         problems = [UsageError(message, where=content.source, hint=hint)]
-    rest = beside(file)
+    layers, rest = [layer], beside(file)
     if rest.is_file():
-        more = read_layer(rest, str(Path(content.source).with_name(rest.name)))
-        problems += problems_of(more)
-        layer = layer if problems else _completed(layer, more)
+        layers.append(read_layer(rest, str(Path(content.source).with_name(rest.name))))
+        problems += problems_of(layers[-1])
     if problems:
         raise ConfigError(problems)
-    return Description(layer, tuple(document.remarks))
+    rows = _completed(layer.values["dataset"]["folders"], layers[1:], content.source)
+    return Description(rows, tuple(layers), tuple(document.remarks))
 
 
 def _convention(file: Path, content: Layer) -> tuple[str, Callable[[Document], Layer]]:
@@ -122,25 +126,37 @@ def _refusal(message: str, content: Layer) -> FluxtuneError:
     return ConfigError([UsageError(message, where=content.source, hint=hint)])
 
 
-def _completed(layer: Layer, more: Layer) -> Layer:
-    """A layer with what stands beside it: shared settings, and keys of the rows with the same path."""
-    dataset = {**layer.values["dataset"], **more.values.get("dataset", {})}
-    rows = [dict(row) for row in layer.values["dataset"]["folders"]]
-    for addition in more.values.get("dataset", {}).get("folders", []):
-        added = _anchored(addition, more.folder)
-        for row in rows:
-            if Path(added["path"]).resolve() == (layer.folder / row["path"]).resolve():
-                row.update({**added, "path": row["path"]})
-    return replace(layer, values={"dataset": {**dataset, "folders": rows}})
+def _completed(rows: list[dict[str, Any]], beside: list[Layer], source: str) -> tuple[dict[str, Any], ...]:
+    """The rows of a description, with what the file beside it says of the same folders.
+
+    Raises:
+        ConfigError: it says something of another folder.
+    """
+    completed = [dict(row) for row in rows]
+    problems: list[FluxtuneError] = []
+    for layer in beside:
+        for index, addition in enumerate(layer.values.get("dataset", {}).get("folders", [])):
+            added = _anchored(addition, layer.folder)
+            place = os.path.realpath(added.pop("path"))
+            meant = [row for row in completed if os.path.realpath(row["path"]) == place]
+            for row in meant:
+                row.update(added)
+            if not meant:
+                where = layer.where(("dataset", "folders", index, "path"))
+                message = f"{addition['path']} is no folder of {source}"
+                problems.append(UsageError(message, where=where, hint="give the path of one, or remove the row"))
+    if problems:
+        raise ConfigError(problems)
+    return tuple(completed)
 
 
 def _anchored(row: dict[str, Any], folder: Path) -> dict[str, Any]:
     """A row with the paths that are relative to ``folder`` made whole."""
     anchored = dict(row)
     if not row["path"].startswith("nano:"):
-        anchored["path"] = str(folder / row["path"])
-    if "masks" in row and (folder / row["masks"]).is_dir():
-        anchored["masks"] = str(folder / row["masks"])
+        anchored["path"] = str(folder / os.path.expanduser(row["path"]))
+    if "masks" in row and (masks := folder / os.path.expanduser(row["masks"])).is_dir():
+        anchored["masks"] = str(masks)
     return anchored
 
 
