@@ -177,6 +177,7 @@ def _backends(group: Group, side: int, dataset: DatasetConfig, root: Path) -> li
         "id": f"{name}-masks",
         "dataset_type": "conditioning",
         "conditioning_type": "mask",
+        "source_dataset_id": name,
         **common,
         "instance_data_dir": str(root / group.masks),
     }
@@ -190,27 +191,27 @@ def _has_masks(group: Group) -> bool:
 
 CONVENTIONS = {
     Layout.FOLDER: Convention(
-        OWN_FILE, Traits(True, True, True, True, True, picture_endings=PICTURES, mask_endings=PICTURES), _own
+        OWN_FILE, Traits(True, True, True, True, True, False, picture_endings=PICTURES, mask_endings=PICTURES), _own
     ),
     Layout.METADATA: Convention(
         OWN_FILE,
-        Traits(True, True, True, True, False, picture_endings=PICTURES, mask_endings=PICTURES),
+        Traits(True, True, True, True, False, False, picture_endings=PICTURES, mask_endings=PICTURES),
         _own,
         has_metadata=True,
     ),
     Layout.KOHYA: Convention(
         "dataset_config.toml",
-        Traits(False, False, True, False, False, picture_endings=_KOHYA_ENDINGS, mask_endings=_KOHYA_ENDINGS),
+        Traits(False, False, True, False, False, False, picture_endings=_KOHYA_ENDINGS, mask_endings=_KOHYA_ENDINGS),
         _kohya,
     ),
     Layout.AI_TOOLKIT: Convention(
         "ai-toolkit.yaml",
-        Traits(True, False, True, True, False, picture_endings=_COMMON_ENDINGS, mask_endings=_COMMON_ENDINGS),
+        Traits(True, False, True, True, False, False, picture_endings=_COMMON_ENDINGS, mask_endings=_COMMON_ENDINGS),
         _ai_toolkit,
     ),
     Layout.SIMPLETUNER: Convention(
         "multidatabackend.json",
-        Traits(False, False, False, False, False, picture_endings=_COMMON_ENDINGS, mask_endings=_COMMON_ENDINGS),
+        Traits(False, False, False, False, False, True, picture_endings=_COMMON_ENDINGS, mask_endings=_COMMON_ENDINGS),
         _simpletuner,
     ),
 }

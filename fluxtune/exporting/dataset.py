@@ -188,10 +188,16 @@ def _linked(source: Path, target: Path) -> bool:
 def _write_mask(place: Place, target: Path) -> None:
     mask = place.item.mask
     assert mask is not None, "a place for a mask is one of a picture that has one"
-    if mask != place.item.path and mask.suffix == target.suffix:
-        write_with(target, partial(shutil.copyfile, mask))
-    else:
+    if _is_recoded(place):
         write_with(target, lambda temporary: read_mask(mask, place.item.path).save(temporary, "PNG"))
+    else:
+        write_with(target, partial(shutil.copyfile, mask))
+
+
+def _is_recoded(place: Place) -> bool:
+    """Whether a mask is written as PNG: it is a picture's transparency, or its file has an ending that is not read."""
+    mask = place.item.mask
+    return mask is None or mask == place.item.path or mask.suffix != Path(place.mask or "").suffix
 
 
 def _described(file: Path) -> Description:
@@ -252,5 +258,8 @@ def _remarks(groups: Sequence[Group], layout: Layout, convention: Convention) ->
     spelled_out = [place.picture for place in places if place.caption != (place.item.caption or "")]
     if spelled_out:
         yield f"[trigger] is written out in the captions of {some_names(spelled_out)}"
+    renamed = [place.mask for place in places if place.mask and traits.whole_mask_names and _is_recoded(place)]
+    if renamed:
+        yield f"{layout.value} wants a mask under the name of its picture: {some_names(renamed)} are PNGs all the same"
     if layout is Layout.KOHYA and any(place.mask for place in places):
         yield "kohya's trainers look at the masks with --masked_loss alone"

@@ -30,6 +30,7 @@ class Traits:
         alpha: it takes a picture's transparency for its mask.
         some_masks: some pictures of a directory may have a mask and others none.
         masks_beside: masks lie beside their pictures.
+        whole_mask_names: a mask has the name of its picture to the ending, whatever it is in.
         picture_endings, mask_endings: what it reads.
     """
 
@@ -38,6 +39,7 @@ class Traits:
     alpha: bool
     some_masks: bool
     masks_beside: bool
+    whole_mask_names: bool
     picture_endings: tuple[str, ...]
     mask_endings: tuple[str, ...]
 
@@ -163,6 +165,7 @@ def _place(item: Item, directory: str, masks: str, taken: set[str], dataset: Dat
     if item.mask is not None and masks != "alpha":
         ending = item.mask.suffix if item.mask != item.path else ".png"
         ending = ending if ending.lower() in traits.mask_endings else ".png"
+        ending = item.path.suffix if traits.whole_mask_names else ending
         mask = f"{directory}/{candidate}{BESIDE}{ending}" if masks == "auto" else f"{masks}/{candidate}{ending}"
     caption = item.caption or ""
     if not traits.trigger and dataset.trigger is not None:

@@ -242,8 +242,15 @@ def test_simpletuners_backends_become_rows_whose_repeats_count_the_first_time_to
     assert said(resolved) == {
         "of a caption file with several lines the first counts here, and one by chance there": "6 note",
         "no matter here: cache_dir_vae": "16 note",
+        "no matter here: cache_dir": "41 note",
         "these are trained on as they are; the base model's output is kept by training.preservation here": "30 note",
     }
+
+
+def test_a_filter_of_captions_is_warned_of(place: Path) -> None:
+    text = {**SIMPLETUNER[3], "caption_filter_list": "filter.txt"}
+    told = said(read(place, "set.json", json.dumps([SIMPLETUNER[2], text])))
+    assert told['caption_filter_list = "filter.txt": captions are taken as they are'] == "1 warning"
 
 
 def test_one_prompt_for_all_is_the_caption_of_every_picture(place: Path) -> None:

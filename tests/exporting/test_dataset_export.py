@@ -154,9 +154,9 @@ def test_every_picture_of_a_masked_folder_has_a_mask_where_the_trainer_wants_tha
     paired = [each for each in backends if "conditioning_data" in each]
     assert paired
     for each in paired:
-        pictures = {file.stem for file in Path(each["instance_data_dir"]).iterdir() if file.suffix != ".txt"}
+        pictures = {file.name for file in Path(each["instance_data_dir"]).iterdir() if file.suffix != ".txt"}
         masks = Path(by_name[each["conditioning_data"]]["instance_data_dir"])
-        assert {file.stem for file in masks.iterdir()} == pictures
+        assert {file.name for file in masks.iterdir()} == pictures
 
 
 def test_what_a_layout_cannot_hold_is_said_and_kept_beside(original: DatasetConfig, tmp_path: Path) -> None:

@@ -54,6 +54,10 @@ def _backend(backend: Table, masks: dict[str, Table], draft: Draft) -> None:
         document.note(backend.path, "a disabled data set is left out")
         return
     if kind in ("text_embeds", "image_embeds", "conditioning_image_embeds") or str(backend.values.get("id")) in masks:
+        backend.warn("caption_filter_list", "captions are taken as they are")
+        backend.taken |= {"type", "instance_data_dir", "conditioning_type", "default"}
+        # Masks go by the settings of their pictures.
+        backend.finish((*_TECHNICAL, "resolution", "resolution_type", "crop", "crop_style", "crop_aspect"))
         return
     if kind != "image":
         document.warn(backend.path, f"a data set of {kind} is not read")
