@@ -35,6 +35,7 @@ class Captions:
         self, folder: FolderConfig, root: Path, files: list[Path], pictures: list[Path], findings: list[Finding]
     ) -> None:
         self._folder = folder
+        self._root = root
         self._findings = findings
         suffixes = {"auto": SUFFIXES, "names": (), "none": ()}.get(folder.captions, (folder.captions.lower(),))
         self.files = captions_by_stem(files, suffixes)
@@ -50,7 +51,7 @@ class Captions:
             caption = self._written(picture, name, self.files.get(stem_of(picture), []), row_of(picture, self._rows))
         meaning = self._named.get(picture.parent)
         if caption.text == "" and folder.default_caption:
-            caption = Caption(tidy(folder.default_caption), None, "default_caption")
+            caption = Caption(tidy(folder.default_caption), None, f"{self._root.absolute().name}/")
         elif caption == Caption("") and meaning is not None:
             caption = Caption(meaning.caption, None, f"{picture.parent.name}/")
         if not caption.text:
