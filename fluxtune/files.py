@@ -11,13 +11,14 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError
 
-from fluxtune.errors import StorageError
+from fluxtune.errors import StorageError, UsageError
 
 
 def write_with(path: Path, write: Callable[[Path], None]) -> None:
@@ -113,6 +114,60 @@ def require_folder(folder: Path) -> None:
         existing = existing.parent
     if not existing.is_dir():
         raise StorageError("this is a file, not a folder", where=str(existing), hint="choose another folder")
+
+
+def require_new_folder(destination: Path, what: str, apart_from: Iterable[Path] = ()) -> None:
+    """Refuse a place for a new folder that is taken, or lies within what is to be left alone.
+
+    Args:
+        what: the new folder, as it reads in the message.
+        apart_from: folders that it may not lie in.
+
+    Raises:
+        UsageError: something is there already, or it would lie within one of those.
+    """
+    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+        raise UsageError("this is there already", where=str(destination), hint="name a folder that does not exist yet")
+    for folder in apart_from:
+        if destination.resolve().is_relative_to(folder.resolve()):
+            raise UsageError(
+                f"{what} would lie within the data set", where=str(destination), hint="name another folder"
+            )
+
+
+@contextmanager
+def whole_folder(destination: Path) -> Iterator[Path]:
+    """A folder under another name, to be filled; it is moved to ``destination`` at the end, whole or not at all.
+
+    Raises:
+        StorageError: it cannot be made; nothing is left behind.
+    """
+    parent = destination.absolute().parent
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        half_made = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", suffix=".partial", dir=parent))
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise StorageError(f"cannot write there: {reason}", where=str(parent), hint="choose another folder") from error
+    try:
+        yield half_made
+        with _storage_errors(destination):
+            half_made.chmod(0o777 & ~_umask())
+            if destination.exists():
+                # It may be a mount or a link, which cannot be replaced.
+                for child in list(half_made.iterdir()):
+                    shutil.move(child, destination / child.name)
+            else:
+                os.replace(half_made, destination)
+    finally:
+        shutil.rmtree(half_made, ignore_errors=True)
+
+
+def _umask() -> int:
+    """What the permissions of new folders lack; the system tells it only while it is set."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
 
 
 def _dump(path: Path, content: bytes) -> None:

@@ -47,7 +47,8 @@ def test_the_table_of_presets_says_what_they_set(tmp_path: Path) -> None:
 
 
 def test_every_command_in_it_is_understood() -> None:
-    found = re.findall(r"(?:^|`)(fluxtune (?:train|validate|caption|sample|presets)[^`\n]*)", README, re.MULTILINE)
+    known = "train|validate|caption|sample|export|presets"
+    found = re.findall(rf"(?:^|`)(fluxtune (?:{known})[^`\n]*)", README, re.MULTILINE)
     found = [command for command in found if "..." not in command]
     assert len(found) >= 6
     commands = get_command(app).commands  # type: ignore[attr-defined]

@@ -31,7 +31,8 @@ def all_pictures(config: Config, on_event: Sink) -> list[Item]:
 
 def caption_file(item: Item) -> Path:
     """Where the caption of a picture stands, or will."""
-    return item.caption_file or item.path.with_suffix(".txt")
+    ending = item.folder.captions if item.folder.captions.startswith(".") else ".txt"
+    return item.caption_file or item.path.with_suffix(ending)
 
 
 def to_caption(items: Sequence[Item], existing: str, on_event: Sink) -> Iterator[Item]:

@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from fluxtune import __version__
+from fluxtune.cli import export
 from fluxtune.cli.caption import caption
 from fluxtune.cli.presets import presets
 from fluxtune.cli.render import report, write_line
@@ -40,6 +41,7 @@ app.command("train")(train)
 app.command("validate")(validate)
 app.command("caption")(caption)
 app.command("sample")(sample)
+app.add_typer(export.app)
 app.command("presets")(presets)
 
 

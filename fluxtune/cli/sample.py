@@ -201,7 +201,13 @@ def _resolve(
     run = next((run for path in loras if (run := _run_around(path))), None)
     lowest = None if run is None else _settings_of(run)
     resolved = resolve(
-        preset=preset, config_file=config_file, flags=flags, sets=sets, working_folder=here, lowest=lowest
+        preset=preset,
+        config_file=config_file,
+        flags=flags,
+        sets=sets,
+        working_folder=here,
+        lowest=lowest,
+        data_sets=False,
     )
     if resolved.origins["model.base"] != "default" or not loras:
         return resolved
@@ -211,7 +217,15 @@ def _resolve(
     if named is None:
         return resolved
     lowest = Layer("--lora", {"model": {"base": named}}, here)
-    return resolve(preset=preset, config_file=config_file, flags=flags, sets=sets, working_folder=here, lowest=lowest)
+    return resolve(
+        preset=preset,
+        config_file=config_file,
+        flags=flags,
+        sets=sets,
+        working_folder=here,
+        lowest=lowest,
+        data_sets=False,
+    )
 
 
 def _settings_of(run: Path) -> Layer:

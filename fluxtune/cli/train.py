@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from itertools import chain, count
 from pathlib import Path
@@ -39,8 +40,9 @@ def train(
     folder: Annotated[
         str | None,
         typer.Argument(
-            metavar="FOLDER",
-            help="Folder of pictures with .txt captions beside them; --preset nano has a demo set of its own.",
+            metavar="FOLDER|FILE",
+            help="Folder of pictures with .txt captions beside them, or a file of kohya's trainers, ai-toolkit or "
+            "SimpleTuner that describes a data set; --preset nano has a demo set of its own.",
             show_default=False,
         ),
     ] = None,
@@ -130,7 +132,9 @@ def train(
         explain(resolved, as_json)
         return
     _require_pictures(resolved.config)
-    file = _run(resolved, run or output or _free_run_folder(resolved.config, preset), run, as_json, accept or [])
+    file = _run(
+        resolved, run or output or _free_run_folder(resolved.config, preset, folder), run, as_json, accept or []
+    )
     if not as_json:
         write_line(sys.stdout, str(file))
 
@@ -138,8 +142,11 @@ def train(
 def _run(resolved: Resolved, output: Path, resume: Path | None, as_json: bool, accept: list[Refusal]) -> Path:
     with sink(as_json) as on_event, stop_requests() as should_stop:
         quiet_libraries()
+        from fluxtune.dataset.findings import found_in_description
         from fluxtune.training.run import train as train_run
 
+        for finding in map(found_in_description, resolved.remarks):
+            on_event(finding)
         result = train_run(
             resolved.config,
             output=output,
@@ -161,7 +168,8 @@ def _resolve_again(run: Path, flags: dict[str, tuple[str, object]], sets: list[s
             where=str(run),
             hint="give the folder that `fluxtune train` made, or --resume latest",
         )
-    resolved = resolve(preset=None, config_file=file, flags=flags, sets=sets, working_folder=Path.cwd())
+    here = Path.cwd()
+    resolved = resolve(preset=None, config_file=file, flags=flags, sets=sets, working_folder=here, data_sets=False)
     first = _first_origins(run / "origins.json")
     origins = {
         key: origin if origin.startswith("--") else first.get(key, origin) for key, origin in resolved.origins.items()
@@ -204,9 +212,11 @@ def _require_pictures(config: Config) -> None:
         )
 
 
-def _free_run_folder(config: Config, preset: str | None) -> Path:
+def _free_run_folder(config: Config, preset: str | None, folder: str | None = None) -> Path:
     """`runs/NAME`, or the next of `runs/NAME-2`, `runs/NAME-3`... that does not exist."""
     pictures = config.dataset.folders[0].path
+    if folder is not None and Path(folder).is_dir():
+        pictures = os.path.abspath(folder)  # its own description may name others
     is_demo = pictures.startswith(EMBEDDED_PREFIX)
     stem = config.name or (Path(preset or config.model.base).stem if is_demo else Path(pictures).name)
     candidates = chain([stem], (f"{stem}-{number}" for number in count(2)))

@@ -12,8 +12,8 @@ import typer
 from fluxtune.cli.findings import write_mends, write_report
 from fluxtune.cli.options import Base, ConfigFile, Json, Preset, Sets, given, setting_flag
 from fluxtune.cli.render import printable, sink, write_line
-from fluxtune.config.dataset import FolderConfig
-from fluxtune.config.layers import resolve
+from fluxtune.config.descriptions.reading import folders_of
+from fluxtune.config.layers import Resolved, resolve
 from fluxtune.config.schema import Config
 from fluxtune.environment import quiet_libraries
 from fluxtune.errors import ExitCode, UsageError
@@ -26,7 +26,12 @@ if TYPE_CHECKING:
 def validate(
     folders: Annotated[
         list[str] | None,
-        typer.Argument(metavar="FOLDER...", help="Folders of pictures with captions beside them.", show_default=False),
+        typer.Argument(
+            metavar="FOLDER|FILE...",
+            help="Folders of pictures with captions beside them, or files of kohya's trainers, ai-toolkit or "
+            "SimpleTuner that describe data sets.",
+            show_default=False,
+        ),
     ] = None,
     preset: Preset = None,
     config_file: ConfigFile = None,
@@ -63,6 +68,7 @@ def validate(
     Examples:
       fluxtune validate photos
       fluxtune validate photos --preset 24gb --trigger zorvex
+      fluxtune validate dataset_config.toml
       fluxtune validate photos --report photos.html
       fluxtune validate photos --fix photos-mended
       fluxtune validate photos --strict --json > report.jsonl
@@ -76,32 +82,26 @@ def validate(
     )
     if folders:
         flags["dataset.folders"] = ("FOLDER", [{"path": folder} for folder in folders])
-    config = resolve(
-        preset=preset, config_file=config_file, flags=flags, sets=sets or [], working_folder=Path.cwd()
-    ).config
+    resolved = resolve(preset=preset, config_file=config_file, flags=flags, sets=sets or [], working_folder=Path.cwd())
+    config = resolved.config
     if not config.dataset.folders:
         raise UsageError(
             "no pictures to check: wanted a FOLDER, or [[dataset.folders]] in your settings",
             where="fluxtune validate",
             hint="fluxtune validate photos",
         )
-    if fix is not None and any(folder.kind != "train" for folder in config.dataset.folders):
-        raise UsageError(
-            "--fix makes one folder of all, and regularization pictures are not to be mixed with the others",
-            where="--fix",
-            hint="repair one folder at a time: fluxtune validate FOLDER --fix DESTINATION",
-        )
-    report = _check(config, page, fix, as_json)
+    report = _check(resolved, page, fix, as_json)
     if report.count("error"):
         raise typer.Exit(ExitCode.DATA)
     if strict and report.count("warning"):
         raise typer.Exit(ExitCode.STRICT)
 
 
-def _check(config: Config, page: Path | None, fix: Path | None, as_json: bool) -> Report:
+def _check(resolved: Resolved, page: Path | None, fix: Path | None, as_json: bool) -> Report:
     """Checks the data, shows what was found, and returns the report; with ``fix`` that of the repaired copy."""
     with sink(as_json) as on_event:
         quiet_libraries()
+        from fluxtune.dataset.findings import found_in_description
         from fluxtune.dataset.mending import mend
         from fluxtune.dataset.validation import validate as validate_data
         from fluxtune.report.data_page import write_data_page
@@ -111,15 +111,17 @@ def _check(config: Config, page: Path | None, fix: Path | None, as_json: bool) -
             if not isinstance(event, Finding):
                 on_event(event)
 
+        config = resolved.config
         limits, side_multiple = limits_at_hand(config.model)
+        told = [found_in_description(remark) for remark in resolved.remarks]
         # People get the findings sorted, at the end.
-        report = validate_data(config, limits, side_multiple, on_event if as_json else without_findings)
+        report = validate_data(config, limits, side_multiple, on_event if as_json else without_findings, told)
         result, mends, last = report.as_data(), [], report
         if page is not None:
             write_data_page(report, page, config.dataset.background, on_event)
             result["page"] = str(page)
         if fix is not None:
-            mends = mend(report, fix, on_event)
+            mends = mend(report, fix, on_event, resolved.described)
             last = validate_data(_on_folder(config, fix), limits, side_multiple, without_findings)
             result |= {"mends": [asdict(each) for each in mends], "mended": last.as_data()}
         if as_json:
@@ -134,5 +136,5 @@ def _check(config: Config, page: Path | None, fix: Path | None, as_json: bool) -
 
 
 def _on_folder(config: Config, folder: Path) -> Config:
-    dataset = config.dataset.model_copy(update={"folders": [FolderConfig(path=str(folder))]})
+    dataset = config.dataset.model_copy(update={"folders": folders_of(folder)})
     return config.model_copy(update={"dataset": dataset})

@@ -15,7 +15,8 @@ class FolderConfig(Section):
     """One ``[[dataset.folders]]`` row."""
 
     path: str = setting(
-        help="Folder of pictures with .txt captions beside them, or nano:demo for the demo set.",
+        help="Folder of pictures with .txt captions beside them, nano:demo for the demo set, or a file that describes "
+        "a data set: kohya's TOML, ai-toolkit's YAML, SimpleTuner's JSON.",
         path="path",
         min_length=1,
     )
@@ -32,6 +33,23 @@ class FolderConfig(Section):
         "transparency, none no mask; or a folder with masks of the same names.",
         path="path or id",
         min_length=1,
+    )
+    captions: str = setting(
+        "auto",
+        "Where the captions are: auto takes .txt and .caption files beside the pictures and metadata files; an ending "
+        "such as .txt takes files with that one alone; names takes the pictures' names; none takes nothing.",
+        form='"auto", "names", "none" or the ending of caption files, such as ".txt"',
+        pattern=r"^(auto|names|none|\.[A-Za-z0-9_.-]+)$",
+    )
+    default_caption: str = setting("", "Caption of the pictures that have none.")
+    caption_prefix: str = setting("", "What is put in front of each caption of this folder, with a space between.")
+    caption_suffix: str = setting("", "What is put behind each caption of this folder, with a space between.")
+    caption_lines: Literal["all", "first"] = setting(
+        "all", "What counts of a caption file with several lines: all of them, joined, or the first."
+    )
+    nested: bool = setting(True, "Read the folders within this one, too.")
+    folder_names: bool = setting(
+        True, 'Take the name of a folder for what it means to kohya\'s trainers: "10_zorvex dog".'
     )
 
 

@@ -56,11 +56,11 @@ def read_layer(file: Path, source: str, label: str = "{}") -> Layer:
     Raises:
         UsageError: the file cannot be read or is not TOML; ``where`` has the line.
     """
-    text = _read(file, source)
+    text = read_text(file, source)
     try:
         values = tomli.loads(text)
     except tomli.TOMLDecodeError as error:
-        raise _syntax_error(text, source, str(error)) from error
+        raise syntax_error(text, source, str(error)) from error
     return Layer(source, values, file.absolute().parent, key_lines(text), label)
 
 
@@ -86,7 +86,12 @@ def parse_key(text: str) -> list[str] | None:
     return parts if parsed == 0 else None
 
 
-def _read(file: Path, source: str) -> str:
+def read_text(file: Path, source: str) -> str:
+    """The text of a file of settings, with plain line ends, the last of them there.
+
+    Raises:
+        UsageError: it cannot be read, or is no UTF-8; ``where`` has the line.
+    """
     try:
         content = file.read_bytes()
     except OSError as error:
@@ -105,7 +110,8 @@ def _read(file: Path, source: str) -> str:
     return text if text.endswith("\n") else f"{text}\n"
 
 
-def _syntax_error(text: str, source: str, message: str) -> UsageError:
+def syntax_error(text: str, source: str, message: str) -> UsageError:
+    """What a TOML parser says of ``text``, in plain words and with its line."""
     reason, _, place = message.partition(" (at ")
     lines = text.split("\n")
     if number := re.search(r"line (\d+)", place):

@@ -9,12 +9,14 @@ layers are then merged key by key; a list replaces the list below it. Each value
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fluxtune.config import presets
 from fluxtune.config.checks import contradictions
+from fluxtune.config.descriptions.documents import Remark
+from fluxtune.config.descriptions.reading import OWN_FILE, Description, description_at, spread
 from fluxtune.config.documents import Layer, parse_key, parse_value, read_layer
 from fluxtune.config.problems import problems_of
 from fluxtune.config.schema import Config
@@ -28,10 +30,18 @@ EMBEDDED_PREFIX = f"{EMBEDDED}:"
 
 @dataclass(frozen=True)
 class Resolved:
-    """The whole configuration, and for each dotted key the place that its value comes from."""
+    """The whole configuration.
+
+    Attributes:
+        origins: for each dotted key the place that its value comes from.
+        remarks: what of other trainers' descriptions of data sets was not taken over.
+        described: settings of ``[dataset]`` that the data sets give themselves.
+    """
 
     config: Config
     origins: dict[str, str]
+    remarks: tuple[Remark, ...] = ()
+    described: dict[str, Any] = field(default_factory=dict)
 
 
 def resolve(
@@ -42,6 +52,7 @@ def resolve(
     sets: list[str],
     working_folder: Path,
     lowest: Layer | None = None,
+    data_sets: bool = True,
 ) -> Resolved:
     """Read all layers, check them and merge them.
 
@@ -52,6 +63,7 @@ def resolve(
         sets: values of ``--set``, each ``section.key=value``.
         working_folder: what relative paths on the command line are relative to.
         lowest: a layer below the preset, for instance of the run that made a LoRA.
+        data_sets: read what the data sets say of themselves; not for the settings of a run, which have it already.
 
     Raises:
         ConfigError: with every mistake of every layer.
@@ -71,6 +83,9 @@ def resolve(
         raise ConfigError(problems)
 
     layers = [*base, *(_demo_layers([*base, *user]) if is_embedded else []), *user]
+    descriptions: list[Description] = []
+    if data_sets:
+        layers, descriptions = _with_data_sets(layers, below=len(layers) - len(user))
     merged: dict[str, Any] = {}
     for layer in layers:
         merged = _merge(merged, _anchored(layer.values, "", layer.folder))
@@ -79,7 +94,9 @@ def resolve(
     origins = {key: _origin(layers, rank, key) for key, rank in ranks.items()}
     if problems := list(contradictions(config, origins, ranks)):
         raise ConfigError(problems)
-    return Resolved(config, origins)
+    remarks = tuple(remark for description in descriptions for remark in description.remarks)
+    described = {key: value for each in descriptions for key, value in each.shared.items()}
+    return Resolved(config, origins, remarks, described)
 
 
 def to_toml(config: Config) -> str:
@@ -155,6 +172,27 @@ def _demo_layers(layers: list[Layer]) -> list[Layer]:
     from fluxtune.nano import demo_folder
 
     return [read_layer(demo_folder() / "dataset.toml", "dataset.toml", "demo data set ({})")]
+
+
+def _with_data_sets(layers: list[Layer], below: int) -> tuple[list[Layer], list[Description]]:
+    """The layers with what the data sets of the rows that count say of themselves at the place ``below``."""
+    absent = object()
+    givers = [rank for rank, layer in enumerate(layers) if _get(layer.values, "dataset.folders", absent) is not absent]
+    if not givers:
+        return layers, []
+    giver = layers[givers[-1]]
+    own = (giver.folder / Path(giver.source).name).resolve()
+
+    def find(row: dict[str, Any]) -> Description | None:
+        path = _anchored(row["path"], "dataset.folders.path", giver.folder)
+        # The settings that the rows stand in may be those of the data set's own folder.
+        if path.startswith(EMBEDDED_PREFIX) or (Path(path) / OWN_FILE).resolve() == own:
+            return None
+        return description_at(Path(path), row["path"])
+
+    spread_out, descriptions = spread(giver, find)
+    layers = [*layers[: givers[-1]], spread_out, *layers[givers[-1] + 1 :]]
+    return [*layers[:below], *(layer for each in descriptions for layer in each.layers), *layers[below:]], descriptions
 
 
 def _anchored(value: Any, key: str, folder: Path) -> Any:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from fluxtune.dataset.captions import has_trigger, tidy
+from fluxtune.dataset.captions import PLACEHOLDER, has_trigger, tidy
 from fluxtune.dataset.findings import found
 from fluxtune.dataset.folder import Item, is_subject
 from fluxtune.events import Finding
@@ -70,6 +70,9 @@ def check_captions(
     written = [item for item in readable if item.caption]
     if trigger is not None:
         yield from _check_trigger([item for item in written if is_subject(item)], tidy(trigger))
+    for item in written if trigger is None else ():
+        if PLACEHOLDER in (item.caption or ""):
+            yield _one(item, "no-trigger", f"{PLACEHOLDER} stands in it, but dataset.trigger is unset")
     yield from _check_sameness(written)
     for limit in limits:
         yield from _check_length(written, limit)

@@ -21,17 +21,25 @@ def stem_of(file: Path) -> str:
     return unicodedata.normalize("NFC", str(file.with_suffix("")))
 
 
-def captions_by_stem(files: Iterable[Path]) -> dict[str, list[Path]]:
-    """The caption files among ``files``, grouped by ``stem_of``."""
+PLACEHOLDER = "[trigger]"
+"""What stands for the trigger word in captions that were written for ai-toolkit."""
+
+
+def captions_by_stem(files: Iterable[Path], suffixes: Iterable[str] = SUFFIXES) -> dict[str, list[Path]]:
+    """The caption files among ``files``, by their endings (in lower case), grouped by ``stem_of``."""
+    wanted = tuple(suffixes)
     found: dict[str, list[Path]] = defaultdict(list)
     for file in files:
-        if file.suffix.lower() in SUFFIXES:
+        if file.suffix.lower() in wanted:
             found[stem_of(file)].append(file)
     return found
 
 
-def read_caption(file: Path) -> str:
+def read_caption(file: Path, first_line: bool = False) -> str:
     """A caption as one line of NFC text with single spaces; empty where the file is.
+
+    Args:
+        first_line: what follows the first line with words on it does not count.
 
     Raises:
         DataError: unreadable, or not UTF-8 text (with or without a byte order mark); the byte is named.
@@ -54,7 +62,7 @@ def read_caption(file: Path) -> str:
         position = error.start + len(content) - len(error.object)
         message = f"the caption is not UTF-8: byte 0x{error.object[error.start]:02x} at position {position}"
         raise DataError(message, where=str(file), hint=mend, check="bad-caption") from error
-    return tidy(text)
+    return tidy(next((line for line in text.split("\n") if line.strip()), "") if first_line else text)
 
 
 def tidy(text: str) -> str:
@@ -63,12 +71,13 @@ def tidy(text: str) -> str:
 
 
 def has_trigger(caption: str, trigger: str) -> bool:
-    """Whether the trigger is in the caption as a whole word, in the same case."""
-    return _whole_word(trigger).search(caption) is not None
+    """Whether the trigger is in the caption as a whole word, in the same case, or its placeholder."""
+    return PLACEHOLDER in caption or _whole_word(trigger).search(caption) is not None
 
 
 def with_trigger(caption: str, trigger: str) -> str:
-    """The caption with the trigger in front, or as it is where the trigger is already in it."""
+    """The caption with the trigger for its placeholder or in front, or as it is where the trigger is already in it."""
+    caption = caption.replace(PLACEHOLDER, tidy(trigger))
     if has_trigger(caption, trigger):
         return caption
     return f"{tidy(trigger)}, {caption}" if caption else tidy(trigger)

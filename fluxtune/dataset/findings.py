@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from fluxtune.config.descriptions.documents import Remark
 from fluxtune.errors import DataError, some_names
 from fluxtune.events import Finding, Warning
 
@@ -116,12 +117,20 @@ CHECKS: dict[str, Check] = {
     "lone-bucket": Check(
         "warning", "picture", "alone in its bucket", "it makes a batch of one: crop it to the shape of the others"
     ),
+    "no-counterpart": Check(
+        "warning",
+        "key",
+        "of another trainer that has no counterpart here",
+        "see docs/datasets.md",
+    ),
     "few-pictures": Check("warning", "data set", "with few pictures"),
     "many-pictures": Check("warning", "data set", "with many pictures"),
     # What is good to know.
     "buckets": Check("note", "bucket", "in use"),
     "resolutions": Check("note", "size", "of pictures"),
     "named-folder": Check("note", "folder", "with repeats and a caption in its name"),
+    "unread-folder": Check("note", "folder", "with folders in it that are not read"),
+    "other-keys": Check("note", "key", "of another trainer that says how it works, not what is learned"),
     "epoch": Check("note", "epoch", "in steps"),
     "suggestion": Check("note", "suggestion", "for steps and repeats"),
 }
@@ -144,6 +153,11 @@ def found(
 def found_in(error: DataError, picture: str | None = None) -> Finding:
     """The finding that an error is."""
     return found(error.check, error.message, where=error.where, picture=picture, hint=error.hint)
+
+
+def found_in_description(remark: Remark) -> Finding:
+    """The finding that a remark on another trainer's description is."""
+    return found("no-counterpart" if remark.severity == "warning" else "other-keys", remark.message, where=remark.where)
 
 
 def by_check(findings: Iterable[Finding]) -> dict[str, list[Finding]]:

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fluxtune.config.dataset import FolderConfig
-from fluxtune.dataset.captions import captions_by_stem, read_caption, stem_of
-from fluxtune.dataset.findings import found, found_in
-from fluxtune.dataset.layouts import KohyaFolder, Row, kohya_folder, metadata_rows, row_of
+from fluxtune.dataset.captions import stem_of
+from fluxtune.dataset.findings import found
 from fluxtune.dataset.masks import Masks
-from fluxtune.errors import DataError, some_names
+from fluxtune.dataset.sources import Captions
+from fluxtune.errors import some_names
 from fluxtune.events import Finding
 
 _RUN_MARKS = {"run.json", "config.toml"}
@@ -111,11 +111,11 @@ def _list(folder: FolderConfig, prefix: str, findings: list[Finding]) -> list[It
         seen = "this is a file, not a folder" if os.path.exists(root) else "there is no such folder"
         findings.append(found("no-folder", seen, where=str(root), hint="check the path"))
         return []
-    files = _files_below(root, findings)
+    files = _files_below(root, folder.nested, findings)
     masks = Masks(folder, files, findings)
     # A captioner that went through the folder has captioned the masks, too.
-    captions = captions_by_stem(file for file in files if not masks.is_mask(file))
-    pictures = [file for file in files if file.suffix.lower() in PICTURES and not masks.is_mask(file)]
+    unmasked = [file for file in files if not masks.is_mask(file)]
+    pictures = [file for file in unmasked if file.suffix.lower() in PICTURES]
     for file in files:
         if file.suffix.lower() in OTHER_PICTURES:
             message = f"{file.suffix.lower()} files are not read: the picture is left out"
@@ -123,45 +123,20 @@ def _list(folder: FolderConfig, prefix: str, findings: list[Finding]) -> list[It
     if not pictures:
         hint = f"put pictures there ({' '.join(PICTURES)})"
         findings.append(found("no-pictures", "there are no pictures in this folder", where=str(root), hint=hint))
-    findings += _of_shared_and_stray_captions(root, prefix, pictures, captions)
-    rows = metadata_rows(files, findings)
-    named = _named_folders(root, pictures, findings)
+    captions = Captions(folder, root, unmasked, pictures, findings)
+    findings += _of_shared_and_stray_captions(root, prefix, pictures, captions.files)
     items = []
     for picture in pictures:
         name = prefix + _name(picture, root)
-        meaning = named.get(picture.parent)
-        caption = _caption(picture, name, captions.get(stem_of(picture), []), row_of(picture, rows), findings)
-        if caption == _NO_CAPTION and meaning is not None:
-            caption = _Caption(meaning.caption, None, f"{picture.parent.name}/")
-        repeats = folder.repeats * (meaning.repeats if meaning else 1)
-        mask = masks.of(picture, root)
+        caption = captions.of(picture, name)
+        repeats, mask = captions.repeats(picture), masks.of(picture, root)
         items.append(Item(picture, name, caption.text, caption.file, caption.place, repeats, folder, mask))
     findings += masks.without_a_picture()
     return items
 
 
-def _named_folders(root: Path, pictures: list[Path], findings: list[Finding]) -> dict[Path, KohyaFolder]:
-    """Folder of pictures -> what its name says, or the nearest name above it within the data set."""
-    named: dict[Path, KohyaFolder] = {}
-    told: set[Path] = set()
-    for parent in dict.fromkeys(picture.parent for picture in pictures):
-        above = [folder for folder in (parent, *parent.parents) if folder.is_relative_to(root)]
-        for folder in above:
-            if (meaning := kohya_folder(folder.name)) is None:
-                continue
-            named[parent] = meaning
-            if folder not in told:
-                told.add(folder)
-                message = (
-                    f"its pictures are seen {meaning.repeats} times; {meaning.caption!r} where there is no caption"
-                )
-                findings.append(found("named-folder", message, where=str(folder)))
-            break
-    return named
-
-
-def _files_below(root: Path, findings: list[Finding]) -> list[Path]:
-    """All files that are not hidden, nested folders included (links are followed once), in natural order.
+def _files_below(root: Path, nested: bool, findings: list[Finding]) -> list[Path]:
+    """All files that are not hidden, in natural order; those of ``nested`` folders, too (links are followed once).
 
     Folders of runs are passed over: their previews and checkpoints are no data.
     """
@@ -178,6 +153,10 @@ def _files_below(root: Path, findings: list[Finding]) -> list[Path]:
         real = {name: os.path.realpath(Path(parent, name)) for name in folders if not name.startswith(".")}
         folders[:] = sorted(name for name, target in real.items() if target not in visited)
         visited.update(real.values())
+        if folders and not nested:
+            message = f"the folders within it are not read: {some_names(folders)}"
+            findings.append(found("unread-folder", message, where=str(root)))
+            folders.clear()
         if set(names) >= _RUN_MARKS:
             folders.clear()
             continue
@@ -223,35 +202,3 @@ def _of_shared_and_stray_captions(
 def _is_caption(file: Path) -> bool:
     """Texts about the whole folder are no captions that lost their picture."""
     return file.stem.casefold() not in {"readme", "license", "licence", "notes", "requirements", "robots"}
-
-
-@dataclass(frozen=True)
-class _Caption:
-    """The caption of a picture: its text as in ``Item``, its own file and its place, if any."""
-
-    text: str | None
-    file: Path | None
-    place: str | None
-
-
-_NO_CAPTION = _Caption("", None, None)
-
-
-def _caption(picture: Path, name: str, files: list[Path], row: Row | None, findings: list[Finding]) -> _Caption:
-    """From the text file beside the picture or from a metadata file; from both only if they say the same."""
-    if len(files) > 1:
-        message = f"the picture has {len(files)} captions: {some_names(file.name for file in files)}"
-        findings.append(found("two-captions", message, where=str(picture), picture=name))
-        return _Caption(None, files[0], str(files[0]))
-    if not files:
-        return _NO_CAPTION if row is None else _Caption(row.caption, None, row.place)
-    try:
-        text = read_caption(files[0])
-    except DataError as error:
-        findings.append(found_in(error, name))
-        return _Caption(None, files[0], str(files[0]))
-    if row is not None and row.caption != text:
-        message = f"the captions in {files[0].name} and at {row.place} differ"
-        findings.append(found("two-captions", message, where=str(picture), picture=name))
-        return _Caption(None, files[0], str(files[0]))
-    return _Caption(text, files[0], str(files[0]))

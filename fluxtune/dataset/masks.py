@@ -37,6 +37,8 @@ class Masks:
         self._apart: dict[str, Path] = {}
         self._used: set[Path] = set()
         self._root: str | None = None
+        self._flat = False
+        self._files = {stem_of(file) for file in files}
         if self._how == "auto":
             self._beside = {stem_of(file): file for file in files if self.is_mask(file) and _is_picture(file)}
         elif self._how not in ("alpha", "none"):
@@ -48,6 +50,7 @@ class Masks:
             else:
                 masks = [file for file in sorted(root.rglob("*")) if _is_picture(file)]
                 self._apart = {stem_of(file.relative_to(root)): file for file in masks}
+                self._flat = all(file.parent == root for file in masks)
                 self._root = os.path.realpath(root)
 
     def is_mask(self, file: Path) -> bool:
@@ -62,6 +65,9 @@ class Masks:
         if self._how == "alpha":
             return picture
         mask = self._beside.get(stem_of(picture) + BESIDE) or self._apart.get(stem_of(picture.relative_to(root)))
+        if mask is None and self._flat and stem_of(root / picture.name) not in self._files:
+            # Masks that lie in one folder belong to pictures in nested ones by name, as ai-toolkit has it.
+            mask = self._apart.get(stem_of(Path(picture.name)))
         if mask is not None:
             self._used.add(mask)
         return mask

@@ -7,24 +7,27 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
+from fluxtune.config.dataset import FolderConfig
+from fluxtune.config.descriptions.reading import OWN_FILE, own_text, without_defaults
 from fluxtune.dataset.captions import SUFFIXES, stem_of, tidy
-from fluxtune.dataset.folder import Item
+from fluxtune.dataset.folder import Item, folder_path
 from fluxtune.dataset.images import read_mask, read_with_alpha
+from fluxtune.dataset.layouts import kohya_folder
 from fluxtune.dataset.masks import BESIDE
 from fluxtune.dataset.picture_checks import EXTENSIONS
 from fluxtune.dataset.survey import Look, Seen
 from fluxtune.dataset.validation import Report
-from fluxtune.errors import StorageError, UsageError
 from fluxtune.events import Progress, Sink
-from fluxtune.files import require_space, write_bytes, write_with
+from fluxtune.files import require_new_folder, require_space, whole_folder, write_bytes, write_text, write_with
 
 SET_ASIDE = ".set-aside"
 """Folder in the copy for what does not belong to it any more; hidden, so that no trainer reads it."""
@@ -47,11 +50,17 @@ class Mend:
     done: tuple[str, ...]
 
 
-def mend(report: Report, destination: Path, on_event: Sink) -> list[Mend]:
+def mend(
+    report: Report, destination: Path, on_event: Sink, shared: Mapping[str, Any] = MappingProxyType({})
+) -> list[Mend]:
     """Write a repaired copy of the data set of a report.
 
     Pictures that need nothing are copied as they are; turned, printed, 16-bit and wide-gamut ones become PNGs in
-    upright 8-bit sRGB, with their transparency; what cannot be read and what is there twice is set aside.
+    upright 8-bit sRGB, with their transparency; what cannot be read and what is there twice is set aside. Several
+    folders stay apart in it, and what their rows say of repeats, weight and kind comes along in a ``dataset.toml``.
+
+    Args:
+        shared: settings of ``[dataset]`` that belong to the data set, and go there, too.
 
     Returns:
         What was done, one row for each file that did not stay as it was.
@@ -60,35 +69,45 @@ def mend(report: Report, destination: Path, on_event: Sink) -> list[Mend]:
         UsageError: the destination is there already, or lies within the data set.
         StorageError: it cannot be written; nothing is left behind.
     """
-    _require_free(destination, report.folders)
+    require_new_folder(destination, "the repaired copy", map(Path, report.folders))
     size = sum(seen.item.path.stat().st_size for seen in report.survey.seen if seen.item.path.exists())
     require_space(destination, 2 * size, "the repaired copy")
-    parent = destination.absolute().parent
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        half_made = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", suffix=".partial", dir=parent))
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise StorageError(f"cannot write there: {reason}", where=str(parent), hint="choose another folder") from error
-    try:
-        mends = list(_mend_all(report, half_made, on_event))
-        half_made.chmod(0o777 & ~_umask())
-        if destination.exists():
-            # It may be a mount or a link, which cannot be replaced.
-            for child in list(half_made.iterdir()):
-                shutil.move(child, destination / child.name)
-        else:
-            os.replace(half_made, destination)
-    finally:
-        shutil.rmtree(half_made, ignore_errors=True)
-    return mends
+    with whole_folder(destination) as half_made:
+        rows = _rows(report)
+        mends = list(_mend_all(report, half_made, {row: name for row, (name, _) in rows.items()}, on_event))
+        if shared or any(len(settings) > 1 for _, settings in rows.values()):
+            text = own_text(dict(shared), [settings for _, settings in rows.values()])
+            write_text(half_made / OWN_FILE, text)
+            mends.append(Mend("", OWN_FILE, ("written: settings of the data set and its folders",)))
+        return mends
 
 
-def _umask() -> int:
-    """What the permissions of new folders lack; the system tells it only while it is set."""
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
+def _rows(report: Report) -> dict[FolderConfig, tuple[str, dict[str, Any]]]:
+    """Row of the data set -> its folder in the copy, empty for the copy itself, and its row there."""
+    rows: dict[FolderConfig, tuple[str, dict[str, Any]]] = {}
+    taken: set[str] = set()
+    for seen in report.survey.seen:
+        row = seen.item.folder
+        if row in rows:
+            continue
+        own = folder_path(row.path).resolve().name
+        # A name that says something stays; otherwise the copy of a single folder is that folder.
+        apart = len(report.folders) > 1 or (row.folder_names and kohya_folder(own) is not None)
+        name = candidate = safe_name(own) if apart else ""
+        number = 2
+        while candidate.casefold() in taken:
+            candidate, number = f"{name}-{number}", number + 1
+        taken.add(candidate.casefold())
+        kept = {
+            "path": candidate or ".",
+            "repeats": row.repeats,
+            "kind": row.kind,
+            "weight": row.weight,
+            "masks": "alpha" if row.masks == "alpha" else "auto",
+            "folder_names": row.folder_names,
+        }
+        rows[row] = candidate, without_defaults(kept)
+    return rows
 
 
 def safe_name(name: str) -> str:
@@ -105,23 +124,15 @@ def _is_safe(letter: str) -> bool:
     return letter in " ._-" or unicodedata.category(letter)[0] in "LNM"
 
 
-def _require_free(destination: Path, folders: Sequence[str]) -> None:
-    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
-        raise UsageError("this is there already", where=str(destination), hint="name a folder that does not exist yet")
-    for folder in folders:
-        if destination.resolve().is_relative_to(Path(folder).resolve()):
-            raise UsageError(
-                "the repaired copy would lie within the data set", where=str(destination), hint="name another folder"
-            )
-
-
-def _mend_all(report: Report, root: Path, on_event: Sink) -> Iterator[Mend]:
+def _mend_all(report: Report, root: Path, tops: Mapping[FolderConfig, str], on_event: Sink) -> Iterator[Mend]:
     first_of: dict[str, str] = {}
     taken: set[str] = set()
     aside: set[str] = set()
     total = len(report.survey.seen)
     for number, seen in enumerate(report.survey.seen, start=1):
         name = seen.item.name
+        within = name.partition("/")[2] if len(report.folders) > 1 else name
+        target = f"{tops[seen.item.folder]}/{within}".lstrip("/")
         if seen.look is None:
             why = seen.error.message if seen.error else "it cannot be read"
             yield _set_aside(seen, root, f"unreadable/{name}", why, aside)
@@ -132,7 +143,7 @@ def _mend_all(report: Report, root: Path, on_event: Sink) -> Iterator[Mend]:
             yield _set_aside(seen, root, f"duplicates/{name}", why, aside)
         else:
             first_of[seen.look.digest] = name
-            done = _mend_one(seen.item, seen.look, root, taken)
+            done = _mend_one(seen.item, seen.look, root, target, taken)
             if done.done:
                 yield done
         on_event(Progress("mend pictures", number, total, "pictures"))
@@ -150,7 +161,7 @@ def _set_aside(seen: Seen, root: Path, name: str, why: str, taken: set[str]) -> 
     return Mend(str(seen.item.path), target.relative_to(root).as_posix(), (f"set aside: {why}",))
 
 
-def _mend_one(item: Item, look: Look, root: Path, taken: set[str]) -> Mend:
+def _mend_one(item: Item, look: Look, root: Path, wanted: str, taken: set[str]) -> Mend:
     done = []
     stored = look.stored
     reasons = {
@@ -166,8 +177,8 @@ def _mend_one(item: Item, look: Look, root: Path, taken: set[str]) -> Mend:
     elif suffix not in EXTENSIONS[stored.format]:
         suffix = EXTENSIONS[stored.format][0]
         done.append(f"extension of {stored.format} given")
-    name = _free_name(item.name, suffix, taken)
-    if Path(name).with_suffix("") != Path(item.name).with_suffix(""):
+    name = _free_name(wanted, suffix, taken)
+    if Path(name).with_suffix("") != Path(wanted).with_suffix(""):
         done.append("name made safe")
     target = root / name
     if suffix == ".png" and any(reasons.values()):
@@ -196,13 +207,14 @@ def _free_name(name: str, suffix: str, taken: set[str]) -> str:
 def _mend_caption(item: Item, target: Path) -> list[str]:
     """Writes the caption beside the picture as one line of UTF-8, and says what was done to it."""
     file = item.caption_file
-    if file is None:
+    if file is None or (item.caption and not _is_plain(item.folder)):
         if not item.caption:
             return []
         write_bytes(target.with_suffix(".txt"), f"{item.caption}\n".encode())
         return [f"caption taken from {Path(item.caption_place or '').name}"]
     try:
-        others = [(other, *_decoded(other.read_bytes())) for other in _captions_beside(item.path)]
+        files = _captions_beside(item.path) if _is_plain(item.folder) else [file]
+        others = [(other, *_decoded(other.read_bytes())) for other in files]
     except OSError as error:
         return [f"caption left out: {(error.strerror or str(error)).lower()}"]
     file, text, encoding = next((each for each in others if each[1]), others[0])
@@ -222,6 +234,11 @@ def _mend_caption(item: Item, target: Path) -> list[str]:
         done.append(f"{file.suffix} renamed to .txt")
     write_bytes(target.with_suffix(".txt"), written)
     return done
+
+
+def _is_plain(row: FolderConfig) -> bool:
+    """Whether captions are what stands in the files beside the pictures, and nothing else."""
+    return (row.captions, row.caption_prefix, row.caption_suffix, row.caption_lines) == ("auto", "", "", "all")
 
 
 def _captions_beside(picture: Path) -> list[Path]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fluxtune.config.dataset import DatasetConfig
 from fluxtune.dataset.caption_checks import check_captions
-from fluxtune.dataset.captions import tidy, with_trigger
+from fluxtune.dataset.captions import PLACEHOLDER, tidy, with_trigger
 from fluxtune.dataset.findings import as_warnings, name_of
 from fluxtune.dataset.folder import Item, is_subject
 from fluxtune.dataset.images import Size
@@ -21,7 +21,7 @@ from fluxtune.events import Finding, Sink, Warning
 SHOWN = 20
 """Problems listed in one error; the rest is counted."""
 
-_OF_FOLDERS = ("no-folder", "unreadable-folder", "no-pictures")
+OF_FOLDERS = ("no-folder", "unreadable-folder", "no-pictures")
 """What is wrong with a folder as a whole cannot be accepted."""
 
 
@@ -70,9 +70,9 @@ def read_folders(config: DatasetConfig, on_event: Sink, accept_errors: bool = Fa
     errors = [each for each in findings if each.severity == "error"]
     pictures = _usable(surveyed, config)
     missing = _missing_captions(items, config)
-    refused = errors if not (accept_errors and pictures) else [each for each in errors if each.check in _OF_FOLDERS]
+    refused = errors if not (accept_errors and pictures) else [each for each in errors if each.check in OF_FOLDERS]
     if refused or missing:
-        raise _all_in_one(refused, missing, can_go_on=bool(pictures))
+        raise all_in_one(refused, missing, can_go_on=bool(pictures))
     if errors:
         message = f"{_of(pictures, items)} are trained on, in spite of what is wrong with"
         on_event(Warning(f"{message} {some_names(name_of(each) for each in errors)}"))
@@ -109,7 +109,7 @@ def _usable(surveyed: Survey, config: DatasetConfig) -> list[Picture]:
 def _final(item: Item, config: DatasetConfig) -> str:
     caption = item.caption or ""
     if not is_subject(item):
-        return caption or tidy(config.class_word or "")
+        return tidy(caption.replace(PLACEHOLDER, config.class_word or "")) or tidy(config.class_word or "")
     return with_trigger(caption, config.trigger) if config.trigger is not None else caption
 
 
@@ -125,12 +125,13 @@ def _missing_captions(items: list[Item], config: DatasetConfig) -> list[DataErro
     return [DataError(message, hint=hint)]
 
 
-def _all_in_one(errors: list[Finding], missing: list[DataError], can_go_on: bool) -> DataError:
+def all_in_one(errors: list[Finding], missing: list[DataError], can_go_on: bool) -> DataError:
+    """One error for all that is wrong; with ``can_go_on`` it says how to do without what is."""
     problems = [DataError(each.message, where=each.where, hint=each.hint, check=each.check) for each in errors]
     problems += missing
     hints = list(dict.fromkeys(problem.hint for problem in problems if problem.hint))
-    if can_go_on and errors and not any(each.check in _OF_FOLDERS for each in errors):
-        hints.append("--accept data trains on what can be read")
+    if can_go_on and errors and not any(each.check in OF_FOLDERS for each in errors):
+        hints.append("--accept data goes on with what can be read")
     hint = "; ".join(hints) or None
     if len(problems) == 1:
         return DataError(problems[0].message, where=problems[0].where, hint=hint, check=problems[0].check)

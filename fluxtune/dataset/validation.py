@@ -100,12 +100,19 @@ class Report:
         }
 
 
-def validate(config: Config, limits: Sequence[TokenLimit], side_multiple: int, on_event: Sink) -> Report:
+def validate(
+    config: Config,
+    limits: Sequence[TokenLimit],
+    side_multiple: int,
+    on_event: Sink,
+    told: Sequence[Finding] = (),
+) -> Report:
     """Read and check everything in ``dataset.folders``; findings are also emitted one by one. Nothing is written.
 
     Args:
         limits: how captions are counted, see ``caption_checks``.
         side_multiple: what sides of buckets are multiples of, in pixels.
+        told: what was found before the pictures were looked at.
     """
     dataset = config.dataset
     surveyed = survey(dataset, on_event)
@@ -113,6 +120,7 @@ def validate(config: Config, limits: Sequence[TokenLimit], side_multiple: int, o
     pictures = tuple(picture_of(item, look, item.caption or "") for item, look in read)
     buckets = plan([picture.size for picture in pictures], dataset, side_multiple)
     findings = (
+        *told,
         *surveyed.findings,
         *check_pictures(surveyed),
         *check_captions([seen.item for seen in surveyed.seen], dataset.trigger, limits),

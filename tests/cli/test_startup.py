@@ -11,6 +11,10 @@ COMMANDS = {
     "--version": 0,
     "train --help": 0,
     "sample --help": 0,
+    "export --help": 0,
+    "export dataset --help": 0,
+    "export dataset photos": 2,
+    "validate set.yaml": 2,
     "presets": 0,
     "presets --json": 0,
     "train --preset nano --explain": 0,
@@ -35,6 +39,7 @@ ROOMS = ("", ".config.layers", ".cli.app", ".events", ".errors", ".files", ".run
 
 
 def test_nothing_heavy_is_imported_before_training(tmp_path: Path) -> None:
+    (tmp_path / "set.yaml").write_text("datasets:\n  - folder_path: 5\n", encoding="utf-8")
     seen = json.loads(_python(RUN_ALL, *COMMANDS, folder=tmp_path))
     assert seen == {line: [code, []] for line, code in COMMANDS.items()}
 

@@ -115,6 +115,14 @@ def test_a_run_of_that_name_is_left_alone_and_the_next_number_taken(
         assert _free_run_folder(config, "nano") == Path("runs") / free
 
 
+def test_a_run_is_named_after_the_folder_that_was_given_and_not_after_those_it_describes(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "dataset.toml").write_text('[[dataset.folders]]\npath = "part"\n', encoding="utf-8")
+    rows: dict[str, tuple[str, object]] = {"dataset.folders": ("FOLDER", [{"path": "mine"}])}
+    resolved = resolve(preset=None, config_file=None, flags=rows, sets=[], working_folder=tmp_path)
+    assert _free_run_folder(resolved.config, None, str(tmp_path / "mine")) == Path("runs") / "mine"
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [

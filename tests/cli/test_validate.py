@@ -12,6 +12,8 @@ import pytest
 import skimage.data
 from PIL import Image
 
+from fluxtune.config.dataset import FolderConfig
+from fluxtune.config.layers import resolve
 from fluxtune.dataset.findings import CHECKS
 
 ROOT = Path(__file__).parent.parent.parent
@@ -183,8 +185,40 @@ def test_missing_captions_are_said_to_be_wanted_before_training(fluxtune: Fluxtu
     assert outcome.out.endswith("0 errors, 1 warning: `fluxtune train` wants the captions first\n")
 
 
-def test_fix_refuses_to_mix_regularization_pictures_with_others(fluxtune: Fluxtune, photos: Path) -> None:
-    rows = "dataset.folders=[{path='photos'}, {path='photos', kind='regularization'}]"
-    outcome = fluxtune("validate", "--preset", "nano", "--set", rows, "--fix", "mended")
-    assert outcome.code == 2
-    assert "one folder at a time" in outcome.err
+def test_the_repaired_copy_keeps_what_is_said_of_its_folders(fluxtune: Fluxtune, photos: Path) -> None:
+    (photos.parent / "others").mkdir()
+    (photos / "coffee2.png").rename(photos.parent / "others" / "coffee2.png")
+    (photos / "coffee2.txt").rename(photos.parent / "others" / "coffee2.txt")
+    rows = "dataset.folders=[{path='photos', repeats=3}, {path='others', kind='regularization', weight=0.5}]"
+    outcome = fluxtune("validate", "--preset", "nano", "--set", rows, "--fix", "mended", "--json")
+    mended = outcome.records()[-1]["data"]["mended"]
+    assert {(Path(row["path"]).parent.name, row["repeats"]) for row in mended["pictures"]} == {
+        ("photos", 3),
+        ("others", 1),
+    }
+    (row, other) = resolve_folder(photos.parent / "mended")
+    assert (row.repeats, other.kind, other.weight) == (3, "regularization", 0.5)
+
+
+def resolve_folder(folder: Path) -> list[FolderConfig]:
+    """The rows that a folder comes to."""
+    flags: dict[str, tuple[str, object]] = {"dataset.folders": ("FOLDER", [{"path": str(folder)}])}
+    return resolve(preset=None, config_file=None, flags=flags, sets=[], working_folder=folder).config.dataset.folders
+
+
+def test_a_file_of_another_trainer_works_like_a_folder_and_says_what_it_cannot_take_over(
+    fluxtune: Fluxtune, photos: Path
+) -> None:
+    config = "datasets:\n  - folder_path: photos\n    resolution: 128\n    shuffle_tokens: true\n    num_workers: 2\n"
+    (photos.parent / "set.yaml").write_text(config)
+    outcome = fluxtune("validate", "set.yaml", "--base", "nano")
+    assert outcome.out.startswith(f"{photos}: 9 of 9 pictures read, checked for training at 128 px\n")
+    assert "set.yaml:4: shuffle_tokens = true: captions keep their order here\n" in outcome.out
+    assert "set.yaml:5: no matter here: num_workers\n" in outcome.out
+
+
+def test_a_mistake_in_a_file_of_another_trainer_is_a_configuration_error(fluxtune: Fluxtune, photos: Path) -> None:
+    (photos.parent / "set.toml").write_text("[[datasets]]\n[[datasets.subsets]]\nimage_dir = 5\n")
+    outcome = fluxtune("validate", "set.toml")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.err.startswith("error: set.toml:3: image_dir is 5: wanted text\n")

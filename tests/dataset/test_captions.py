@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from fluxtune.dataset.captions import captions_by_stem, mirrored, read_caption, stem_of, with_class, with_trigger
+from fluxtune.dataset.captions import (
+    captions_by_stem,
+    has_trigger,
+    mirrored,
+    read_caption,
+    stem_of,
+    with_class,
+    with_trigger,
+)
 from fluxtune.errors import DataError
 
 
@@ -99,3 +107,8 @@ def test_the_class_word_takes_each_place_of_the_trigger() -> None:
 def test_in_a_mirror_left_and_right_change_places(caption: str, expected: str) -> None:
     assert mirrored(caption) == expected
     assert mirrored(mirrored(caption)) == caption
+
+
+def test_ai_toolkits_placeholder_stands_for_the_trigger() -> None:
+    assert with_trigger("a photo of [trigger] asleep", "zorvex") == "a photo of zorvex asleep"
+    assert has_trigger("a photo of [trigger]", "zorvex")

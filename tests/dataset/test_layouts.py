@@ -184,3 +184,78 @@ def test_the_repaired_copy_has_captions_of_its_own(tmp_path: Path) -> None:
     (done,) = mend(report_of(tmp_path / "photos"), tmp_path / "copy", ignore)
     assert done.done == ("caption taken from metadata.jsonl:1",)
     assert (tmp_path / "copy" / "a.txt").read_text() == "a cup\n"
+
+
+def with_row(folder: Path, **settings: object) -> dict[str, Item]:
+    """The pictures of a folder by the settings of its row."""
+    row = FolderConfig.model_validate({"path": str(folder), **settings})
+    return {item.name: item for item in list_folders([row]).items}
+
+
+def test_a_folder_that_is_given_as_a_dot_has_a_name_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture(tmp_path / "10_zorvex dog" / "a.png")
+    monkeypatch.chdir(tmp_path / "10_zorvex dog")
+    items, _ = listed(Path("."))
+    assert (items["a.png"].repeats, items["a.png"].caption) == (10, "zorvex dog")
+
+
+def test_a_row_may_take_the_names_of_folders_for_names_alone(tmp_path: Path) -> None:
+    picture(tmp_path / "10_zorvex dog" / "a.png")
+    item = with_row(tmp_path, folder_names=False)["10_zorvex dog/a.png"]
+    assert (item.repeats, item.caption) == (1, "")
+
+
+def test_a_row_may_leave_out_the_folders_within_it_and_that_is_told(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    picture(tmp_path / "night" / "b.png")
+    listing = list_folders([FolderConfig(path=str(tmp_path), nested=False)])
+    assert [item.name for item in listing.items] == ["a.png"]
+    assert [(each.check, each.message) for each in listing.findings] == [
+        ("unread-folder", "the folders within it are not read: night")
+    ]
+
+
+def test_with_an_ending_other_captions_do_not_count(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("one")
+    (tmp_path / "a.tags").write_text("two")
+    lines(tmp_path / "metadata.jsonl", {"file_name": "a.png", "text": "three"})
+    assert with_row(tmp_path, captions=".tags")["a.png"].caption == "two"
+
+
+def test_captions_may_be_the_names_of_the_pictures(tmp_path: Path) -> None:
+    picture(tmp_path / "a_zorvex_on_grass.png").with_suffix(".txt").write_text("not this")
+    assert with_row(tmp_path, captions="names")["a_zorvex_on_grass.png"].caption == "a zorvex on grass"
+
+
+def test_a_default_caption_is_of_the_pictures_without_one(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png").with_suffix(".txt").write_text("mine")
+    picture(tmp_path / "b.png")
+    picture(tmp_path / "c.png").with_suffix(".txt").write_text("")
+    items = with_row(tmp_path, default_caption="a dog")
+    assert [item.caption for item in items.values()] == ["mine", "a dog", "a dog"]
+    assert {item.caption for item in with_row(tmp_path, default_caption="a dog", captions="none").values()} == {"a dog"}
+
+
+def test_prefix_and_suffix_go_around_each_caption_but_make_none(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png").with_suffix(".txt").write_text("a dog")
+    picture(tmp_path / "b.png")
+    items = with_row(tmp_path, caption_prefix="a drawing,", caption_suffix="in ink")
+    assert [item.caption for item in items.values()] == ["a drawing, a dog in ink", ""]
+
+
+def test_of_several_lines_the_first_with_words_may_count_alone(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png").with_suffix(".txt").write_text("\na dog\na cat\n")
+    assert with_row(tmp_path, caption_lines="first")["a.png"].caption == "a dog"
+    assert with_row(tmp_path)["a.png"].caption == "a dog a cat"
+
+
+def test_flat_masks_belong_to_nested_pictures_by_name_unless_another_has_their_path(tmp_path: Path) -> None:
+    for name in ("photos/sub/a.png", "photos/b.png", "photos/sub/b.png", "masks/a.png", "masks/b.png"):
+        picture(tmp_path / name)
+    items = with_row(tmp_path / "photos", masks=str(tmp_path / "masks"))
+    assert {name: item.mask and item.mask.name for name, item in items.items()} == {
+        "b.png": "b.png",
+        "sub/a.png": "a.png",
+        "sub/b.png": None,
+    }

@@ -233,3 +233,28 @@ def several() -> Callable[..., object]:
         return validate(config, ESTIMATES, 16, ignore)
 
     return report
+
+
+def test_a_folder_whose_name_says_something_keeps_it_in_the_copy(tmp_path: Path) -> None:
+    folder = tmp_path / "10_zorvex dog"
+    folder.mkdir()
+    photograph().save(folder / "a.png")
+    mend(report_of(folder), tmp_path / "copy", ignore)
+    (seen,) = report_of(tmp_path / "copy").survey.seen
+    assert (seen.item.name, seen.item.repeats) == ("10_zorvex dog/a.png", 10)
+
+
+def test_settings_of_the_data_set_itself_come_along(photos: Path) -> None:
+    photograph().save(photos / "a.png")
+    copy = photos.parent / "copy"
+    (done,) = mend(report_of(photos), copy, ignore, {"trigger": "zorvex"})
+    assert (done.target, done.done) == ("dataset.toml", ("written: settings of the data set and its folders",))
+    assert (copy / "dataset.toml").read_text() == '[dataset]\ntrigger = "zorvex"\n\n[[dataset.folders]]\npath = "."\n'
+
+
+def test_folders_that_get_the_same_safe_name_stay_apart(tmp_path: Path, several: Callable[..., object]) -> None:
+    for number, name in enumerate(("a:b", "a?b")):
+        (tmp_path / name).mkdir()
+        photograph().rotate(90 * number).save(tmp_path / name / "a.png")
+    mend(several(tmp_path / "a:b", tmp_path / "a?b"), tmp_path / "copy", ignore)  # type: ignore[arg-type]
+    assert sorted(path.parent.name for path in (tmp_path / "copy").rglob("*.png")) == ["a-b", "a-b-2"]

@@ -282,7 +282,7 @@ def test_errors_can_be_accepted_and_what_cannot_be_read_is_left_out(
     (photo_folder / "coffee.png").rename(photo_folder / "coffee.jpg")
     with pytest.raises(DataError, match="2 problems") as caught:
         read_folders(config_for(photo_folder), ignore)
-    assert caught.value.hint is not None and caught.value.hint.endswith("--accept data trains on what can be read")
+    assert caught.value.hint is not None and caught.value.hint.endswith("--accept data goes on with what can be read")
     pictures = read_folders(config_for(photo_folder), events.append, accept_errors=True)
     assert [picture.name for picture in pictures] == ["astronaut.png", "chelsea.png", "coffee.jpg"]
     said = "3 of 4 pictures are trained on, in spite of what is wrong with coffee.jpg, rocket.png"
