@@ -321,7 +321,8 @@ def _in_srgb(image: Image.Image) -> Image.Image:
     if image.mode in ("P", "PA", "LA", "La", "RGBA", "RGBa", "1"):
         image = image.convert("L" if image.mode in ("LA", "La", "1") else "RGB")
     colours = _through_profile(image, profile) if profile else None
-    colours = colours or image.convert("RGB")
+    # A conversion copies the picture, even to the mode that it has.
+    colours = colours or (image if image.mode == "RGB" and alpha is None else image.convert("RGB"))
     if alpha is not None:
         colours.putalpha(alpha)
     return colours

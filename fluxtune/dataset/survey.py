@@ -104,6 +104,9 @@ def look_at(path: Path, background: str, resolution: int) -> Look:
     """
     image, stored = read_image(path, background)
     grey = image.convert("L")
+    # Shrunk once for all that is measured: no further than the most demanding of it allows.
+    shrink = min(int((image.width * image.height) ** 0.5 / resolution), min(image.size) // SMALL)
+    grey = grey.reduce(shrink) if shrink > 1 else grey
     small = grey.reduce(max(1, min(grey.size) // SMALL))
     blank = is_blank(small)
     return Look(
