@@ -16,7 +16,7 @@ import torch
 from fluxtune import rng
 from fluxtune.config.schema import Config
 from fluxtune.dataset.buckets import Plan, Sample, plan
-from fluxtune.dataset.cache import Store, cache_folder, key_of
+from fluxtune.dataset.cache import Store, key_of, open_store
 from fluxtune.dataset.captions import mirrored, with_class
 from fluxtune.dataset.findings import as_warnings
 from fluxtune.dataset.images import CENTRE, Crop, crops_of, fit, open_image, to_pixels
@@ -79,9 +79,9 @@ def prepare(
         prompts: further texts that will be needed: previews, preservation, the empty caption of dropout.
     """
     buckets = _planned(config, pictures, base.family.side_multiple, on_event)
-    latents = Store(cache_folder() / "latents", on_event)
-    masks = Store(cache_folder() / "masks", on_event)
-    texts = Store(cache_folder() / "texts", on_event)
+    latents = open_store("latents", on_event)
+    masks = open_store("masks", on_event)
+    texts = open_store("texts", on_event)
     vae_mark = base.fingerprint("vae")
     text_mark = base.fingerprint(*base.family.text_folders)
     held = config.memory.text_precision
