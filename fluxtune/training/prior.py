@@ -14,7 +14,7 @@ from fluxtune.dataset.cache import key_of, open_store
 from fluxtune.events import Phase, Progress, Sink
 from fluxtune.flux.denoise import Request, generate_latents
 from fluxtune.flux.load import Base, free_memory, image_pipeline, load_vae
-from fluxtune.training.prepare import Prepared
+from fluxtune.training.examples import Prepared
 
 _DENOISING_STEPS = 20
 
