@@ -1,23 +1,41 @@
-"""The benchmarks run: their figures come from cards that CI does not have, their code must not rot meanwhile."""
+"""The benchmarks run: their figures come from machines that CI does not have, their code must not rot meanwhile."""
 
 from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "full_size.py"
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+
+
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.mark.parametrize("preset", ["24gb", "80gb"])
 def test_the_full_size_benchmark_measures_a_preset_on_a_small_transformer(preset: str) -> None:
-    spec = importlib.util.spec_from_file_location("full_size", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    full_size = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(full_size)
-    figures = full_size.measure(preset, "tiny", steps=1, side=64)
+    figures = script("full_size").measure(preset, "tiny", steps=1, side=64)
     assert figures["preset"] == preset
     assert figures["step_seconds"] > 0
     assert min(figures["load_peak_gib"], figures["peak_gib"], figures["share_of_matrix_rate"]) > 0
     assert figures["step_operations"] > 1e6
+
+
+def test_the_benchmark_of_validation_measures_it_against_decoding() -> None:
+    figures = script("validate").measure(2, (320, 240), rounds=1, threads=2)
+    assert (figures["pictures"], figures["size"]) == (2, [320, 240])
+    assert min(figures["decoded_a_second"], figures["validated_a_second"], figures["times_as_long"]) > 0
+
+
+def test_the_benchmark_of_caching_measures_it_against_the_encoders() -> None:
+    figures = script("caching").measure(pictures=2, captions=2, entries=20, rounds=1, size=(320, 240))
+    for name in ("pictures, VAE of nano", "pictures, VAE of middle size", "captions"):
+        assert min(figures[name].values()) > 0
+    assert (figures["store"]["entries"], figures["store"]["shards"]) == (20, 1)

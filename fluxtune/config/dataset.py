@@ -81,6 +81,13 @@ class DatasetConfig(Section):
     crop_jitter: float = setting(
         0.1, "The most that a crop beyond the first leaves out of each side, as a share of it.", ge=0.0, le=0.5
     )
+    colour_jitter: float = setting(
+        0.0,
+        "How much brightness, contrast and saturation of a crop beyond the first are changed at most, up or down, as a "
+        "share of them (hue by a twentieth of it): not for what is told by its colour.",
+        ge=0.0,
+        le=0.5,
+    )
     flip: bool = setting(
         False,
         "Train on each crop mirrored, too, with left and right changing places in its caption: not for what has a "

@@ -20,6 +20,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageCms
 
 from fluxtune import rng
+from fluxtune.dataset.colours import Colours, colours_of, recoloured
 from fluxtune.errors import DataError
 
 if TYPE_CHECKING:
@@ -156,31 +157,39 @@ def read_mask(path: Path, picture: Path) -> Image.Image:
 
 @dataclass(frozen=True)
 class Crop:
-    """Which part of a picture is taken, of all that have the wanted shape.
+    """Which part of a picture is taken, of all that have the wanted shape, and how it is changed.
 
     Attributes:
         zoom: its sides as a share of the largest one's, above 0 and at most 1.
         across, down: where it lies in what is left over, from 0 (left, top) to 1.
         mirrored: left and right change places, once it is cut.
+        colours: how they are changed, if they are.
     """
 
     zoom: float = 1.0
     across: float = 0.5
     down: float = 0.5
     mirrored: bool = False
+    colours: Colours | None = None
+
+    @property
+    def place(self) -> tuple[float, float, float, bool]:
+        """What decides where each pixel comes from, for cache keys."""
+        return self.zoom, self.across, self.down, self.mirrored
 
 
 CENTRE = Crop()
 
 
-def crops_of(digest: str, number: int, jitter: float, flip: bool = False) -> list[Crop]:
-    """The central crop, then ``number - 1`` that leave out up to ``jitter`` of each side; the picture's digest alone
-    decides about them. With ``flip`` all of them follow mirrored."""
+def crops_of(digest: str, number: int, jitter: float, flip: bool = False, colour_jitter: float = 0.0) -> list[Crop]:
+    """The central crop, then ``number - 1`` that leave out up to ``jitter`` of each side, their colours changed by up
+    to ``colour_jitter``; the picture's digest alone decides about them. With ``flip`` all of them follow mirrored."""
     jittered = [
         Crop(
             1.0 - jitter * rng.uniform(0, "zoom", digest, index),
             rng.uniform(0, "across", digest, index),
             rng.uniform(0, "down", digest, index),
+            colours=colours_of(digest, index, colour_jitter) if colour_jitter else None,
         )
         for index in range(1, number)
     ]
@@ -203,13 +212,14 @@ def crop_box(size: Size, width: int, height: int, crop: Crop = CENTRE) -> tuple[
 
 
 def fit(image: Image.Image, width: int, height: int, crop: Crop = CENTRE) -> Image.Image:
-    """Scale to cover ``width`` x ``height`` and crop, in one Lanczos pass.
+    """Scale to cover ``width`` x ``height`` and crop, in one Lanczos pass, then change what ``crop`` says.
 
     When shrinking, the kernel grows with the scale, so that every source pixel counts and nothing aliases.
     """
     if image.size == (width, height) and crop == CENTRE:
         return image
     cut = image.resize((width, height), Image.Resampling.LANCZOS, box=crop_box(image.size, width, height, crop))
+    cut = recoloured(cut, crop.colours) if crop.colours else cut
     return cut.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if crop.mirrored else cut
 
 
@@ -321,7 +331,8 @@ def _in_srgb(image: Image.Image) -> Image.Image:
     if image.mode in ("P", "PA", "LA", "La", "RGBA", "RGBa", "1"):
         image = image.convert("L" if image.mode in ("LA", "La", "1") else "RGB")
     colours = _through_profile(image, profile) if profile else None
-    colours = colours or image.convert("RGB")
+    # A conversion copies the picture, even to the mode that it has.
+    colours = colours or (image if image.mode == "RGB" and alpha is None else image.convert("RGB"))
     if alpha is not None:
         colours.putalpha(alpha)
     return colours

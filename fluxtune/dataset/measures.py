@@ -1,6 +1,6 @@
 """What can be measured in a picture's pixels: sharpness, plain borders, and a fingerprint that survives small changes.
 
-The thresholds that go with them are in ``picture_checks.py``; how they were chosen is in ``docs/data-checks.md``.
+The thresholds that go with them are in ``picture_checks.py``; how they were chosen is in ``docs/validate.md``.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ Borders: TypeAlias = tuple[float, float, float, float]
 NO_BORDERS: Borders = (0.0, 0.0, 0.0, 0.0)
 
 _TILES = 8
-_STRIDE = 8
-"""Each eighth row and column tells as much about sharpness as all of them."""
+_LINES = 48
+"""So many rows and columns, six through each tile, tell as much about sharpness as all of them."""
 _REACH = 6
 _FLAT = 4.0
 """Mean contrast of a tile, of 255, below which nothing in it could be sharp or blurred."""
@@ -27,6 +27,8 @@ SMALL = 256
 _NEAR, _FAR = 12, 24
 """Of 255: how near a bar's pixels are to its colour, and how far the picture's are beside it."""
 
+_SHEET = 64
+"""Pixels of the sides of what is fingerprinted, whatever the picture's shape."""
 _GRID = 32
 _HASH_SIDE = 8
 _PARTS = (
@@ -59,39 +61,41 @@ def sharpness(grey: Image.Image, resolution: int) -> float | None:
         shrink /= int(shrink)
     if min(grey.size) / max(1.0, shrink) < _TILES * 2 * _REACH:
         return None
-    values = np.asarray(grey)
-    fine = np.zeros((_TILES, _TILES))
-    coarse = np.zeros((_TILES, _TILES))
-    for lines, turned in ((values[::_STRIDE], False), (np.ascontiguousarray(values[:, ::_STRIDE].T), True)):
-        signed = _shortened(lines, shrink).astype(np.int16)
-        # Rounding to 8 bits alone makes differences of 1.
-        second = np.maximum(np.abs(signed[:, 2:] - 2 * signed[:, 1:-1] + signed[:, :-2]) - 1, 0)
-        wide = np.maximum(np.abs(signed[:, _REACH:] - signed[:, :-_REACH]) - 1, 0)
-        for total, differences in ((fine, second), (coarse, wide)):
-            means = _tile_means(differences)
-            total += means.T if turned else means
+    rows = grey.resize((grey.width, _LINES), Image.Resampling.NEAREST)
+    columns = grey.resize((_LINES, grey.height), Image.Resampling.NEAREST).transpose(Image.Transpose.TRANSPOSE)
+    (fine, coarse), (fine_down, coarse_down) = (_changes(_shortened(lines, shrink)) for lines in (rows, columns))
+    fine, coarse = fine + fine_down.T, coarse + coarse_down.T
     contrast = coarse.ravel()
     told = (contrast >= np.median(contrast)) & (contrast > _FLAT)
     if not told.any():
         return None
-    return float(np.quantile(fine.ravel()[told] / contrast[told], 0.9))
+    ranked = np.sort(fine.ravel()[told] / contrast[told])
+    return float(np.interp(0.9 * (len(ranked) - 1), np.arange(len(ranked)), ranked))
 
 
-def _shortened(lines: np.ndarray, shrink: float) -> np.ndarray:
-    """``[lines, pixels]`` with fewer pixels a line, if ``shrink`` is above 1: quicker than to shrink all lines."""
-    if shrink <= 1:
-        return lines
-    size = (round(lines.shape[1] / shrink), lines.shape[0])
-    return np.asarray(Image.fromarray(lines).resize(size, Image.Resampling.HAMMING))
+def _shortened(lines: Image.Image, shrink: float) -> np.ndarray:
+    """``[lines, pixels]``, with fewer pixels a line if ``shrink`` is above 1: quicker than to shrink all lines."""
+    if shrink > 1:
+        lines = lines.resize((round(lines.width / shrink), lines.height), Image.Resampling.HAMMING)
+    return np.asarray(lines, dtype=np.int16)
 
 
-def _tile_means(values: np.ndarray) -> np.ndarray:
-    """``[rows, columns]`` -> the means of 8 x 8 tiles; what is left over at the ends is left out."""
-    rows, columns = (side // _TILES for side in values.shape)
-    cut = values[: rows * _TILES, : columns * _TILES]
-    # Columns first, in whole numbers: several times faster than a mean over two axes at once.
-    sums = np.add.reduceat(cut, np.arange(0, columns * _TILES, columns), axis=1, dtype=np.int32)
-    return sums.reshape(_TILES, rows, _TILES).mean(axis=1) / columns
+def _changes(lines: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean absolute second difference and difference across six pixels in 8 x 8 tiles of ``[48, pixels]``."""
+    second = lines[:, 2:] - 2 * lines[:, 1:-1] + lines[:, :-2]
+    wide = lines[:, _REACH:] - lines[:, :-_REACH]
+    return _tile_means(second), _tile_means(wide)
+
+
+def _tile_means(differences: np.ndarray) -> np.ndarray:
+    """``[48, pixels]`` -> the means of 8 x 8 tiles; what is left over at the ends of lines is left out."""
+    width = differences.shape[1] // _TILES
+    size = np.abs(differences[:, : width * _TILES])
+    # Rounding to 8 bits alone makes differences of 1.
+    size -= size > 0
+    # In whole numbers along the lines first: several times faster than a mean over two axes at once.
+    sums = np.add.reduceat(size, np.arange(_TILES) * width, axis=1, dtype=np.int32)
+    return sums.reshape(_TILES, _LINES // _TILES, _TILES).mean(axis=1) / width
 
 
 def plain_borders(grey: Image.Image) -> Borders:
@@ -109,13 +113,21 @@ def plain_borders(grey: Image.Image) -> Borders:
 def _bar(lines: np.ndarray) -> float:
     """The share of the lines ``[lines, pixels]``, from the first, that are a bar."""
     brightness = np.median(lines[0])
-    plain = (np.abs(lines - brightness) <= _NEAR).mean(axis=1) >= 0.995
-    if plain.all() or not plain[0]:
+    # Of most pictures not even the edge is plain, which is soon told.
+    if not _plain(lines[:1], brightness).all():
+        return 0.0
+    plain = _plain(lines, brightness)
+    if plain.all():
         return 0.0
     end = int(plain.argmin())
     # The line at the seam is half bar, half picture: the one behind it tells.
     behind = np.abs(lines[min(end + 1, len(lines) - 1)] - brightness)
     return end / len(lines) if (behind > _FAR).mean() > 0.5 else 0.0
+
+
+def _plain(lines: np.ndarray, brightness: float) -> np.ndarray:
+    """Which of the lines have one brightness."""
+    return (np.abs(lines - brightness) <= _NEAR).mean(axis=1) >= 0.995
 
 
 def is_blank(grey: Image.Image) -> bool:
@@ -131,26 +143,30 @@ def fingerprints(grey: Image.Image) -> tuple[int, ...]:
     "pHash" of Zauner, 2010, "Implementation and Benchmarking of Perceptual Image Hash Functions".) Pictures that differ
     by compression, size, light or a little blur differ in few bits.
     """
-    small = np.stack([_resized(grey, part) for part in _PARTS])
-    lowest = (_COSINES @ small @ _COSINES.T).reshape(len(_PARTS), -1)
+    whole = np.asarray(grey.resize((_SHEET, _SHEET), Image.Resampling.BOX), dtype=np.float32)
+    lowest = (_DOWN @ whole @ _ACROSS).reshape(len(_PARTS), -1)
     bits = lowest > np.median(lowest, axis=1, keepdims=True)
     return tuple(int.from_bytes(row.tobytes(), "big") for row in np.packbits(bits, axis=1))
 
 
-def _resized(grey: Image.Image, part: tuple[float, float, float, float]) -> np.ndarray:
-    """A part of the picture as ``[32, 32]``."""
-    width, height, across, down = part
-    left, top = across * (1 - width), down * (1 - height)
-    sides = (left * grey.width, top * grey.height, (left + width) * grey.width, (top + height) * grey.height)
-    # Sums of shares may end a hair beyond the picture.
-    box = (sides[0], sides[1], min(sides[2], grey.width), min(sides[3], grey.height))
-    return np.asarray(grey.resize((_GRID, _GRID), Image.Resampling.BOX, box=box), dtype=np.float32)
+def _frequencies(share: float, place: float) -> np.ndarray:
+    """``[8, 64]``: what gives the lowest cosine frequencies of a part of 64 values, but the constant one.
 
-
-def _cosines() -> np.ndarray:
-    """The first 8 rows but the constant one of the discrete cosine transform of 32 values."""
+    Args:
+        share: how much of the values the part has.
+        place: where it lies in them, from 0 to 1.
+    """
+    # The part as the means of 32 equal pieces, of which the first and last value of a piece may count in part.
+    edges = (place * (1 - share) + share * np.linspace(0, 1, _GRID + 1)) * _SHEET
+    values = np.arange(_SHEET)
+    overlap = np.minimum(edges[1:, None], values + 1) - np.maximum(edges[:-1, None], values)
+    means = np.maximum(overlap, 0) / np.diff(edges)[:, None]
+    # The rows of the discrete cosine transform of 32 values.
     frequencies, places = np.arange(1, _HASH_SIDE + 1)[:, None], np.arange(_GRID)[None]
-    return np.cos(np.pi * frequencies * (2 * places + 1) / (2 * _GRID)).astype(np.float32)
+    cosines = np.cos(np.pi * frequencies * (2 * places + 1) / (2 * _GRID))
+    return (cosines @ means).astype(np.float32)
 
 
-_COSINES = _cosines()
+_DOWN = np.stack([_frequencies(height, down) for _, height, _, down in _PARTS])
+_ACROSS = np.stack([_frequencies(width, across).T for width, _, across, _ in _PARTS])
+"""``[17, 8, 64]`` and ``[17, 64, 8]``: all parts of a picture at once."""

@@ -31,8 +31,9 @@ class Picture:
 
     ``name`` is its path relative to its folder, with forward slashes; ``size`` is (width, height) upright;
     ``digest`` is the SHA-256 of the file's bytes; ``repeats`` is how often it is seen in an epoch; ``mask`` is the file
-    with its mask, which may be the picture itself (its transparency); ``weight`` is how much its loss counts;
-    ``is_subject`` is False for regularization pictures, which never get the trigger.
+    with its mask, which may be the picture itself (its transparency), and ``mask_digest`` the SHA-256 of its bytes;
+    ``weight`` is how much its loss counts; ``is_subject`` is False for regularization pictures, which never get the
+    trigger.
     """
 
     path: Path
@@ -42,6 +43,7 @@ class Picture:
     digest: str
     repeats: int
     mask: Path | None = None
+    mask_digest: str | None = None
     weight: float = 1.0
     is_subject: bool = True
 
@@ -93,6 +95,7 @@ def picture_of(item: Item, look: Look, caption: str) -> Picture:
         digest=look.digest,
         repeats=item.repeats,
         mask=item.mask,
+        mask_digest=look.mask_digest,
         weight=item.folder.weight,
         is_subject=is_subject(item),
     )

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fluxtune.config.dataset import DatasetConfig
+from fluxtune.dataset.ahead import DECODERS
 from fluxtune.dataset.folder import Item, list_folders
 from fluxtune.dataset.images import Size, Stored, read_image
 from fluxtune.dataset.masks import checked_mask
@@ -17,9 +17,6 @@ from fluxtune.dataset.measures import NO_BORDERS, SMALL, Borders, fingerprints, 
 from fluxtune.errors import DataError
 from fluxtune.events import Finding, Progress, Sink
 from fluxtune.files import sha256_of
-
-_DECODERS = min(4, os.cpu_count() or 1)
-"""Pictures decoded at once: each may take up to 1 GiB (``images.MAX_PIXELS``)."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +29,7 @@ class Look:
         stored: how it lies in the file.
         sharpness: see ``measures.sharpness``; at the training resolution, if the picture is larger.
         borders, blank, fingerprints: see ``measures``.
+        mask_digest: SHA-256 of the bytes of its mask's file, where it has one that can be used.
     """
 
     size: Size
@@ -41,6 +39,7 @@ class Look:
     borders: Borders
     blank: bool
     fingerprints: tuple[int, ...]
+    mask_digest: str | None = None
 
 
 @dataclass(frozen=True)
@@ -79,13 +78,14 @@ def survey(config: DatasetConfig, on_event: Sink) -> Survey:
         if item.mask is None:
             return Seen(item, look, None)
         try:
-            return Seen(item, look, None, mask_remark=checked_mask(item.mask, item.path, look.size)[1])
+            remark = checked_mask(item.mask, item.path, look.size)[1]
+            return Seen(item, replace(look, mask_digest=sha256_of(item.mask)), None, mask_remark=remark)
         except DataError as error:
             return Seen(item, look, None, mask_error=error)
 
     seen: list[Seen] = []
     total, started = len(listing.items), time.monotonic()
-    with ThreadPoolExecutor(_DECODERS, thread_name_prefix="decode") as pool:
+    with ThreadPoolExecutor(DECODERS, thread_name_prefix="decode") as pool:
         for number, outcome in enumerate(pool.map(see, listing.items), start=1):
             seen.append(outcome)
             rate = number / max(1e-9, time.monotonic() - started)
@@ -104,6 +104,9 @@ def look_at(path: Path, background: str, resolution: int) -> Look:
     """
     image, stored = read_image(path, background)
     grey = image.convert("L")
+    # Shrunk once for all that is measured: no further than the most demanding of it allows.
+    shrink = min(int((image.width * image.height) ** 0.5 / resolution), min(image.size) // SMALL)
+    grey = grey.reduce(shrink) if shrink > 1 else grey
     small = grey.reduce(max(1, min(grey.size) // SMALL))
     blank = is_blank(small)
     return Look(

@@ -6,8 +6,9 @@ and, where its mathematics differ, one file beside ``flux1.py``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -33,6 +34,7 @@ class Family:
     transformer: str
     text_folders: tuple[str, ...]
     text_tokens: Callable[[bool, int], int]
+    text_values: Callable[[Sequence[Mapping[str, Any]], int], int]
     side_multiple: int
     sampling_guidance: float
     sampling_steps: Callable[[bool], int]
@@ -51,6 +53,7 @@ FLUX1 = Family(
     transformer="FluxTransformer2DModel",
     text_folders=("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
     text_tokens=flux1.text_tokens,
+    text_values=flux1.text_values,
     side_multiple=16,
     sampling_guidance=3.5,
     sampling_steps=flux1.sampling_steps,

@@ -6,7 +6,7 @@ the pipeline's pictures to the bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -33,6 +33,16 @@ LORA_TARGETS = {"attention": _ATTENTION, "attention+mlp": (*_ATTENTION, *_MLP), 
 def text_tokens(embeds_guidance: bool, tokenizer_length: int) -> int:
     """Length of the T5 sequence: 512 for dev, 256 for schnell, less for a model whose tokenizer says so."""
     return min(tokenizer_length, 512 if embeds_guidance else 256)
+
+
+def text_values(encoders: Sequence[Mapping[str, Any]], tokens: int) -> int:
+    """Numbers in the embeddings of one caption: see ``encode_text``.
+
+    Args:
+        encoders: the configs of CLIP and T5.
+    """
+    clip, t5 = encoders
+    return int(clip["hidden_size"]) + tokens * int(t5["d_model"])
 
 
 def sampling_steps(embeds_guidance: bool) -> int:

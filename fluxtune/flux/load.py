@@ -52,6 +52,17 @@ class Base:
         """The hub's commit that the files are of, as the hub's cache names its folder; None for other folders."""
         return self.folder.name if self.folder.parent.name == "snapshots" else None
 
+    def text_bytes(self, dtype: torch.dtype) -> int:
+        """Bytes of the embeddings of one caption in ``dtype``, as the configs of the text encoders tell.
+
+        Raises:
+            BaseModelError: a config is missing or damaged.
+        """
+        parts = [part for part in self.family.text_folders if not part.startswith("tokenizer")]
+        configs = [_read_json(self.folder / part / "config.json") for part in parts]
+        with _told_as_damage(self.folder):
+            return self.family.text_values(configs, self.text_tokens) * dtype.itemsize
+
     def fingerprint(self, *parts: str) -> str:
         """Hex digest of the files of some parts (``vae``, ``text_encoder``...), for cache keys."""
         digest = hashlib.sha256()

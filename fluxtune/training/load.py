@@ -16,8 +16,8 @@ from fluxtune.flux.load import DTYPES, Base, load_transformer
 from fluxtune.lora.adapter import adapter_parameters, attach, start_from
 from fluxtune.lora.files import read_lora
 from fluxtune.training.ema import MovingAverage
+from fluxtune.training.examples import Prepared
 from fluxtune.training.optimizers import make_optimizer
-from fluxtune.training.prepare import Prepared
 from fluxtune.training.prior import make_priors
 from fluxtune.training.samples import SampleSource
 from fluxtune.training.step import Learner

@@ -16,9 +16,9 @@ from fluxtune.lora.files import write_lora
 from fluxtune.lora.metadata import LoraFacts
 from fluxtune.runs import Run
 from fluxtune.training.checkpoint import save_checkpoint
+from fluxtune.training.examples import Prepared
 from fluxtune.training.load import Loaded
 from fluxtune.training.preflight import Preflight
-from fluxtune.training.prepare import Prepared
 from fluxtune.training.previews import make_previews, preview_requests
 
 

@@ -11,7 +11,7 @@ from fluxtune.events import Phase, Preview, Sink
 from fluxtune.flux.denoise import Request, generate
 from fluxtune.flux.load import Base, free_memory, image_pipeline, load_vae
 from fluxtune.runs import Run
-from fluxtune.training.prepare import Prepared
+from fluxtune.training.examples import Prepared
 
 
 def preview_requests(config: Config, base: Base, prompts: list[str]) -> list[tuple[int, Request]]:

@@ -10,11 +10,11 @@ import torch
 
 from fluxtune import rng
 from fluxtune.config.schema import Config
-from fluxtune.dataset.cache import Store, cache_folder, key_of
+from fluxtune.dataset.cache import key_of, open_store
 from fluxtune.events import Phase, Progress, Sink
 from fluxtune.flux.denoise import Request, generate_latents
 from fluxtune.flux.load import Base, free_memory, image_pipeline, load_vae
-from fluxtune.training.prepare import Prepared
+from fluxtune.training.examples import Prepared
 
 _DENOISING_STEPS = 20
 
@@ -38,7 +38,7 @@ def make_priors(config: Config, base: Base, prepared: Prepared, transformer: Any
     preservation = config.training.preservation
     prompts = prior_prompts(config)
     side = config.dataset.resolution[0]
-    store = Store(cache_folder() / "priors", on_event)
+    store = open_store("priors", on_event)
     mark = base.fingerprint("transformer", "scheduler")
     requests = [
         Request(

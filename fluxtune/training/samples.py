@@ -11,7 +11,7 @@ from fluxtune.config.schema import Config
 from fluxtune.dataset.batches import Batch, Batches
 from fluxtune.flux.families import Text
 from fluxtune.flux.objective import mask_weights, sigma_of
-from fluxtune.training.prepare import Example, Prepared
+from fluxtune.training.examples import Example, Prepared
 from fluxtune.training.prior import Prior
 from fluxtune.training.step import MicroBatch
 

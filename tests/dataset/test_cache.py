@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from fluxtune.dataset import cache
 from fluxtune.dataset.cache import Store, cache_folder, key_of
@@ -113,6 +114,57 @@ def test_a_damaged_shard_counts_as_missing_with_a_warning_and_is_made_again(
     assert warning.where == str(shard)
     fresh.write(KEY, {"x": torch.ones(64)})
     assert fresh.read(KEY)["x"].sum() == 64
+
+
+def flip_a_bit(shard: Path, content: bytes) -> None:
+    """Turn one bit of the first place where a shard has this content."""
+    whole = bytearray(shard.read_bytes())
+    whole[whole.index(content) + len(content) - 1] ^= 1
+    shard.write_bytes(whole)
+
+
+@pytest.mark.parametrize("content", [torch.ones(4).numpy().tobytes(), KEY.encode(), b"/x", b'"shape":[6'])
+def test_a_flipped_bit_is_told_and_the_entries_are_made_again(
+    store: Store, events: list[Event], content: bytes
+) -> None:
+    store.write(KEY, {"x": torch.ones(64)})
+    (shard,) = store.folder.iterdir()
+    flip_a_bit(shard, content)
+    fresh = Store(store.folder, events.append)
+    assert fresh.missing([KEY]) == [KEY]
+    (warning,) = [event for event in events if isinstance(event, Warning)]
+    assert warning.where == str(shard)
+    assert not shard.exists()
+    fresh.write(KEY, {"x": torch.ones(64)})
+    assert Store(store.folder, events.append).missing([KEY]) == []
+    assert len(events) == 1
+
+
+def test_a_flipped_bit_leaves_entries_of_other_shards_alone(store: Store, events: list[Event]) -> None:
+    with store.writing() as write:
+        for number in range(3):
+            write(key_of(number), {"x": torch.full((8,), 0.3)})
+    (shard,) = store.folder.iterdir()
+    Store(store.folder).write(key_of(1), {"x": torch.full((8,), 0.3)})
+    flip_a_bit(shard, torch.full((8,), 0.3).numpy().tobytes())
+    fresh = Store(store.folder, events.append)
+    assert fresh.missing(map(key_of, range(3))) == [key_of(0), key_of(2)]
+    assert len(events) == 1
+
+
+def test_what_is_damaged_after_the_check_is_not_read(store: Store) -> None:
+    store.write(KEY, {"x": torch.ones(64)})
+    (shard,) = store.folder.iterdir()
+    flip_a_bit(shard, torch.ones(4).numpy().tobytes())
+    with pytest.raises(StorageError, match="checksum"):
+        store.read(KEY)
+
+
+def test_shards_without_checksums_are_not_used(store: Store, events: list[Event]) -> None:
+    store.folder.mkdir(parents=True)
+    save_file({f"{KEY}/x": torch.ones(3)}, store.folder / "a.safetensors")
+    assert store.missing([KEY]) == [KEY]
+    assert len(events) == 1
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,9 @@ from tiny_runs import config_for, plain_config
 from fluxtune.config.schema import Config
 from fluxtune.errors import ConfigError
 from fluxtune.events import Event, Warning, ignore
+from fluxtune.training.examples import Prepared
 from fluxtune.training.preflight import preflight
-from fluxtune.training.prepare import Prepared, prepare
+from fluxtune.training.prepare import prepare
 from fluxtune.training.prior import Prior
 from fluxtune.training.samples import Samples, SampleSource
 
