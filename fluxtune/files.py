@@ -20,6 +20,9 @@ from safetensors import SafetensorError
 
 from fluxtune.errors import StorageError, UsageError
 
+_WHOLE_FILE_HASHED = 64 * 2**20
+"""Bytes; of larger files the ends stand for the whole in a fingerprint."""
+
 
 def write_with(path: Path, write: Callable[[Path], None]) -> None:
     """Let ``write`` fill a temporary file, then sync it and rename it to ``path``.
@@ -78,6 +81,29 @@ def sha256_of(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def fingerprint_of(folder: Path, files: Iterable[Path]) -> str:
+    """Hex digest of the names and contents of files below a folder, for cache keys.
+
+    Small files count whole; of large ones size, time and both ends do, which is fast and still tells edits.
+    """
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.relative_to(folder).as_posix()}\0".encode())
+        digest.update(_content_mark(file))
+    return digest.hexdigest()
+
+
+def _content_mark(file: Path) -> bytes:
+    size = file.stat().st_size
+    with open(file, "rb") as content:
+        if size <= _WHOLE_FILE_HASHED:
+            return hashlib.sha256(content.read()).digest()
+        head = content.read(2**20)
+        content.seek(-(2**20), 2)
+        mark = f"{size}/{file.stat().st_mtime_ns}".encode()
+        return hashlib.sha256(mark + head + content.read()).digest()
 
 
 def require_space(folder: Path, needed: int, purpose: str) -> None:

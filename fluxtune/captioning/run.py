@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from fluxtune.captioning.batches import BatchSize, caption_each
 from fluxtune.captioning.captioner import find_captioner, open_captioner
@@ -23,6 +23,8 @@ from fluxtune.environment import pick_device, warn_of_the_processor
 from fluxtune.errors import DataError
 from fluxtune.events import Caption, Finding, Phase, Progress, Sink
 from fluxtune.nano import EMBEDDED
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -130,13 +132,13 @@ def caption(
         return outcome
     folder = find_captioner(config, on_event)
     with nullcontext() if dry_run else journals.sitting():
-        captioner = open_captioner(folder, config, _device(config, on_event), on_event)
+        captioner = open_captioner(folder, config, device_for(config, on_event), on_event)
         again = ", going on where it was cut off" if journals.go_on else ""
         on_event(Phase("caption", f"{len(part)} of {len(items)} pictures{again}"))
         size = BatchSize(config.captioning.batch_size)
         said = caption_each(part, lambda item: open_image(item.path, config.dataset.background), captioner, size)
         try:
-            for item, text in _with_progress(said, len(part), on_event):
+            for item, text in with_progress(said, len(part), on_event):
                 outcome.take_said(item, text, config, decide, None if dry_run else journals, on_event)
         except EndOfReview:
             return outcome
@@ -169,7 +171,8 @@ def reword(config: Config, on_event: Sink, dry_run: bool = False) -> Outcome:
     return outcome
 
 
-def _device(config: Config, on_event: Sink) -> str:
+def device_for(config: Config, on_event: Sink) -> str:
+    """Where the captioner works; a big one on a processor is warned of."""
     device = pick_device(config.captioning.device)
     if config.captioning.captioner != EMBEDDED:
         warn_of_the_processor(device, config.captioning.device, on_event)
@@ -182,12 +185,10 @@ def _asked(config: Config) -> dict[str, Any]:
     return {**chosen, "trigger": config.dataset.trigger, "class_word": config.dataset.class_word}
 
 
-def _with_progress(
-    said: Iterator[tuple[Item, str | DataError]], total: int, on_event: Sink
-) -> Iterator[tuple[Item, str | DataError]]:
+def with_progress(said: Iterator[T], total: int, on_event: Sink) -> Iterator[T]:
     """Reports how far it is after each picture; rate and time left are of the pictures so far."""
     started = time.monotonic()
-    for done, (item, text) in enumerate(said, start=1):
-        yield item, text
+    for done, each in enumerate(said, start=1):
+        yield each
         rate = done / max(1e-9, time.monotonic() - started)
         on_event(Progress("caption", done, total, "pictures", rate, (total - done) / rate))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from functools import partial
 from itertools import chain, count
 from pathlib import Path
 from typing import Annotated, Any
@@ -142,19 +143,22 @@ def train(
 def _run(resolved: Resolved, output: Path, resume: Path | None, as_json: bool, accept: list[Refusal]) -> Path:
     with sink(as_json) as on_event, stop_requests() as should_stop:
         quiet_libraries()
+        from fluxtune.captioning.missing import caption_bare
         from fluxtune.dataset.findings import found_in_description
         from fluxtune.training.run import train as train_run
 
         for finding in map(found_in_description, resolved.remarks):
             on_event(finding)
+        on_event = should_stop.interrupting(on_event)
         result = train_run(
             resolved.config,
             output=output,
             origins=resolved.origins,
             resume=resume,
-            on_event=should_stop.interrupting(on_event),
+            on_event=on_event,
             should_stop=should_stop,
             accept=accept,
+            caption_bare=partial(caption_bare, resolved.config, on_event),
         )
     return result.file
 

@@ -101,8 +101,10 @@ class DatasetConfig(Section):
         "What kind of thing the subject is (person, dog, mug); stands for the trigger in preservation.",
         min_length=1,
     )
-    missing_captions: Literal["error", "trigger"] = setting(
-        "error", "Pictures without a caption: error refuses them, trigger captions them with the trigger word alone."
+    missing_captions: Literal["error", "trigger", "caption"] = setting(
+        "error",
+        "Pictures without a caption: error refuses them, trigger captions them with the trigger word alone, caption "
+        "asks captioning.captioner (what it says is kept in the cache; nothing is written beside the pictures).",
     )
     unmasked_weight: float = setting(
         0.1, "How much the loss counts where a mask is black; where it is white it counts 1.", ge=0.0, le=1.0

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sized
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence, Sized
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeAlias
 
 from fluxtune.config.dataset import DatasetConfig
 from fluxtune.dataset.caption_checks import check_captions
@@ -17,6 +18,9 @@ from fluxtune.dataset.picture_checks import check_pictures
 from fluxtune.dataset.survey import Look, Survey, survey
 from fluxtune.errors import DataError, some_names
 from fluxtune.events import Finding, Sink, Warning
+
+CaptionBare: TypeAlias = Callable[[Sequence[tuple[Item, Look]]], Mapping[Path, str]]
+"""Pictures without a caption, as they were seen -> captions by picture file."""
 
 SHOWN = 20
 """Problems listed in one error; the rest is counted."""
@@ -48,11 +52,14 @@ class Picture:
     is_subject: bool = True
 
 
-def read_folders(config: DatasetConfig, on_event: Sink, accept_errors: bool = False) -> list[Picture]:
+def read_folders(
+    config: DatasetConfig, on_event: Sink, accept_errors: bool = False, caption_bare: CaptionBare | None = None
+) -> list[Picture]:
     """Read and check all folders of the configuration, and say what was found.
 
     Args:
         accept_errors: go on in spite of what is wrong with single pictures, without those that cannot be read.
+        caption_bare: captions pictures that have none, where ``missing_captions`` asks for that.
 
     Raises:
         DataError: one error for all problems of all folders; see ``SHOWN``. With ``accept_errors`` only where nothing
@@ -61,6 +68,8 @@ def read_folders(config: DatasetConfig, on_event: Sink, accept_errors: bool = Fa
     if not config.folders:
         raise DataError("no folder of pictures is given", hint="fluxtune train FOLDER", check="no-pictures")
     surveyed = survey(config, on_event)
+    if config.missing_captions == "caption" and caption_bare is not None:
+        surveyed = _with_captions(surveyed, caption_bare)
     items = [seen.item for seen in surveyed.seen]
     findings = [
         *surveyed.findings,
@@ -83,6 +92,21 @@ def read_folders(config: DatasetConfig, on_event: Sink, accept_errors: bool = Fa
     for warning in as_warnings([each for each in findings if each.check not in ("missing-caption", "empty-caption")]):
         on_event(warning)
     return pictures
+
+
+def _with_captions(surveyed: Survey, caption_bare: CaptionBare) -> Survey:
+    """The survey with a caption for each picture that can be read and has none."""
+    bare = [(seen.item, seen.look) for seen in surveyed.seen if seen.item.caption == "" and seen.look is not None]
+    said = caption_bare(bare) if bare else {}
+    return replace(
+        surveyed,
+        seen=tuple(
+            replace(seen, item=replace(seen.item, caption=said[seen.item.path], caption_place="captioning.captioner"))
+            if seen.item.path in said
+            else seen
+            for seen in surveyed.seen
+        ),
+    )
 
 
 def picture_of(item: Item, look: Look, caption: str) -> Picture:
@@ -124,7 +148,7 @@ def _missing_captions(items: list[Item], config: DatasetConfig) -> list[DataErro
     message = f"{_of(missing, items)} without a caption: {some_names(item.name for item in missing)}"
     if config.missing_captions == "trigger":
         return [DataError(f"{message}; and there is no trigger to train them on", hint="set dataset.trigger")]
-    hint = '`fluxtune caption FOLDER` writes them; or set dataset.missing_captions = "trigger"'
+    hint = '`fluxtune caption FOLDER` writes them; or set dataset.missing_captions = "caption" or "trigger"'
     return [DataError(message, hint=hint)]
 
 

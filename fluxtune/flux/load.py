@@ -7,7 +7,6 @@ memory never holds a second copy of it.
 from __future__ import annotations
 
 import gc
-import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -23,13 +22,13 @@ from fluxtune.config.memory import MemoryConfig
 from fluxtune.config.model import ModelConfig
 from fluxtune.errors import BaseModelError
 from fluxtune.events import Sink, ignore
+from fluxtune.files import fingerprint_of
 from fluxtune.flux.families import FAMILIES, Family, family_of
 from fluxtune.hub.layouts import INDEX
 from fluxtune.hub.locate import locate
 from fluxtune.memory.quantize import quantize_linears, quantized_linear, replace_module
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_WHOLE_FILE_HASHED = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -65,11 +64,9 @@ class Base:
 
     def fingerprint(self, *parts: str) -> str:
         """Hex digest of the files of some parts (``vae``, ``text_encoder``...), for cache keys."""
-        digest = hashlib.sha256()
-        for file in (file for part in parts for file in sorted((self.folder / part).rglob("*")) if file.is_file()):
-            digest.update(f"{file.relative_to(self.folder).as_posix()}\0".encode())
-            digest.update(_content_mark(file))
-        return digest.hexdigest()
+        return fingerprint_of(
+            self.folder, (file for part in parts for file in sorted((self.folder / part).rglob("*")) if file.is_file())
+        )
 
 
 def open_base(model: ModelConfig, on_event: Sink = ignore) -> Base:
@@ -315,15 +312,3 @@ def _told_as_damage(place: Path) -> Iterator[None]:
         yield
     except (SafetensorError, OSError, ValueError, LookupError) as error:
         raise _wrong_weights(place, f"a part of the base model cannot be read ({error})") from error
-
-
-def _content_mark(file: Path) -> bytes:
-    """The whole content of small files; of large ones size, time and both ends, which is fast and still tells edits."""
-    size = file.stat().st_size
-    with open(file, "rb") as content:
-        if size <= _WHOLE_FILE_HASHED:
-            return hashlib.sha256(content.read()).digest()
-        head = content.read(2**20)
-        content.seek(-(2**20), 2)
-        mark = f"{size}/{file.stat().st_mtime_ns}".encode()
-        return hashlib.sha256(mark + head + content.read()).digest()

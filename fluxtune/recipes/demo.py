@@ -1,4 +1,4 @@
-"""`python -m fluxtune.recipes.demo`: trains on the demo pictures, then shows and scores what was learned.
+"""`python -m fluxtune.recipes.demo`: checks the demo pictures, captions them, trains, then shows and scores the result.
 
 The subject score is the share of pictures of trigger prompts that show the subject, on backgrounds and in sizes at
 places that no training picture has; retention is the share of ordinary prompts whose pictures show everything asked.
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from fluxtune.environment import quiet_libraries
-from fluxtune.nano import TRIGGER, model_folder
+from fluxtune.nano import TRIGGER, demo_folder, model_folder
 from fluxtune.nano.captions import background_of, noun_phrase
 from fluxtune.nano.palette import BACKGROUND_COLOURS, BACKGROUND_KINDS
 from fluxtune.nano.scenes import held_out_prompts
@@ -87,6 +88,17 @@ def trigger_prompts(number: int) -> list[str]:
     return prompts
 
 
+def copy_pictures(folder: Path) -> Path:
+    """A folder of one's own with the demo pictures and their settings, to which captions can be added."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for picture in demo_folder().glob("*.png"):
+        shutil.copy(picture, folder)
+    settings = (demo_folder() / "dataset.toml").read_text(encoding="utf-8")
+    (folder / "dataset.toml").write_text(settings.replace('"nano:demo"', '"."'), encoding="utf-8")
+    return folder
+
+
 def score_lora(base: Path, lora: Path, seeds: Sequence[int], prompts: int = 60) -> Scores:
     """Scores of a LoRA file on a base model's folder: for each seed, `prompts` prompts of either sort."""
     from fluxtune.nano.judge import Judge
@@ -120,8 +132,11 @@ def main() -> int:
     options = parser.parse_args()
     run = next(folder for folder in _folders(options.runs) if not folder.exists())
     started = time.monotonic()
+    pictures = copy_pictures(run.with_name(f"{run.name}-pictures"))
     for arguments in (
-        ["train", "--preset", "nano", "--output", str(run), "--seed", str(options.seed)],
+        ["validate", str(pictures), "--preset", "nano"],
+        ["caption", str(pictures)],
+        ["train", str(pictures), "--preset", "nano", "--output", str(run), "--seed", str(options.seed)],
         ["sample", *SHOWN, "--lora", str(run), "--compare", "--output", str(run / "samples"), "--seed", "1"],
     ):
         print(f"\n$ fluxtune {' '.join(repr(word) if ' ' in word else word for word in arguments)}", flush=True)

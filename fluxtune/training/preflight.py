@@ -9,7 +9,7 @@ from typing import Any
 
 from fluxtune.config.checks import contradictions
 from fluxtune.config.schema import Config
-from fluxtune.dataset.pictures import Picture, read_folders
+from fluxtune.dataset.pictures import CaptionBare, Picture, read_folders
 from fluxtune.environment import pick_device, versions, warn_of_the_processor, warn_without_bf16
 from fluxtune.errors import ConfigError, FluxtuneError, Refusal, UsageError
 from fluxtune.events import Phase, Sink, Warning
@@ -34,12 +34,19 @@ class Preflight:
     facts: dict[str, Any]
 
 
-def preflight(config: Config, on_event: Sink, goes_on: bool = False, accept: Collection[Refusal] = ()) -> Preflight:
+def preflight(
+    config: Config,
+    on_event: Sink,
+    goes_on: bool = False,
+    accept: Collection[Refusal] = (),
+    caption_bare: CaptionBare | None = None,
+) -> Preflight:
     """Check what the configuration names.
 
     Args:
         goes_on: from a checkpoint, which stands in for ``lora.init_from``.
         accept: what is not to be refused.
+        caption_bare: captions pictures that have no caption.
 
     Raises:
         ConfigError: settings that do not go together, or a pattern of ``lora.targets`` that names no layer.
@@ -57,7 +64,7 @@ def preflight(config: Config, on_event: Sink, goes_on: bool = False, accept: Col
     start = None if goes_on or not config.lora.init_from else Path(config.lora.init_from)
     layers = read_lora(start) if start else {}
     # Before the base model, whose download can take an hour.
-    pictures = read_folders(config.dataset, on_event, accept_errors=Refusal.DATA in accept)
+    pictures = read_folders(config.dataset, on_event, accept_errors=Refusal.DATA in accept, caption_bare=caption_bare)
     base = open_base(config.model, on_event)
     if not base.embeds_guidance:
         on_event(

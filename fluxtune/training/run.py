@@ -11,6 +11,7 @@ from shlex import quote
 
 from fluxtune.config.layers import to_toml
 from fluxtune.config.schema import Config
+from fluxtune.dataset.pictures import CaptionBare
 from fluxtune.errors import (
     ExitCode,
     FluxtuneError,
@@ -51,6 +52,7 @@ def train(
     on_event: Sink = ignore,
     should_stop: Callable[[], ExitCode | None] = lambda: None,
     accept: Collection[Refusal] = (),
+    caption_bare: CaptionBare | None = None,
 ) -> TrainResult:
     """Train a LoRA.
 
@@ -62,6 +64,8 @@ def train(
             the run: with an exit code it becomes ``Stopped``.
         accept: what would be refused otherwise; ``data``: pictures and captions with errors, those that cannot be
             read being left out.
+        caption_bare: captions pictures that have no caption, for ``dataset.missing_captions = "caption"``; see
+            ``captioning/missing.py``.
 
     Raises:
         FluxtuneError: whatever the user can mend; its ``exit_code`` says of which kind.
@@ -78,7 +82,7 @@ def train(
         require_unused(output)
     goes_on = resume is not None and Run.open(resume).state.checkpoint is not None
     with fits_in_memory("this training", _SMALLER):
-        ready = preflight(config, before_run, goes_on, accept)
+        ready = preflight(config, before_run, goes_on, accept, caption_bare)
     origins = origins or {}
     run = Run.open(resume) if resume is not None else Run.create(output, to_toml(config), origins, ready.facts)
     resuming = resume is not None

@@ -1,4 +1,4 @@
-"""The demo data set: the subject that pretraining never saw, in twelve pictures with captions."""
+"""The demo data set: the subject that pretraining never saw, in twelve pictures without captions."""
 
 from __future__ import annotations
 
@@ -29,11 +29,9 @@ BACKGROUNDS = (
 
 
 def write_demo(folder: Path) -> None:
-    """Writes `01.png`, `01.txt` and so on."""
+    """Writes `01.png` and so on."""
     folder.mkdir(parents=True, exist_ok=True)
     for index, (kind, colour) in enumerate(BACKGROUNDS):
         background = Background(kind, colour, (index * 0.37) % 1)
         scene = subject_scene(SEED, index, ASPECTS[index % len(ASPECTS)], background)
-        stem = folder / f"{index + 1:02d}"
-        paint(scene, SCALE).save(stem.with_suffix(".png"), optimize=True)
-        stem.with_suffix(".txt").write_text(scene.caption + "\n")
+        paint(scene, SCALE).save(folder / f"{index + 1:02d}.png", optimize=True)
