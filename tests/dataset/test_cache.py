@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -93,6 +94,21 @@ def test_more_shards_than_are_kept_open_can_be_read(store: Store, monkeypatch: p
         store.write(key_of(number), {"x": torch.full((1,), float(number))})
     for number in (0, 4, 2, 0, 1, 3, 0):
         assert store.read(key_of(number))["x"].item() == number
+
+
+def test_ten_thousand_entries_are_few_files_and_fewer_open_ones(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "SHARD_BYTES", 2**20)
+    keys = [key_of(number) for number in range(10_000)]
+    with store.writing() as write:
+        for number, key in enumerate(keys):
+            write(key, {"x": torch.full((256,), float(number))})
+    shards = list(store.folder.iterdir())
+    assert len(shards) == 10
+    assert max(shard.stat().st_size for shard in shards) < 2**20 * 1.5
+    fresh = Store(store.folder)
+    assert fresh.missing(keys) == []
+    assert [fresh.read(key)["x"][0].item() for key in keys[::-777]] == list(range(9999, -1, -777))
+    assert len([file for file in psutil.Process().open_files() if Path(file.path).parent == store.folder]) <= 10
 
 
 def test_missing_keys_are_told_once_and_in_order(store: Store) -> None:
