@@ -13,7 +13,16 @@ from fluxtune.dataset.ahead import DECODERS
 from fluxtune.dataset.folder import Item, list_folders
 from fluxtune.dataset.images import Size, Stored, read_image
 from fluxtune.dataset.masks import checked_mask
-from fluxtune.dataset.measures import NO_BORDERS, SMALL, Borders, fingerprints, is_blank, plain_borders, sharpness
+from fluxtune.dataset.measures import (
+    NO_BORDERS,
+    SMALL,
+    Borders,
+    fingerprints,
+    is_blank,
+    plain_borders,
+    sharpness,
+    thumbnail,
+)
 from fluxtune.errors import DataError
 from fluxtune.events import Finding, Progress, Sink
 from fluxtune.files import sha256_of
@@ -103,17 +112,16 @@ def look_at(path: Path, background: str, resolution: int) -> Look:
         DataError: see ``images.read_image``.
     """
     image, stored = read_image(path, background)
-    grey = image.convert("L")
-    # Shrunk once for all that is measured: no further than the most demanding of it allows.
+    # A large one is shrunk once for all that is measured: no further than the most demanding of it allows.
     shrink = min(int((image.width * image.height) ** 0.5 / resolution), min(image.size) // SMALL)
-    grey = grey.reduce(shrink) if shrink > 1 else grey
-    small = grey.reduce(max(1, min(grey.size) // SMALL))
+    measured = image.convert("L").reduce(shrink) if shrink > 1 else image
+    small = thumbnail(measured)
     blank = is_blank(small)
     return Look(
         size=image.size,
         digest=sha256_of(path),
         stored=stored,
-        sharpness=None if blank else sharpness(grey, resolution),
+        sharpness=None if blank else sharpness(measured, resolution),
         borders=NO_BORDERS if blank else plain_borders(small),
         blank=blank,
         fingerprints=fingerprints(small),
