@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from fluxtune.config.schema import Config
@@ -199,7 +199,10 @@ def _asked(sitting: Path) -> Any:
 
 
 def _entries(sitting: Path) -> list[Entry]:
-    """The lines of the journal; a last one that a kill cut short stands for nothing that was done."""
+    """The lines of the journal; a last one that a kill cut short stands for nothing that was done.
+
+    A folder may come from somebody else: lines that name a place outside of it are passed over.
+    """
     try:
         lines = (sitting / "journal.jsonl").read_text(encoding="utf-8").split("\n")
     except OSError:
@@ -207,9 +210,12 @@ def _entries(sitting: Path) -> list[Entry]:
     entries = []
     for line in lines:
         try:
-            entries.append(Entry(**json.loads(line)))
+            entry = Entry(**json.loads(line))
+            path = PurePath(entry.file)
         except (ValueError, TypeError):
             continue
+        if not path.is_absolute() and not path.drive and ".." not in path.parts:
+            entries.append(entry)
     return entries
 
 

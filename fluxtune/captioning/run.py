@@ -71,6 +71,11 @@ class Outcome:
             self.counts["failed"] += 1
             on_event(Finding("error", said.check, said.message, said.where, said.hint, item.name))
             return
+        if not said.strip():
+            self.counts["failed"] += 1
+            hint = "ask it otherwise (--prompt), or choose another captioner"
+            on_event(Finding("error", "empty-caption", "the captioner said nothing", str(item.path), hint, item.name))
+            return
         worded = Wording.of(config, is_subject(item))(said, item.path)
         words = decide(Proposal(item.name, item.path, caption_file(item), item.caption or None, worded))
         if words is None:

@@ -257,3 +257,27 @@ def test_regularization_pictures_get_captions_without_the_trigger(photos: Path) 
     run.caption(config, ignore)
     assert texts(regular)["e.txt"].startswith("a square")
     assert texts(photos)["a.txt"].startswith("zorvex, a square")
+
+
+@pytest.mark.parametrize("name", ["../victim.txt", "more/../../victim.txt", "/ABSOLUTE"])
+def test_undo_touches_nothing_outside_of_the_folder_whatever_the_journal_says(photos: Path, name: str) -> None:
+    victim = photos.parent / "victim.txt"
+    victim.write_text("a square 1\n")
+    run.caption(settings(photos), ignore)
+    journal = photos / FOLDER / "001" / "journal.jsonl"
+    line = json.loads(journal.read_text().splitlines()[0])
+    line["file"] = name.replace("/ABSOLUTE", str(victim))
+    journal.write_text(journal.read_text() + json.dumps(line) + "\n")
+    undo(photos)
+    assert victim.read_text() == "a square 1\n"
+    assert texts(photos) == {}
+
+
+def test_a_captioner_that_says_nothing_writes_nothing(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fluxtune.captioning.run.open_captioner", lambda *_: lambda images: ["  \n" for _ in images])
+    (photos / "a.txt").write_text("mine")
+    events: list[Event] = []
+    outcome = run.caption(settings(photos, existing="overwrite", prefix="photo of"), events.append)
+    assert texts(photos) == {"a.txt": "mine"}
+    assert outcome.counts["failed"] == 5
+    assert any(event.event == "finding" and "said nothing" in event.message for event in events)
