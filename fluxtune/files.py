@@ -13,8 +13,9 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -58,9 +59,35 @@ def write_json(path: Path, value: object) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append one line to ``path`` in a single write, so that readers following the file see whole lines."""
-    with _storage_errors(path), open(path, "ab") as file:
-        file.write(line.encode("utf-8") + b"\n")
+    """Append one line to ``path`` in a single write, so that readers following the file see whole lines.
+
+    After a line that a kill cut short it begins one of its own.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    with _storage_errors(path), open(path, "ab+") as file:
+        file.seek(max(0, file.tell() - 1))
+        fresh = file.read() in (b"", b"\n")
+        file.write((b"" if fresh else b"\n") + line.encode("utf-8") + b"\n")
+
+
+def json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects in a file of JSON lines; a file that does not exist has none.
+
+    What is no JSON object in UTF-8 is passed over: a kill can cut the last line short, and people edit files.
+
+    Raises:
+        StorageError: the file cannot be read.
+    """
+    with _storage_errors(path), suppress(FileNotFoundError), open(path, "rb") as file:
+        for line in file:
+            try:
+                value = json.loads(line.decode("utf-8"))
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(value, dict):
+                yield value
 
 
 def sync_folder(folder: Path) -> None:

@@ -99,6 +99,29 @@ def test_lines_are_appended_whole(tmp_path: Path) -> None:
     assert lines == ["é" * 10_000, "second"]
 
 
+def test_a_line_after_one_that_a_kill_cut_short_begins_afresh(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_bytes(b'{"step": 1}\n{"st')
+    files.append_line(path, '{"step": 3}')
+    assert path.read_bytes() == b'{"step": 1}\n{"st\n{"step": 3}\n'
+
+
+def test_json_lines_are_the_objects_of_a_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    whole = b'{"file": "1.png"}\n\n[1, 2]\n"text"\nnull\n{"file": "\xff\xfe"}\n' + b"[" * 100_000 + b"\n"
+    path.write_bytes(whole + '{"file": "Süßes\u2028.png"}\n'.encode() + b'{"file": "3.p')
+    assert list(files.json_lines(path)) == [{"file": "1.png"}, {"file": "Süßes\u2028.png"}]
+
+
+def test_a_file_that_does_not_exist_has_no_json_lines(tmp_path: Path) -> None:
+    assert list(files.json_lines(tmp_path / "journal.jsonl")) == []
+
+
+def test_json_lines_that_cannot_be_read_are_a_storage_error(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="cannot write or read"):
+        list(files.json_lines(tmp_path))
+
+
 def test_the_hash_is_the_contents_sha256(tmp_path: Path) -> None:
     content = b"0123456789" * 300_000
     (tmp_path / "a.bin").write_bytes(content)
