@@ -166,8 +166,6 @@ class Run:
         lock = self.folder / "lock"
         owner = _take(lock)
         try:
-            _end_last_line(self.folder / "events.jsonl")
-            _end_last_line(self.folder / "log.txt")
             yield
         finally:
             if _read_owner(lock) == owner:
@@ -260,12 +258,6 @@ def _log_line(record: dict[str, Any]) -> str:
 
 def _shown(value: object) -> str:
     return f"{value:.6g}" if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
-
-
-def _end_last_line(path: Path) -> None:
-    """Close a line that a crash cut off, so that the next record begins a line of its own."""
-    if path.is_file() and path.stat().st_size and not path.read_bytes().endswith(b"\n"):
-        files.append_line(path, "")
 
 
 def _take(lock: Path) -> dict[str, Any]:
