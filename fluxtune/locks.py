@@ -1,0 +1,126 @@
+"""Locks: files that say which process is writing in a folder, so that no second one does.
+
+A lock of a process that died, also by a power cut, is taken over.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fluxtune.errors import StorageError
+
+
+@contextmanager
+def held(lock: Path, what: str) -> Iterator[None]:
+    """Holds a lock file.
+
+    Args:
+        what: what is being written, as it reads behind "this" in a message.
+
+    Raises:
+        StorageError: another process holds it, or it cannot be made.
+    """
+    owner = _take(lock, what)
+    try:
+        yield
+    finally:
+        if _read_owner(lock) == owner:
+            lock.unlink()
+
+
+def _take(lock: Path, what: str) -> dict[str, Any]:
+    """Create the lock file with our identity, clearing away a stale one; returns the identity."""
+    owner = _identity()
+    while True:
+        try:
+            with open(lock, "x", encoding="utf-8") as file:
+                file.write(json.dumps(owner))
+            return owner
+        except FileExistsError:
+            _clear_if_stale(lock, what)
+        except OSError as error:
+            raise StorageError(f"cannot lock the {what}: {error.strerror or error}", where=str(lock)) from error
+
+
+def _clear_if_stale(lock: Path, what: str) -> None:
+    """Remove the lock of a process that is gone; raises StorageError when its holder may still write."""
+    holder = _read_owner(lock)
+    if holder is None:
+        return
+    if holder["host"] != socket.gethostname():
+        raise StorageError(
+            f"locked by process {holder['pid']} on another machine, {holder['host']}",
+            where=str(lock),
+            hint="wait for it; if nothing runs there any more, remove the lock file",
+        )
+    if _alive(holder):
+        raise StorageError(
+            f"this {what} is being written by process {holder['pid']}",
+            where=str(lock),
+            hint="wait until it ends, or stop it",
+        )
+    # Renaming lets only one of several waiting processes clear the lock away.
+    aside = lock.with_name(f".lock.stale.{os.getpid()}")
+    try:
+        os.replace(lock, aside)
+    except FileNotFoundError:
+        return
+    if _read_owner(aside) == holder:
+        aside.unlink()
+    else:
+        os.replace(aside, lock)
+
+
+def _read_owner(lock: Path) -> dict[str, Any] | None:
+    """Who holds the lock, or None when it is free."""
+    try:
+        owner = json.loads(lock.read_text(encoding="utf-8"))
+        return {key: owner[key] for key in ("pid", "started", "boot", "host")}
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError):
+        # A crash cut it off while it was written: nobody holds it.
+        return {"pid": None, "started": None, "boot": None, "host": socket.gethostname()}
+
+
+def _identity() -> dict[str, Any]:
+    """This process, told apart from a later one with the same number: by its start, and by the boot."""
+    return {
+        "pid": os.getpid(),
+        "started": _started(os.getpid()),
+        "boot": _boot_id(),
+        "host": socket.gethostname(),
+    }
+
+
+def _alive(holder: dict[str, Any]) -> bool:
+    started = _started(holder["pid"]) if holder["pid"] else None
+    return started is not None and (holder["boot"], holder["started"]) == (_boot_id(), started)
+
+
+def _boot_id() -> str | None:
+    path = Path("/proc/sys/kernel/random/boot_id")
+    return path.read_text().strip() if path.is_file() else None
+
+
+def _started(pid: int) -> float | None:
+    """When a process started (only comparable on one machine), or None when it is gone or a zombie."""
+    import psutil
+
+    if _boot_id() is None:
+        try:
+            return round(psutil.Process(pid).create_time(), 2)
+        except psutil.NoSuchProcess:
+            return None
+    # In ticks since the boot: unlike psutil's clock time, no adjustment of the clock moves it.
+    try:
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if state == "Z" else float(fields[18])
