@@ -11,7 +11,9 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -26,17 +28,20 @@ _WHOLE_FILE_HASHED = 64 * 2**20
 
 
 def write_with(path: Path, write: Callable[[Path], None]) -> None:
-    """Let ``write`` fill a temporary file, then sync it and rename it to ``path``.
+    """Let ``write`` fill a temporary file, then sync it and rename it to ``path``, whose permissions are kept.
 
     Raises:
         StorageError: the folder cannot be made or the file cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with _storage_errors(path):
+    # Short, for the name itself may be as long as the system takes.
+    temporary = path.with_name(f".{zlib.crc32(os.fsencode(path.name)):08x}.{os.getpid()}.partial")
+    with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             write(temporary)
             _sync(temporary)
+            with suppress(OSError):  # there is no such file, or the file system has no permissions
+                temporary.chmod(stat.S_IMODE(path.stat().st_mode))
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -58,18 +63,26 @@ def write_json(path: Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def append_line(path: Path, line: str) -> None:
+def append_line(path: Path, line: str, sync: bool = False) -> None:
     """Append one line to ``path`` in a single write, so that readers following the file see whole lines.
 
     After a line that a kill cut short it begins one of its own.
 
+    Args:
+        sync: return only when the line would survive a power cut.
+
     Raises:
         StorageError: the file cannot be written.
     """
-    with _storage_errors(path), open(path, "ab+") as file:
+    with storage_errors(path), open(path, "ab+") as file:
         file.seek(max(0, file.tell() - 1))
         fresh = file.read() in (b"", b"\n")
         file.write((b"" if fresh else b"\n") + line.encode("utf-8") + b"\n")
+        if sync:
+            file.flush()
+            os.fsync(file.fileno())
+    if sync:
+        sync_folder(path.parent)
 
 
 def json_lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -80,7 +93,7 @@ def json_lines(path: Path) -> Iterator[dict[str, Any]]:
     Raises:
         StorageError: the file cannot be read.
     """
-    with _storage_errors(path), suppress(FileNotFoundError), open(path, "rb") as file:
+    with storage_errors(path), suppress(FileNotFoundError), open(path, "rb") as file:
         for line in file:
             try:
                 value = json.loads(line.decode("utf-8"))
@@ -104,7 +117,7 @@ def sync_folder(folder: Path) -> None:
 def sha256_of(path: Path) -> str:
     """Hex SHA-256 of a file's content, read in bounded memory."""
     digest = hashlib.sha256()
-    with _storage_errors(path), open(path, "rb") as file:
+    with storage_errors(path), open(path, "rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
@@ -204,7 +217,7 @@ def whole_folder(destination: Path) -> Iterator[Path]:
         raise StorageError(f"cannot write there: {reason}", where=str(parent), hint="choose another folder") from error
     try:
         yield half_made
-        with _storage_errors(destination):
+        with storage_errors(destination):
             half_made.chmod(0o777 & ~_umask())
             if destination.exists():
                 # It may be a mount or a link, which cannot be replaced.
@@ -216,26 +229,13 @@ def whole_folder(destination: Path) -> Iterator[Path]:
         shutil.rmtree(half_made, ignore_errors=True)
 
 
-def _umask() -> int:
-    """What the permissions of new folders lack; the system tells it only while it is set."""
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
-
-
-def _dump(path: Path, content: bytes) -> None:
-    with open(path, "wb") as file:
-        file.write(content)
-
-
-def _sync(path: Path) -> None:
-    with open(path, "rb+") as file:
-        os.fsync(file.fileno())
-
-
 @contextmanager
-def _storage_errors(path: Path) -> Iterator[None]:
-    """Turn the system's errors into one message that names the file and the mend."""
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turns the system's errors into one that names the file and the mend.
+
+    Raises:
+        StorageError: for any OSError.
+    """
     hints = {
         errno.ENOSPC: "free some disk space and run the command again",
         errno.EDQUOT: "your disk quota is used up: free some space and run the command again",
@@ -257,3 +257,20 @@ def _storage_errors(path: Path) -> Iterator[None]:
         raise StorageError(
             f"cannot write the file: {error}", where=str(path), hint="check the disk: it may be full"
         ) from error
+
+
+def _umask() -> int:
+    """What the permissions of new folders lack; the system tells it only while it is set."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
+def _dump(path: Path, content: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(content)
+
+
+def _sync(path: Path) -> None:
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())

@@ -135,3 +135,17 @@ def test_work_that_does_not_fit_on_the_disk_is_refused_with_both_sizes(tmp_path:
     files.require_space(tmp_path / "not" / "yet", 1, "the latents")
     with pytest.raises(StorageError, match=r"the latents need .* GiB of disk, but only .* GiB are free"):
         files.require_space(tmp_path / "not" / "yet", free + 2**40, "the latents")
+
+
+def test_writing_anew_keeps_the_permissions_of_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("old")
+    file.chmod(0o600)
+    files.write_text(file, "new")
+    assert file.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_name_as_long_as_the_system_takes_can_be_written(tmp_path: Path) -> None:
+    file = tmp_path / ("n" * 255)
+    files.write_text(file, "text")
+    assert file.read_text() == "text"

@@ -1,121 +1,129 @@
-"""What a captioning wrote over, so that it can be gone on with after a kill, and undone.
+"""What a captioning wrote over, so that it can be gone on with after a kill, and undone (``undo.py``).
 
 In the folder of pictures, `.fluxtune-captions/NUMBER/` holds a sitting: `session.json` says what was asked,
 `journal.jsonl` has a line for each caption file before it is written, and `before/` the old files as they were.
+One process at a time writes captions in a folder.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path, PurePath
 from typing import Any
 
+from fluxtune.captioning.selection import caption_file
 from fluxtune.config.schema import Config
 from fluxtune.dataset.folder import Item, folder_path
-from fluxtune.errors import UsageError
-from fluxtune.files import append_line, write_bytes, write_json, write_text
+from fluxtune.errors import StorageError
+from fluxtune.files import append_line, json_lines, storage_errors, write_bytes, write_json, write_text
+from fluxtune.locks import held
 
 FOLDER = ".fluxtune-captions"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One caption file: its path from the folder of pictures, and SHA-256 of it before (None: there was none) and
-    after."""
+    """One caption file: its path from the folder of pictures, SHA-256 of its content before (None: there was none) and
+    after, and where it led if it was a link."""
 
     file: str
     before: str | None
     after: str
-
-
-@dataclass(frozen=True)
-class Undone:
-    """What became of the caption files of a sitting, by their paths from the folder of pictures.
-
-    `changed` are those that somebody changed since; they are left as they are.
-    """
-
-    restored: tuple[str, ...]
-    removed: tuple[str, ...]
-    changed: tuple[str, ...]
+    link: str | None = None
 
 
 class Journal:
     """The sitting under way in one folder of pictures."""
 
     def __init__(self, root: Path, asked: dict[str, Any]) -> None:
-        """Goes on with the last sitting where it was cut off and the same was asked, else begins a new one.
-
-        Nothing is written yet.
-        """
         self._root, self._asked = root, asked
-        last = next(_sittings(root), None)
-        unfinished = last is not None and not (last / "finished").exists() and _asked(last) == asked
-        self._sitting = last if last is not None and unfinished else root / FOLDER / _number_after(last)
-        self._done = {entry.file: entry for entry in _entries(self._sitting)}
+        self._sitting: Path | None = None
+        self._done: dict[str, Entry] = {}
+        self._seen: dict[str, str | None] = {}
+        self._look()
 
     @property
     def goes_on(self) -> bool:
         """Whether a sitting that was cut off is gone on with."""
         return bool(self._done)
 
-    def has_written(self, file: Path) -> bool:
-        """Whether this sitting has captioned the file already, before it was cut off; a caption that somebody changed
-        since is not to be touched either."""
-        entry = self._done.get(self._name(file))
-        return entry is not None and _digest(file) != entry.before
-
     @contextmanager
-    def sitting(self) -> Iterator[None]:
-        """The time in which captions are written. Its folder is made first, so that a place where nothing can be
-        written is known before any work; one in which nothing was written leaves nothing.
+    def held(self) -> Iterator[None]:
+        """The time in which captions are written: by this process alone, in the last sitting if that was cut off and
+        the same was asked, else in a new one. One in which nothing was written leaves nothing.
 
         Raises:
-            StorageError: the folder cannot be written.
+            StorageError: another process is captioning the folder, or it cannot be written.
         """
-        if not (self._sitting / "session.json").exists():
-            write_json(self._sitting / "session.json", self._asked)
-        try:
-            yield
-        finally:
-            if not self._done:
-                _remove(self._sitting, self._root)
+        with held_folder(self._root) as folder:
+            self._look()
+            if self._sitting is None:
+                self._sitting = _new_sitting(folder)
+                write_json(self._sitting / "session.json", self._asked)
+            try:
+                yield
+            finally:
+                if not self._done:
+                    shutil.rmtree(self._sitting, ignore_errors=True)
 
-    def write(self, file: Path, caption: str) -> None:
+    def is_waiting(self, name: str) -> bool:
+        """Whether a caption file is still to be written, and not captioned already by the sitting that is gone on
+        with. What it holds now is kept in mind: `write` leaves it alone if somebody changes it from now on."""
+        try:
+            self._seen[name] = digest_of(self._root / name)
+        except OSError:  # told when it is to be written
+            self._seen[name] = None
+        return name not in self._done or self._seen[name] == self._done[name].before
+
+    def write(self, name: str, caption: str) -> bool:
         """Writes the caption, after noting it down and keeping what was there.
+
+        Returns:
+            False, and nothing is written, where somebody changed the file since `is_waiting`.
 
         Raises:
             StorageError: something cannot be written.
         """
-        name, content = self._name(file), f"{caption}\n".encode()
-        if name in self._done:  # noted down before it was cut off, and not written then
-            before = self._done[name].before
-        elif (before := _digest(file)) is not None:
-            write_bytes(self._sitting / "before" / name, file.read_bytes())
-        entry = Entry(name, before, hashlib.sha256(content).hexdigest())
-        append_line(self._sitting / "journal.jsonl", json.dumps(asdict(entry), ensure_ascii=False))
+        assert self._sitting is not None, "captions are written while the journal is held"
+        file, content = self._root / name, f"{caption}\n".encode()
+        with storage_errors(file):
+            before = digest_of(file)
+            if before != self._seen[name]:
+                return False
+            link = os.readlink(file) if file.is_symlink() else None
+            if before is not None and name not in self._done:
+                write_bytes(self._sitting / "before" / name, file.read_bytes())
+        entry = Entry(name, before, hashlib.sha256(content).hexdigest(), link)
+        append_line(self._sitting / "journal.jsonl", json.dumps(asdict(entry), ensure_ascii=False), sync=True)
         self._done[name] = entry
         write_bytes(file, content)
+        return True
 
     def finish(self) -> None:
         """Says that all was done that was asked: the next captioning is a new sitting."""
-        if self._done:
+        if self._done and self._sitting is not None:
             write_text(self._sitting / "finished", "")
 
-    def _name(self, file: Path) -> str:
-        return file.relative_to(self._root).as_posix()
+    def _look(self) -> None:
+        """Finds the sitting to go on with."""
+        last = next(sittings(self._root), None)
+        goes_on = last is not None and not (last / "finished").exists() and _asked_in(last) == self._asked
+        self._sitting = last if goes_on else None
+        self._done = {entry.file: entry for entry in entries(last)} if last is not None and goes_on else {}
 
 
 class Journals:
-    """The journals of all folders of a configuration."""
+    """The journals of all folders of a configuration; a folder that it names twice has one."""
 
     def __init__(self, config: Config, asked: dict[str, Any]) -> None:
-        roots = dict.fromkeys(folder_path(folder.path) for folder in config.dataset.folders)
+        roots = dict.fromkeys(_root(folder.path) for folder in config.dataset.folders)
         self._of_root = {root: Journal(root, asked) for root in roots}
 
     @property
@@ -123,104 +131,117 @@ class Journals:
         """Whether any sitting that was cut off is gone on with."""
         return any(journal.goes_on for journal in self._of_root.values())
 
-    def of(self, item: Item) -> Journal:
-        """The journal of a picture's folder."""
-        return self._of_root[folder_path(item.folder.path)]
-
     @contextmanager
-    def sitting(self) -> Iterator[None]:
-        """As `Journal.sitting`, of all."""
+    def held(self) -> Iterator[None]:
+        """As `Journal.held`, of all."""
         with ExitStack() as stack:
             for journal in self._of_root.values():
-                stack.enter_context(journal.sitting())
+                stack.enter_context(journal.held())
             yield
+
+    def waiting(self, items: Iterable[Item]) -> list[Item]:
+        """The pictures whose caption files are still to be written (`Journal.is_waiting`)."""
+        return [item for item in items if self._of(item).is_waiting(_name(item))]
+
+    def write(self, item: Item, caption: str) -> bool:
+        """As `Journal.write`, for a picture."""
+        return self._of(item).write(_name(item), caption)
 
     def finish(self) -> None:
         """As `Journal.finish`, for all."""
         for journal in self._of_root.values():
             journal.finish()
 
+    def _of(self, item: Item) -> Journal:
+        return self._of_root[_root(item.folder.path)]
 
-def undo(root: Path) -> Undone:
-    """Takes back the last captioning of a folder: old captions come back, new ones go.
+
+@contextmanager
+def held_folder(root: Path) -> Iterator[Path]:
+    """The folder of all sittings, for this process alone; it is gone again when there are none.
 
     Raises:
-        UsageError: nothing is there to be undone.
-        StorageError: a file cannot be written.
+        StorageError: another process holds it, it cannot be made, or it is a link, which may lead anywhere.
     """
-    last = next(_sittings(root), None)
-    if last is None:
-        raise UsageError(
-            "there is no captioning to undo",
-            where=str(root),
-            hint="only what `fluxtune caption` wrote in this folder can be undone",
-        )
-    restored, removed, changed = [], [], []
-    for entry in {entry.file: entry for entry in _entries(last)}.values():
-        file = root / entry.file
-        now = _digest(file)
-        if now == entry.before:
-            continue
-        if now != entry.after:
-            changed.append(entry.file)
-        elif entry.before is None:
-            file.unlink()
-            removed.append(entry.file)
-        else:
-            write_bytes(file, (last / "before" / entry.file).read_bytes())
-            restored.append(entry.file)
-    _remove(last, root)
-    return Undone(tuple(restored), tuple(removed), tuple(changed))
-
-
-def _remove(sitting: Path, root: Path) -> None:
-    """Removes a sitting, and with the last one the folder of all."""
-    shutil.rmtree(sitting, ignore_errors=True)
-    if next(_sittings(root), None) is None:
-        shutil.rmtree(root / FOLDER, ignore_errors=True)
-
-
-def _sittings(root: Path) -> Iterator[Path]:
-    """The sittings of a folder, the newest first."""
     folder = root / FOLDER
-    names = [path for path in folder.iterdir() if path.name.isdigit()] if folder.is_dir() else []
-    yield from sorted(names, key=lambda path: int(path.name), reverse=True)
-
-
-def _number_after(last: Path | None) -> str:
-    return f"{int(last.name) + 1 if last else 1:03d}"
-
-
-def _asked(sitting: Path) -> Any:
+    if folder.is_symlink():
+        hint = "remove the link: what fluxtune writes over is kept there"
+        raise StorageError("this is a link to another place", where=str(folder), hint=hint)
+    with storage_errors(folder):
+        folder.mkdir(exist_ok=True)
     try:
-        return json.loads((sitting / "session.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
+        with held(folder / "lock", "folder's captions"):
+            yield folder
+    finally:
+        with suppress(OSError):  # it is not empty
+            folder.rmdir()
 
 
-def _entries(sitting: Path) -> list[Entry]:
-    """The lines of the journal; a last one that a kill cut short stands for nothing that was done.
+def sittings(root: Path) -> Iterator[Path]:
+    """The sittings of a folder that can be undone, the newest first."""
+    folder = root / FOLDER
+    if folder.is_symlink() or not folder.is_dir():
+        return
+    for sitting in sorted(_numbered(folder), key=lambda path: int(path.name), reverse=True):
+        if (sitting / "session.json").is_file() and not sitting.is_symlink() and not (sitting / "undone").exists():
+            yield sitting
+
+
+def entries(sitting: Path) -> list[Entry]:
+    """What was noted down, the last line of each file; one that a kill cut short stands for nothing that was done.
 
     A folder may come from somebody else: lines that name a place outside of it are passed over.
+
+    Raises:
+        StorageError: the journal cannot be read.
     """
-    try:
-        lines = (sitting / "journal.jsonl").read_text(encoding="utf-8").split("\n")
-    except OSError:
-        return []
-    entries = []
-    for line in lines:
+    found: dict[str, Entry] = {}
+    for line in json_lines(sitting / "journal.jsonl"):
         try:
-            entry = Entry(**json.loads(line))
+            entry = Entry(**line)
             path = PurePath(entry.file)
-        except (ValueError, TypeError):
+        except TypeError:
             continue
         if not path.is_absolute() and not path.drive and ".." not in path.parts:
-            entries.append(entry)
-    return entries
+            found[entry.file] = entry
+    return list(found.values())
 
 
-def _digest(file: Path) -> str | None:
+def digest_of(file: Path) -> str | None:
+    """SHA-256 of a file's content, or None where there is none.
+
+    Raises:
+        OSError: it cannot be read.
+    """
     try:
         return hashlib.sha256(file.read_bytes()).hexdigest()
     except FileNotFoundError:
         return None
+
+
+def _new_sitting(folder: Path) -> Path:
+    numbers = [int(path.name) for path in _numbered(folder)]
+    for number in count(max(numbers, default=0) + 1):
+        with storage_errors(folder), suppress(FileExistsError):
+            (folder / f"{number:03d}").mkdir()
+            break
+    return folder / f"{number:03d}"
+
+
+def _numbered(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.name.isascii() and path.name.isdigit()]
+
+
+def _asked_in(sitting: Path) -> Any:
+    try:
+        return json.loads((sitting / "session.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def _root(path: str) -> Path:
+    return folder_path(path).resolve()
+
+
+def _name(item: Item) -> str:
+    return caption_file(item).relative_to(folder_path(item.folder.path)).as_posix()

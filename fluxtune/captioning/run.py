@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -20,8 +21,8 @@ from fluxtune.dataset.captions import read_caption
 from fluxtune.dataset.folder import Item, is_subject
 from fluxtune.dataset.images import open_image
 from fluxtune.environment import pick_device, warn_of_the_processor
-from fluxtune.errors import DataError
-from fluxtune.events import Caption, Finding, Phase, Progress, Sink
+from fluxtune.errors import DataError, StorageError
+from fluxtune.events import Caption, Finding, Phase, Progress, Sink, Warning
 from fluxtune.nano import EMBEDDED
 
 T = TypeVar("T")
@@ -50,11 +51,13 @@ Decide: TypeAlias = Callable[[Proposal], str | None]
 class Outcome:
     """What became of the pictures: how many of each sort, and all captions that were proposed or written.
 
-    `counts` has `written`, `proposed`, `kept` (as they are), `declined` (in a review) and `failed`.
+    `counts` has `written`, `proposed`, `kept` (as they are), `declined` (in a review) and `failed`; `folders` how many
+    were written in each.
     """
 
     pictures: int
     counts: Counter[str] = field(default_factory=Counter)
+    folders: Counter[str] = field(default_factory=Counter)
     captions: list[Caption] = field(default_factory=list)
 
     def take_said(
@@ -84,9 +87,25 @@ class Outcome:
             self.take(item, caption_file(item), words, journals, on_event)
 
     def take(self, item: Item, file: Path, words: str, journals: Journals | None, on_event: Sink) -> None:
-        """Writes a caption, or only proposes it where there are no journals, and counts it."""
+        """Writes a caption, or only proposes it where there are no journals, and counts it.
+
+        Raises:
+            StorageError: nothing more can be written, as when the disk is full.
+        """
         if journals is not None:
-            journals.of(item).write(file, words)
+            try:
+                written = journals.write(item, words)
+            except StorageError as error:
+                if not _of_this_file_alone(error):
+                    raise
+                self.counts["failed"] += 1
+                on_event(Finding("error", "unwritable-caption", error.message, str(file), error.hint, item.name))
+                return
+            if not written:
+                self.counts["kept"] += 1
+                on_event(Warning("somebody changed the caption meanwhile: it is left as it is", where=str(file)))
+                return
+            self.folders[item.folder.path] += 1
         self.counts["proposed" if journals is None else "written"] += 1
         event = Caption(item.name, str(file), words, written=journals is not None)
         self.captions.append(event)
@@ -120,33 +139,33 @@ def caption(
         DataError: there is no folder, or no picture in it.
         UsageError: the prompt or the template cannot be used.
         BaseModelError: the captioner is missing, gated, or no captioner.
-        StorageError: the captions cannot be written.
+        StorageError: the captions cannot be written, or another process is captioning the folder.
         OutOfMemoryError: the captioner does not fit, even with one picture at a time.
     """
     Wording.of(config)
     items = all_pictures(config, on_event)
     journals = Journals(config, _asked(config))
-    chosen = to_caption(items, config.captioning.existing, on_event)
-    waiting = [item for item in chosen if not journals.of(item).has_written(caption_file(item))]
+    chosen = list(to_caption(items, config.captioning.existing, on_event))
     outcome = Outcome(len(items))
-    outcome.counts["kept"] = len(items) - len(waiting)
-    part = waiting[:limit]
-    if not part:
-        if not dry_run:
-            journals.finish()
+    if not chosen and (dry_run or not journals.go_on):
+        outcome.counts["kept"] = len(items)
         return outcome
-    folder = find_captioner(config, on_event)
-    with nullcontext() if dry_run else journals.sitting():
-        captioner = open_captioner(folder, config, device_for(config, on_event), on_event)
-        again = ", going on where it was cut off" if journals.go_on else ""
-        on_event(Phase("caption", f"{len(part)} of {len(items)} pictures{again}"))
-        size = BatchSize(config.captioning.batch_size)
-        said = caption_each(part, lambda item: open_image(item.path, config.dataset.background), captioner, size)
-        try:
-            for item, text in with_progress(said, len(part), on_event):
-                outcome.take_said(item, text, config, decide, None if dry_run else journals, on_event)
-        except EndOfReview:
-            return outcome
+    with nullcontext() if dry_run else journals.held():
+        waiting = journals.waiting(chosen)
+        outcome.counts["kept"] = len(items) - len(waiting)
+        part = waiting[:limit]
+        if part:
+            folder = find_captioner(config, on_event)
+            captioner = open_captioner(folder, config, device_for(config, on_event), on_event)
+            again = ", going on where it was cut off" if journals.go_on else ""
+            on_event(Phase("caption", f"{len(part)} of {len(items)} pictures{again}"))
+            size = BatchSize(config.captioning.batch_size)
+            said = caption_each(part, lambda item: open_image(item.path, config.dataset.background), captioner, size)
+            try:
+                for item, text in with_progress(said, len(part), on_event):
+                    outcome.take_said(item, text, config, decide, None if dry_run else journals, on_event)
+            except EndOfReview:
+                return outcome
         if not dry_run and len(part) == len(waiting):
             journals.finish()
     return outcome
@@ -162,12 +181,12 @@ def reword(config: Config, on_event: Sink, dry_run: bool = False) -> Outcome:
     items = all_pictures(config, on_event)
     journals = Journals(config, {"reword": True, **_asked(config)})
     outcome = Outcome(len(items))
-    with nullcontext() if dry_run else journals.sitting():
+    with nullcontext() if dry_run else journals.held():
         for item in items:
             # As it stands in the file: what its folder's settings put around it is not to be written there.
             written = read_caption(item.caption_file) if item.caption and item.caption_file else ""
             worded = Wording.of(config, is_subject(item)).reworded(written, item.path)
-            if not written or item.caption_file is None or worded == written:
+            if not written or item.caption_file is None or worded == written or not journals.waiting([item]):
                 outcome.counts["kept"] += 1
             else:
                 outcome.take(item, item.caption_file, worded, None if dry_run else journals, on_event)
@@ -182,6 +201,12 @@ def device_for(config: Config, on_event: Sink) -> str:
     if config.captioning.captioner != EMBEDDED:
         warn_of_the_processor(device, config.captioning.device, on_event)
     return device
+
+
+def _of_this_file_alone(error: StorageError) -> bool:
+    """Whether other files may well be written: the name is too long, it is a folder, or protected."""
+    alone = (errno.ENAMETOOLONG, errno.EISDIR, errno.EACCES, errno.EPERM)
+    return isinstance(error.__cause__, OSError) and error.__cause__.errno in alone
 
 
 def _asked(config: Config) -> dict[str, Any]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 
+from fluxtune.config.dataset import FolderConfig
 from fluxtune.config.schema import Config
 from fluxtune.dataset.captions import stem_of
-from fluxtune.dataset.folder import Item, list_folders
-from fluxtune.errors import DataError
+from fluxtune.dataset.folder import OTHER_PICTURES, PICTURES, Item, list_folders
+from fluxtune.errors import DataError, UsageError
 from fluxtune.events import Sink, Warning
 
 _FATAL = ("no-folder", "no-pictures", "unreadable-folder")
@@ -19,7 +21,10 @@ def all_pictures(config: Config, on_event: Sink) -> list[Item]:
 
     Raises:
         DataError: a folder is not there, cannot be read, or holds no pictures.
+        UsageError: a folder's captions are said to be in files that end as pictures do.
     """
+    for folder in config.dataset.folders:
+        _check_captions(folder, on_event)
     listing = list_folders(config.dataset.folders)
     for finding in listing.findings:
         if finding.check in _FATAL:
@@ -27,6 +32,24 @@ def all_pictures(config: Config, on_event: Sink) -> list[Item]:
         if finding.severity == "error":
             on_event(finding)
     return list(listing.items)
+
+
+def _check_captions(folder: FolderConfig, on_event: Sink) -> None:
+    if folder.captions.lower() in (*PICTURES, *OTHER_PICTURES):
+        raise UsageError(
+            f"captions = {folder.captions!r} would write captions over pictures",
+            where=folder.path,
+            hint='use the ending of caption files, such as ".txt"',
+        )
+    if folder.captions in ("names", "none"):
+        on_event(
+            Warning(
+                f"captions = {folder.captions!r}: a training with these settings does not read the captions that are "
+                "written here",
+                where=folder.path,
+                hint='use captions = "auto"',
+            )
+        )
 
 
 def caption_file(item: Item) -> Path:
@@ -41,11 +64,16 @@ def to_caption(items: Sequence[Item], existing: str, on_event: Sink) -> Iterator
     Args:
         existing: the setting `captioning.existing`.
     """
+    real_folder = cache(Path.resolve)
     taken: dict[str, Item] = {}
     for item in items:
         if _has_caption(item, existing, on_event):
             continue
-        if (first := taken.setdefault(stem_of(item.path), item)) is not item:
+        path = real_folder(item.path.parent) / item.path.name
+        first = taken.setdefault(stem_of(path), item)
+        if first is item:
+            yield item
+        elif first.path.name != item.path.name:  # else it is the same picture, by another name of its folder
             on_event(
                 Warning(
                     f"{first.path.name} would have the same caption file: only that one is captioned",
@@ -53,8 +81,6 @@ def to_caption(items: Sequence[Item], existing: str, on_event: Sink) -> Iterator
                     hint="give one of them another name",
                 )
             )
-            continue
-        yield item
 
 
 def _has_caption(item: Item, existing: str, on_event: Sink) -> bool:
@@ -74,4 +100,13 @@ def _has_caption(item: Item, existing: str, on_event: Sink) -> bool:
     if existing == "skip" and item.caption_file is not None:
         return True
     # None is a caption that cannot be read: somebody's work all the same.
-    return item.caption is None or (item.caption != "" and (item.caption_file is not None or in_a_table))
+    has_one = item.caption is None or (item.caption != "" and (item.caption_file is not None or in_a_table))
+    return has_one or (item.caption_file is None and _has_words(caption_file(item)))
+
+
+def _has_words(file: Path) -> bool:
+    """Whether a file that the folder's settings do not take for a caption is somebody's work all the same."""
+    try:
+        return bool(file.read_bytes().strip())
+    except OSError:
+        return False

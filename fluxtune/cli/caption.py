@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,12 +15,13 @@ from fluxtune.cli.signals import stop_requests
 from fluxtune.config.layers import resolve
 from fluxtune.config.schema import Config
 from fluxtune.environment import quiet_libraries
-from fluxtune.errors import DataError, ExitCode, UsageError
+from fluxtune.errors import DataError, ExitCode, StorageError, UsageError
 from fluxtune.events import Event, Progress, Result, Sink
 from fluxtune.hub.layouts import CAPTIONERS
 
 if TYPE_CHECKING:
     from fluxtune.captioning.run import Outcome
+    from fluxtune.captioning.undo import Undone
 
 
 def complete_captioner(incomplete: str) -> list[tuple[str, str]]:
@@ -182,27 +183,57 @@ def _show(outcome: Outcome, config: Config, dry_run: bool) -> None:
     counts = {name: number for name, number in outcome.as_data().items() if number and name != "pictures"}
     told = ", ".join(f"{number} {name}" for name, number in counts.items())
     write_line(sys.stdout, f"{outcome.pictures} pictures: {told}")
-    if outcome.counts["written"]:
-        folders = shlex.join(folder.path for folder in config.dataset.folders)
+    if outcome.folders:
+        folders = shlex.join(outcome.folders)
         write_line(sys.stdout, printable(f"to take the captions back: fluxtune caption {folders} --undo"))
 
 
 def _undo(config: Config, as_json: bool) -> None:
-    from fluxtune.captioning.journal import undo
+    """Takes back what can be, in all folders, before it tells of what could not be.
+
+    Raises:
+        DataError: a folder is not there.
+        UsageError: there is nothing to undo in any of them.
+        StorageError: something could not be brought back.
+    """
+    from fluxtune.captioning.undo import undo
     from fluxtune.dataset.folder import folder_path
 
-    report: dict[str, Any] = {}
-    for folder in config.dataset.folders:
-        root = folder_path(folder.path)
+    roots = dict.fromkeys(folder_path(folder.path) for folder in config.dataset.folders)
+    for root in roots:
         if not root.is_dir():
             raise DataError("there is no such folder", where=str(root), hint="check the path", check="no-folder")
-        done = undo(root)
-        report[str(root)] = {"restored": done.restored, "removed": done.removed, "changed": done.changed}
-        if not as_json:
-            text = f"{root}: {len(done.restored)} captions restored, {len(done.removed)} removed"
-            write_line(sys.stdout, printable(text))
-            for name in done.changed:
-                write_line(sys.stderr, printable(f"warning: {root / name}: changed since; left as it is"))
+    done: dict[Path, Undone] = {}
+    for root in roots:
+        if (undone := undo(root)) is not None:
+            done[root] = undone
+            if not as_json:
+                _show_undone(root, undone)
     if as_json:
         with sink(as_json) as on_event:
-            on_event(Result("caption", {"undone": report}))
+            on_event(Result("caption", {"undone": {str(root): undone.as_data() for root, undone in done.items()}}))
+    if not done:
+        raise UsageError(
+            "there is no captioning to undo",
+            where=shlex.join(map(str, roots)),
+            hint="only what `fluxtune caption` wrote in these folders can be undone",
+        )
+    failed = {root / name: reason for root, undone in done.items() for name, reason in undone.failed.items()}
+    if failed:
+        file, reason = next(iter(failed.items()))
+        raise StorageError(
+            f"{len(failed)} captions could not be brought back, the first because: {reason}",
+            where=str(file),
+            hint="mend that, and run the same command again: nothing is lost",
+        )
+
+
+def _show_undone(root: Path, undone: Undone) -> None:
+    text = f"{root}: {len(undone.restored)} captions restored, {len(undone.removed)} removed"
+    write_line(sys.stdout, printable(text))
+    for name in undone.changed:
+        write_line(sys.stderr, printable(f"warning: {root / name}: changed since; left as it is"))
+    for name, reason in undone.failed.items():
+        write_line(sys.stderr, printable(f"error: {root / name}: {reason}"))
+    if undone.old is not None:
+        write_line(sys.stderr, printable(f"what they were before the captioning is in {undone.old}"))

@@ -1,57 +1,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from squares import NAMES, cut_off_after, settings, settings_of_rows, texts
 
 from fluxtune.captioning import run
-from fluxtune.captioning.journal import FOLDER, undo
+from fluxtune.captioning.journal import FOLDER, Journals
 from fluxtune.captioning.run import EndOfReview, Proposal
+from fluxtune.captioning.undo import undo
 from fluxtune.config.schema import Config
+from fluxtune.dataset.folder import Item
 from fluxtune.errors import DataError, StorageError, UsageError
 from fluxtune.events import Caption, Event, Warning, ignore
 
-NAMES = ("a", "b", "c", "d")
-
-
-@pytest.fixture
-def photos(tmp_path: Path) -> Path:
-    folder = tmp_path / "photos"
-    (folder / "more").mkdir(parents=True)
-    for index, name in enumerate(NAMES):
-        Image.new("RGB", (32, 32), (60 * index, 100, 50)).save(folder / f"{name}.png")
-    Image.new("RGB", (32, 32), "blue").save(folder / "more" / "e.png")
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def captioner(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Stands in for a model: what is tested here is what happens to its words. Holds how many it was given."""
-    given: list[int] = []
-
-    def say(images: Sequence[Image.Image]) -> list[str]:
-        given.append(len(images))
-        return [f"a square {len(given)}" for _ in images]
-
-    monkeypatch.setattr("fluxtune.captioning.run.open_captioner", lambda *_: say)
-    return given
-
-
-def settings(folder: Path, **captioning: object) -> Config:
-    return Config.model_validate(
-        {
-            "dataset": {"folders": [{"path": str(folder)}]},
-            "captioning": {"captioner": "nano", "batch_size": 1, **captioning},
-        }
-    )
-
-
-def texts(folder: Path) -> dict[str, str]:
-    names = (file.relative_to(folder) for file in sorted(folder.rglob("*.txt")))
-    return {name.as_posix(): (folder / name).read_text() for name in names if name.parts[0] != FOLDER}
+pytestmark = pytest.mark.usefixtures("captioner")
 
 
 def test_only_missing_and_empty_captions_are_written(photos: Path) -> None:
@@ -76,51 +41,6 @@ def test_a_dot_caption_file_is_written_over_where_it_stands(photos: Path) -> Non
     run.caption(settings(photos, existing="overwrite"), ignore)
     assert (photos / "a.caption").read_text() == "a square 1\n"
     assert not (photos / "a.txt").exists()
-
-
-def test_undo_brings_every_byte_back(photos: Path) -> None:
-    (photos / "a.txt").write_bytes(b"\xff\xfeno UTF-8\x00")
-    (photos / "b.caption").write_bytes(b"\xef\xbb\xbfwith a mark\r\n")
-    before = {file: file.read_bytes() for file in photos.rglob("*") if file.is_file()}
-    run.caption(settings(photos, existing="overwrite"), ignore)
-    assert (photos / "a.txt").read_text() == "a square 1\n"
-    undone = undo(photos)
-    assert {file: file.read_bytes() for file in photos.rglob("*") if file.is_file()} == before
-    assert set(undone.restored) == {"a.txt", "b.caption"}
-    assert set(undone.removed) == {"c.txt", "d.txt", "more/e.txt"}
-
-
-def test_undo_goes_back_one_captioning_at_a_time(photos: Path) -> None:
-    run.caption(settings(photos), ignore)
-    first = texts(photos)
-    run.caption(settings(photos, existing="overwrite", prefix="again"), ignore)
-    assert texts(photos) != first
-    undo(photos)
-    assert texts(photos) == first
-    undo(photos)
-    assert texts(photos) == {}
-    with pytest.raises(UsageError, match="no captioning to undo"):
-        undo(photos)
-
-
-def test_undo_leaves_what_somebody_changed_since(photos: Path) -> None:
-    run.caption(settings(photos), ignore)
-    (photos / "a.txt").write_text("mine now")
-    undone = undo(photos)
-    assert undone.changed == ("a.txt",)
-    assert texts(photos) == {"a.txt": "mine now"}
-
-
-def cut_off_after(number: int) -> run.Decide:
-    seen = []
-
-    def decide(proposal: Proposal) -> str:
-        seen.append(proposal)
-        if len(seen) > number:
-            raise KeyboardInterrupt
-        return proposal.caption
-
-    return decide
 
 
 def test_overwriting_that_was_cut_off_goes_on_where_it_was(photos: Path, captioner: list[int]) -> None:
@@ -259,20 +179,6 @@ def test_regularization_pictures_get_captions_without_the_trigger(photos: Path) 
     assert texts(photos)["a.txt"].startswith("zorvex, a square")
 
 
-@pytest.mark.parametrize("name", ["../victim.txt", "more/../../victim.txt", "/ABSOLUTE"])
-def test_undo_touches_nothing_outside_of_the_folder_whatever_the_journal_says(photos: Path, name: str) -> None:
-    victim = photos.parent / "victim.txt"
-    victim.write_text("a square 1\n")
-    run.caption(settings(photos), ignore)
-    journal = photos / FOLDER / "001" / "journal.jsonl"
-    line = json.loads(journal.read_text().splitlines()[0])
-    line["file"] = name.replace("/ABSOLUTE", str(victim))
-    journal.write_text(journal.read_text() + json.dumps(line) + "\n")
-    undo(photos)
-    assert victim.read_text() == "a square 1\n"
-    assert texts(photos) == {}
-
-
 def test_a_captioner_that_says_nothing_writes_nothing(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fluxtune.captioning.run.open_captioner", lambda *_: lambda images: ["  \n" for _ in images])
     (photos / "a.txt").write_text("mine")
@@ -281,3 +187,112 @@ def test_a_captioner_that_says_nothing_writes_nothing(photos: Path, monkeypatch:
     assert texts(photos) == {"a.txt": "mine"}
     assert outcome.counts["failed"] == 5
     assert any(event.event == "finding" and "said nothing" in event.message for event in events)
+
+
+def test_two_processes_do_not_caption_one_folder_at_once(photos: Path, captioner: list[int]) -> None:
+    config = settings(photos)
+
+    def decide(proposal: Proposal) -> str:
+        with pytest.raises(StorageError, match="being written by process"):
+            run.caption(config, ignore)
+        return proposal.caption
+
+    run.caption(config, ignore, decide=decide)
+    assert len(texts(photos)) == 5
+
+
+def test_a_folder_by_two_names_is_captioned_once(photos: Path, captioner: list[int]) -> None:
+    (photos.parent / "link").symlink_to(photos)
+    for name in NAMES:
+        (photos / f"{name}.txt").write_text("old")
+    rows = [{"path": str(photos)}, {"path": str(photos.parent / "link")}, {"path": str(photos / "more")}]
+    events: list[Event] = []
+    run.caption(settings_of_rows(*rows, existing="overwrite"), events.append)
+    assert len(captioner) == 5
+    assert not any(isinstance(event, Warning) for event in events)
+    undo(photos)
+    assert texts(photos) == {f"{name}.txt": "old" for name in NAMES}
+
+
+def test_a_caption_that_somebody_writes_meanwhile_is_left_as_it_is(photos: Path) -> None:
+    def decide(proposal: Proposal) -> str:
+        (photos / "b.txt").write_text("by hand")
+        return proposal.caption
+
+    events: list[Event] = []
+    outcome = run.caption(settings(photos), events.append, decide=decide)
+    assert texts(photos)["b.txt"] == "by hand"
+    assert outcome.counts["kept"] == 1
+    assert any(isinstance(event, Warning) and "meanwhile" in event.message for event in events)
+
+
+def test_a_file_that_the_settings_do_not_take_for_a_caption_is_kept_all_the_same(photos: Path) -> None:
+    (photos / "a.txt").write_text("mine")
+    run.caption(settings_of_rows({"path": str(photos), "captions": "none"}), ignore)
+    assert texts(photos)["a.txt"] == "mine"
+
+
+def test_captions_are_never_written_over_pictures(photos: Path) -> None:
+    config = settings_of_rows({"path": str(photos), "captions": ".png"}, existing="overwrite")
+    with pytest.raises(UsageError, match="over pictures"):
+        run.caption(config, ignore)
+
+
+def test_a_line_cut_short_does_not_take_the_next_one_with_it(photos: Path) -> None:
+    for name in NAMES:
+        (photos / f"{name}.txt").write_text("old")
+    config = settings(photos, existing="overwrite")
+    with pytest.raises(KeyboardInterrupt):
+        run.caption(config, ignore, decide=cut_off_after(2))
+    journal = photos / FOLDER / "001" / "journal.jsonl"
+    journal.write_text(journal.read_text() + '{"file": "c.t')
+    run.caption(config, ignore)
+    undo(photos)
+    assert texts(photos) == {f"{name}.txt": "old" for name in NAMES}
+
+
+def test_one_caption_that_cannot_be_written_leaves_the_others_to_be_written(photos: Path) -> None:
+    (photos / "b.txt").mkdir()
+    events: list[Event] = []
+    outcome = run.caption(settings(photos), events.append)
+    assert outcome.counts["failed"] == 1
+    assert outcome.counts["written"] == 4
+    assert [event.where for event in events if event.event == "finding"] == [str(photos / "b.txt")]
+
+
+def test_a_name_as_long_as_the_system_takes_can_be_captioned(photos: Path) -> None:
+    name = "n" * 251
+    (photos / "a.png").rename(photos / f"{name}.png")
+    run.caption(settings(photos, existing="overwrite"), ignore)
+    run.caption(settings(photos, existing="overwrite", prefix="again"), ignore)
+    assert texts(photos)[f"{name}.txt"].startswith("again")
+    undo(photos)
+    assert texts(photos)[f"{name}.txt"].startswith("a square")
+
+
+def test_rewording_that_is_gone_on_with_leaves_what_was_changed_since(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b"):
+        (photos / f"{name}.txt").write_text("a dog")
+    config = settings(photos, prefix="photo of")
+    write = Journals.write
+
+    def cut_off(journals: Journals, item: Item, caption: str) -> bool:
+        if item.path.stem == "b":
+            raise KeyboardInterrupt
+        return write(journals, item, caption)
+
+    with monkeypatch.context() as context, pytest.raises(KeyboardInterrupt):
+        context.setattr(Journals, "write", cut_off)
+        run.reword(config, ignore)
+    (photos / "a.txt").write_text("by hand")
+    run.reword(config, ignore)
+    assert texts(photos) == {"a.txt": "by hand", "b.txt": "photo of a dog\n"}
+
+
+def test_nothing_is_written_to_where_nothing_is_to_be_captioned(photos: Path) -> None:
+    run.caption(settings(photos), ignore)
+    undo_folder = sorted((photos / FOLDER).rglob("*"))
+    run.caption(settings(photos), ignore)
+    assert sorted((photos / FOLDER).rglob("*")) == undo_folder

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -227,3 +228,18 @@ def test_the_session_file_says_what_was_asked(fluxtune: Fluxtune, photos: Path) 
     asked = json.loads((photos / ".fluxtune-captions" / "001" / "session.json").read_text())
     assert asked["captioner"] == "nano"
     assert asked["trigger"] == "zorvex"
+
+
+def test_undo_takes_back_what_there_is_in_any_of_several_folders(fluxtune: Fluxtune, photos: Path) -> None:
+    other = shutil.copytree(photos, photos.parent / "other")
+    assert fluxtune("caption", "photos", *NANO).code == 0
+    assert fluxtune("caption", "other", "photos", "--undo").code == 0
+    assert not [*photos.glob("*.txt"), *other.glob("*.txt")]
+    assert fluxtune("caption", "other", "photos", "--undo").code == 2
+
+
+def test_only_folders_in_which_captions_were_written_are_named_for_undo(fluxtune: Fluxtune, photos: Path) -> None:
+    shutil.copytree(photos, photos.parent / "other")
+    fluxtune("caption", "photos", *NANO)
+    outcome = fluxtune("caption", "photos", "other", *NANO)
+    assert f"fluxtune caption {photos.parent / 'other'} --undo" in outcome.out
