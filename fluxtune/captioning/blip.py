@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from PIL import Image
 
-from fluxtune.captioning.family import Family, generate
-from fluxtune.captioning.load import Loaded
+from fluxtune.captioning.family import Family
 
 # A misspelt word of its training captions, which the large model is known to begin sentences with.
 _ODD_WORD = re.compile(
@@ -18,14 +18,11 @@ _SOUNDS_LIKE_A_VOWEL = re.compile(r"(?!uni|use|eu|one\b)[aeiou]|hour|honest", re
 _OPENING = re.compile(r"^there (?:is|are) (?=an?\b|one\b|two\b|three\b|four\b|many\b|several\b|some\b)", re.IGNORECASE)
 
 
-def caption(loaded: Loaded, images: Sequence[Image.Image], prompt: str | None, max_tokens: int) -> list[str]:
-    """Captions by beam search; with a prompt, captions that begin with it."""
+def inputs(processor: Any, images: Sequence[Image.Image], prompt: str | None) -> Any:
+    """Pictures; with a prompt, each with the beginning of its caption."""
     if prompt is None:
-        inputs = loaded.processor(images=list(images), return_tensors="pt")
-    else:
-        inputs = loaded.processor(images=list(images), text=[prompt] * len(images), return_tensors="pt")
-    ids = generate(loaded, inputs, max_tokens, beams=3)
-    return [mended(text) for text in loaded.processor.batch_decode(ids, skip_special_tokens=True)]
+        return processor(images=list(images), return_tensors="pt")
+    return processor(images=list(images), text=[prompt] * len(images), return_tensors="pt")
 
 
 def mended(text: str) -> str:
@@ -42,4 +39,4 @@ def _without_odd_word(match: re.Match[str]) -> str:
     return f"{article.capitalize() if (match['article'] or '')[:1].isupper() else article} {following}"
 
 
-FAMILY = Family("BLIP", ("blip",), lambda class_word: None, 50, caption)
+FAMILY = Family("BLIP", ("blip",), lambda class_word: None, 50, inputs, said=lambda text, prompt: mended(text))
