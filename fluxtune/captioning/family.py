@@ -104,10 +104,10 @@ def _generate(loaded: Loaded, inputs: Any, max_tokens: int, beams: int) -> torch
         ids: torch.Tensor = loaded.model.generate(
             **moved, max_new_tokens=max_tokens, num_beams=beams, do_sample=False, logits_processor=[watch]
         )
-        if torch.stack(no_numbers).any():
+        if any(no_numbers):
             raise BaseModelError(
                 "the captioner computes no numbers (NaN)",
-                hint="its weights are damaged: download it again; or hold it in captioning.precision=fp32",
+                hint="its files may be damaged: download it again; or hold it in captioning.precision=fp32",
             )
     return ids
 

@@ -1,12 +1,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import tiny_captioners
 import torch
+from PIL import Image
 
+from fluxtune.captioning.captioner import family_of, prompt_for
 from fluxtune.captioning.endings import ran_out, without_unfinished_sentence
-from fluxtune.captioning.load import load_model
+from fluxtune.captioning.family import caption
+from fluxtune.captioning.load import load_model, model_type_of
+from fluxtune.config.schema import Config
+
+PICTURE = Image.linear_gradient("L").resize((96, 80)).convert("RGB")
 
 
 @pytest.mark.parametrize(
@@ -59,3 +67,21 @@ def test_the_end_of_a_model_within_the_model_counts(folders: dict[str, Path]) ->
     loaded = load_model(folders["blip-2"], "fp32", "cpu")
     loaded.model.language_model.generation_config.eos_token_id = [42]
     assert ran_out(loaded.model, loaded.processor.tokenizer, torch.tensor([[1, 42], [1, 43]]), 8) == [False, True]
+
+
+@pytest.mark.parametrize("family", tiny_captioners.FAMILIES)
+def test_every_family_drops_what_the_limit_cut_off_and_nothing_else(folders: dict[str, Path], family: str) -> None:
+    config = Config.model_validate({"captioning": {"captioner": str(folders[family]), "max_tokens": 20}})
+    kind = family_of(model_type_of(folders[family]))
+    loaded = load_model(folders[family], "fp32", "cpu")
+    loaded.model.generate = lambda **given: written(loaded.processor.tokenizer, given if kind.goes_on else {})
+    texts = caption(kind, loaded, [PICTURE] * 2, prompt_for(kind, config), 20)
+    assert texts == ["A dog sits.", "A dog. It looks"]
+
+
+def written(tokenizer: Any, given: dict[str, Any]) -> torch.Tensor:
+    """Rows of tokens as `generate` returns them: one that was cut off at its limit, and one that the model ended."""
+    texts = ["A dog sits. It looks", "A dog. It looks</s>"]
+    rows = tokenizer(texts, add_special_tokens=False, padding=True, padding_side="right", return_tensors="pt").input_ids
+    begin = given.get("input_ids", torch.full((2, 1), tokenizer.eos_token_id))
+    return torch.cat([begin, rows], dim=1)
