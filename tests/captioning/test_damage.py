@@ -164,3 +164,11 @@ def test_no_damage_to_any_file_is_a_crash(copy_of: Callable[[str], Path], family
         except Exception as error:
             raise AssertionError(f"{damage} is a crash") from error
         file.write_bytes(sound)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_an_index_of_weights_that_cannot_be_read_is_told_as_such(copy_of: Callable[[str], Path], damage: str) -> None:
+    folder = copy_of("llava")
+    index = json.dumps({"weight_map": {"lm_head.weight": "model.safetensors"}}).encode()
+    (folder / "model.safetensors.index.json").write_bytes(DAMAGES[damage](index))
+    assert "not a readable index" in refusal(folder)
