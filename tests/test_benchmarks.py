@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -39,3 +41,14 @@ def test_the_benchmark_of_caching_measures_it_against_the_encoders() -> None:
     for name in ("pictures, VAE of nano", "pictures, VAE of middle size", "captions"):
         assert min(figures[name].values()) > 0
     assert (figures["store"]["entries"], figures["store"]["shards"]) == (20, 1)
+
+
+def test_the_benchmark_of_captioning_writes_what_it_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = tmp_path / "results" / "captioning.json"
+    asked = ["--pictures", "2", "--batch-size", "2", "--rounds", "1", "--output", str(output)]
+    monkeypatch.setattr(sys, "argv", ["captioning.py", *asked])
+    script("captioning").main()
+    figures = json.loads(output.read_text())
+    assert (figures["pictures"], figures["batch_size"]) == (2, 2)
+    assert figures["command"].endswith("--pictures 2 --batch-size 2 --rounds 1")
+    assert min(figures[name] for name in ("generated_a_second", "captioned_a_second", "times_as_long")) > 0

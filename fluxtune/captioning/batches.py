@@ -46,13 +46,7 @@ class BatchSize:
             self._growing = self.now < MOST
 
     def did_not_fit(self) -> None:
-        """Learns that memory ended; the size is halved, and stays.
-
-        Raises:
-            ValueError: it is one already.
-        """
-        if self.now == 1:
-            raise ValueError("not even one fits")
+        """Learns that memory ended; the size, of more than one, is halved and stays."""
         self._growing = False
         self.now //= 2
 

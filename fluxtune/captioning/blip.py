@@ -4,31 +4,39 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from PIL import Image
 
-from fluxtune.captioning.family import Family, generate
-from fluxtune.captioning.load import Loaded
+from fluxtune.captioning.family import Family
 
 # A misspelt word of its training captions, which the large model is known to begin sentences with.
-_ODD_WORD = re.compile(r"^(?:there (?:is|are) )?(an? )?araf(?:ed|fe|fes|feed|fy)?\b\s*", re.IGNORECASE)
+_ODD_WORD = re.compile(
+    r"^(?:there is |(?P<many>there are ))?(?P<article>an? )?araf(?:ed|fe|fes|feed|fy)?\b\s*(?P<next>\w*)", re.IGNORECASE
+)
+_SOUNDS_LIKE_A_VOWEL = re.compile(r"(?!uni|use|eu|one\b)[aeiou]|hour|honest", re.IGNORECASE)
 _OPENING = re.compile(r"^there (?:is|are) (?=an?\b|one\b|two\b|three\b|four\b|many\b|several\b|some\b)", re.IGNORECASE)
 
 
-def caption(loaded: Loaded, images: Sequence[Image.Image], prompt: str | None, max_tokens: int) -> list[str]:
-    """Captions by beam search; with a prompt, captions that begin with it."""
+def inputs(processor: Any, images: Sequence[Image.Image], prompt: str | None) -> Any:
+    """Pictures; with a prompt, each with the beginning of its caption."""
     if prompt is None:
-        inputs = loaded.processor(images=list(images), return_tensors="pt")
-    else:
-        inputs = loaded.processor(images=list(images), text=[prompt] * len(images), return_tensors="pt")
-    ids = generate(loaded, inputs, max_tokens, beams=3)
-    return [mended(text) for text in loaded.processor.batch_decode(ids, skip_special_tokens=True)]
+        return processor(images=list(images), return_tensors="pt")
+    return processor(images=list(images), text=[prompt] * len(images), return_tensors="pt")
 
 
 def mended(text: str) -> str:
     """Without "there is" and the odd word "arafed" in front."""
-    text = _ODD_WORD.sub(lambda match: match[1] or "a ", text.strip())
-    return _OPENING.sub("", text)
+    return _OPENING.sub("", _ODD_WORD.sub(_without_odd_word, text.strip()))
 
 
-FAMILY = Family("BLIP", ("blip",), lambda class_word: None, 50, caption)
+def _without_odd_word(match: re.Match[str]) -> str:
+    """The word after it, with the article that suits that word."""
+    following = match["next"]
+    if not following or (match["many"] and not match["article"]):
+        return following
+    article = "an" if _SOUNDS_LIKE_A_VOWEL.match(following) else "a"
+    return f"{article.capitalize() if (match['article'] or '')[:1].isupper() else article} {following}"
+
+
+FAMILY = Family("BLIP", ("blip",), lambda class_word: None, 50, inputs, said=lambda text, prompt: mended(text))

@@ -6,10 +6,10 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from jinja2 import TemplateError
 from PIL import Image
 
-from fluxtune.captioning.family import Family, generate
-from fluxtune.captioning.load import Loaded
+from fluxtune.captioning.family import Family
 from fluxtune.errors import BaseModelError
 
 PROMPT = (
@@ -23,28 +23,26 @@ NAMING = ' Call the main subject "{}" and leave its own looks out: they belong t
 _THOUGHTS = re.compile(r"^.*</think>", re.DOTALL)
 
 
-def caption(loaded: Loaded, images: Sequence[Image.Image], prompt: str | None, max_tokens: int) -> list[str]:
-    """The model's answers to the prompt, each to one picture.
+def inputs(processor: Any, images: Sequence[Image.Image], prompt: str | None) -> Any:
+    """Chats in which the prompt is asked, each of one picture.
 
     Raises:
-        BaseModelError: the model has no chat template, so it does not take instructions.
+        BaseModelError: the model has no chat template, so it does not take instructions; or it takes no picture.
     """
-    processor = loaded.processor
     processor.tokenizer.padding_side = "left"
     if processor.tokenizer.pad_token is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
     question = _rendered(processor, prompt or PROMPT)
-    inputs = processor(
+    return processor(
         text=[question] * len(images), images=[[image] for image in images], padding=True, return_tensors="pt"
     )
-    ids = generate(loaded, inputs, max_tokens)
-    answers = processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    return [_THOUGHTS.sub("", answer).strip() for answer in answers]
 
 
 def _rendered(processor: Any, prompt: str) -> str:
     """The chat as text with the picture's token in it: templates take a message's parts, or only its text."""
     template = processor.chat_template or processor.tokenizer.chat_template
+    if isinstance(template, dict):
+        template = template.get("default")
     if not template:
         raise BaseModelError(
             "this model has no chat template, so it cannot be asked for a caption",
@@ -52,20 +50,31 @@ def _rendered(processor: Any, prompt: str) -> str:
         )
     parts = [{"type": "image"}, {"type": "text", "text": prompt}]
     token = str(processor.image_token)
+    refused = None
     for content in (parts, prompt, f"{token}\n{prompt}"):
-        text = str(
-            processor.tokenizer.apply_chat_template(
-                [{"role": "user", "content": content}],
-                chat_template=template,
-                tokenize=False,
-                add_generation_prompt=True,
-                enable_thinking=False,
-            )
-        )
-        if text.count(token) == 1 and prompt in text:
+        try:
+            text = _chat(processor, template, content)
+        except (TemplateError, TypeError, ValueError) as error:
+            refused = error
+            continue
+        if text.count(token) == 1 and prompt.strip() in text and str(parts) not in text:
             return text
+    reason = f": {refused}" if refused else ""
     raise BaseModelError(
-        f"this model's chat template has no place for a picture ({token})", hint="choose another captioner"
+        f"this model's chat template has no place for a picture ({token}) and a prompt{reason}",
+        hint="choose another captioner",
+    )
+
+
+def _chat(processor: Any, template: str, content: Any) -> str:
+    return str(
+        processor.tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}],
+            chat_template=template,
+            tokenize=False,
+            add_generation_prompt=True,
+            enable_thinking=False,
+        )
     )
 
 
@@ -74,5 +83,8 @@ FAMILY = Family(
     (),
     lambda class_word: PROMPT + (NAMING.format(class_word) if class_word else ""),
     200,
-    caption,
+    inputs,
+    beams=1,
+    said=lambda text, prompt: _THOUGHTS.sub("", text).strip(),
+    goes_on=True,
 )

@@ -7,12 +7,14 @@ safetensors alone.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from fluxtune.captioning.faults import blaming
 from fluxtune.errors import BaseModelError
 from fluxtune.memory.shortage import fits_in_memory
 
@@ -21,8 +23,9 @@ _OWN = {"trust_remote_code": False, "local_files_only": True}
 
 @dataclass(frozen=True)
 class Loaded:
-    """A captioning model ready to work; `dtype` is that of the pixels it takes."""
+    """A captioning model ready to work, and where it is from; `dtype` is that of the pixels it takes."""
 
+    folder: Path
     model: Any
     processor: Any
     device: str
@@ -40,8 +43,8 @@ def model_type_of(folder: Path) -> str:
 
     path = folder / "config.json"
     try:
-        kind = json.loads(path.read_text(encoding="utf-8"))["model_type"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        kind = str(json.loads(path.read_text(encoding="utf-8"))["model_type"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise BaseModelError(
             "this is no model's config: it names no model_type", where=str(path), hint="choose another captioner"
         ) from error
@@ -53,15 +56,18 @@ def model_type_of(folder: Path) -> str:
             hint="use blip, blip-2, florence-2, qwen-vl, smolvlm, joycaption, or another model that transformers "
             "lists for image-text-to-text",
         )
-    return str(kind)
+    return kind
 
 
-def load_model(folder: Path, precision: str, device: str) -> Loaded:
+def load_model(
+    folder: Path, precision: str, device: str, check_processor: Callable[[Any], object] = lambda _: None
+) -> Loaded:
     """Loads model and processor.
 
     Args:
         precision: ``auto``, ``fp32``, ``bf16``, ``int8`` or ``nf4``.
         device: ``cpu`` or ``cuda``.
+        check_processor: is given the processor before the weights are read; may raise.
 
     Raises:
         BaseModelError: the weights do not fit the architecture, or a file is damaged.
@@ -71,25 +77,24 @@ def load_model(folder: Path, precision: str, device: str) -> Loaded:
 
     half = precision == "bf16" or (precision != "fp32" and device == "cuda")
     dtype = torch.bfloat16 if half else torch.float32
-    try:
+    with (
+        blaming(folder, "the captioner cannot be loaded", "download it again, or choose another"),
+        fits_in_memory("the captioner", "hold it in captioning.precision=int8 or nf4, or choose a smaller one"),
+    ):
         processor = _load_processor(folder)
-        with fits_in_memory("the captioner", "hold it in captioning.precision=int8 or nf4, or choose a smaller one"):
-            model, report = AutoModelForImageTextToText.from_pretrained(
-                folder,
-                dtype=dtype,
-                device_map={"": device},
-                quantization_config=_quantization(precision, dtype),
-                use_safetensors=True,
-                output_loading_info=True,
-                **_OWN,
-            )
-    except (OSError, ValueError, KeyError, AttributeError, TypeError, ImportError) as error:
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise BaseModelError(
-            f"the captioner cannot be loaded: {reason}", where=str(folder), hint="download it again, or choose another"
-        ) from error
-    _require_all_weights(report, folder)
-    return Loaded(model.eval(), processor, device, dtype)
+        check_processor(processor)
+        model, report = AutoModelForImageTextToText.from_pretrained(
+            folder,
+            dtype=dtype,
+            device_map={"": device},
+            quantization_config=_quantization(precision, dtype),
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # which only means that they are told in the report
+            output_loading_info=True,
+            **_OWN,
+        )
+        _require_all_weights(report)
+        return Loaded(folder, model.eval(), processor, device, dtype)
 
 
 def _quantization(precision: str, dtype: torch.dtype) -> Any:
@@ -107,14 +112,13 @@ def _quantization(precision: str, dtype: torch.dtype) -> Any:
     return None
 
 
-def _require_all_weights(report: dict[str, Any], folder: Path) -> None:
+def _require_all_weights(report: dict[str, Any]) -> None:
     """transformers fills what is missing with noise and only warns."""
-    missing = sorted(report["missing_keys"]) + sorted(map(str, report.get("mismatched_keys", ())))
-    if missing:
+    unfit = sorted(report["missing_keys"]) + sorted(name for name, *_ in report["mismatched_keys"])
+    if unfit:
         raise BaseModelError(
-            f"the weights in this folder are not those of its architecture: {len(missing)} are missing, "
-            f"such as {missing[0]}",
-            where=str(folder),
+            f"the weights in this folder are not those of its architecture: {len(unfit)} are missing or of another "
+            f"shape, such as {unfit[0]}",
             hint="it may be made for code of its own, which is never run; look for a conversion for transformers "
             "(of Florence-2: florence-community/Florence-2-large)",
         )

@@ -54,7 +54,7 @@ def missing_files(folder: Path) -> list[str]:
     try:
         parts = json.loads((folder / INDEX).read_text(encoding="utf-8")).items()
         present = [name for name, kind in parts if isinstance(kind, list) and kind[0] is not None]
-    except (ValueError, AttributeError, IndexError):
+    except (ValueError, AttributeError, IndexError, RecursionError):
         return [f"{INDEX} (it is not a readable index)"]
     return [f"{name}/{missing}" for name in present for missing in _missing_of_part(folder / name)]
 
@@ -84,7 +84,7 @@ def _missing_weights(part: Path, stem: str) -> list[str]:
     if index is not None:
         try:
             shards = {str(shard) for shard in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
-        except (ValueError, KeyError, AttributeError, TypeError):
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
             return [f"{index.name} (it is not a readable index)"]
         return _absent(part, sorted(shards))
     if any(path.is_file() and "-of-" not in path.name for path in part.glob("*.safetensors")):

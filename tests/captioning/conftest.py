@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import tiny_captioners
 from PIL import Image
 from squares import NAMES
 
@@ -29,3 +30,10 @@ def captioner(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr("fluxtune.captioning.run.open_captioner", lambda *_: say)
     return given
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A tiny captioner of each family; to be copied before anything in it is changed."""
+    root = tmp_path_factory.mktemp("captioners")
+    return {name: make(root / name) for name, make in tiny_captioners.FAMILIES.items()}

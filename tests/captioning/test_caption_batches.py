@@ -45,6 +45,18 @@ def test_a_batch_that_does_not_fit_is_halved_for_good() -> None:
     assert max(captioner.given[2:]) == 2
 
 
+@pytest.mark.parametrize("fixed", [8, None])
+def test_memory_that_ends_in_the_middle_repeats_no_caption_and_loses_none(fixed: int | None) -> None:
+    captioner = Fake(1000)
+    found = []
+    for _, text in caption_each(range(70), numbered, captioner, BatchSize(fixed)):
+        found.append(text)
+        if len(found) == 20:
+            captioner.most = 2
+    assert found == [str(index + 1) for index in range(70)]
+    assert captioner.given[-1] <= 2
+
+
 def test_where_not_even_one_fits_the_captioner_says_so() -> None:
     with pytest.raises(OutOfMemoryError):
         captions(Fake(0), 3)

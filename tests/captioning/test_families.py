@@ -11,17 +11,11 @@ from PIL import Image
 from fluxtune.captioning.captioner import find_captioner, open_captioner
 from fluxtune.captioning.load import load_model
 from fluxtune.config.schema import Config
-from fluxtune.errors import BaseModelError, OutOfMemoryError, UsageError
+from fluxtune.errors import BaseModelError, OutOfMemoryError
 from fluxtune.events import ignore
 from fluxtune.memory.shortage import fits_in_memory
 
 PICTURES = [Image.fromarray(skimage.data.astronaut()), Image.fromarray(skimage.data.coffee())]
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("captioners")
-    return {name: make(root / name) for name, make in tiny_captioners.FAMILIES.items()}
 
 
 def settings(folder: Path, **captioning: object) -> Config:
@@ -54,45 +48,6 @@ def test_a_quantised_captioner_holds_its_weights_in_bitsandbytes_layers(
     wanted = bitsandbytes.nn.Linear8bitLt if precision == "int8" else bitsandbytes.nn.Linear4bit
     model = load_model(folders["llava"], precision, "cpu").model
     assert any(isinstance(module, wanted) for module in model.modules())
-
-
-def test_an_instructed_model_is_asked_what_the_user_wants(folders: dict[str, Path]) -> None:
-    asked: list[str] = []
-    loaded = load_model(folders["qwen-vl"], "fp32", "cpu")
-    tokenizer = loaded.processor.tokenizer
-    from fluxtune.captioning import instructed
-
-    original = tokenizer.apply_chat_template
-    tokenizer.apply_chat_template = lambda *a, **k: asked.append(text := original(*a, **k)) or text
-    instructed.caption(loaded, PICTURES[:1], "Which mug?", 4)
-    assert "Which mug?" in asked[-1]
-    assert asked[-1].count("<|image_pad|>") == 1
-
-
-def test_a_chat_template_that_takes_only_text_gets_the_picture_in_front(
-    folders: dict[str, Path], tmp_path: Path
-) -> None:
-    loaded = load_model(folders["llava"], "fp32", "cpu")
-    from fluxtune.captioning import instructed
-
-    loaded.processor.chat_template = "{% for m in messages %}USER: {{ m['content'] }}{% endfor %} ASSISTANT:"
-    assert len(instructed.caption(loaded, PICTURES[:1], "Describe it.", 4)) == 1
-
-
-def test_a_model_without_a_chat_template_is_refused(folders: dict[str, Path]) -> None:
-    loaded = load_model(folders["llava"], "fp32", "cpu")
-    from fluxtune.captioning import instructed
-
-    loaded.processor.chat_template = loaded.processor.tokenizer.chat_template = None
-    with pytest.raises(BaseModelError, match="chat template"):
-        instructed.caption(loaded, PICTURES[:1], None, 4)
-
-
-def test_florence_refuses_a_prompt_that_is_no_task(folders: dict[str, Path]) -> None:
-    config = settings(folders["florence-2"], prompt="What is it?")
-    with pytest.raises(UsageError, match="tasks") as error:
-        open_captioner(folders["florence-2"], config, "cpu", ignore)(PICTURES[:1])
-    assert "<MORE_DETAILED_CAPTION>" in str(error.value.hint)
 
 
 def test_a_model_that_does_not_caption_is_refused_before_it_loads(tmp_path: Path) -> None:
