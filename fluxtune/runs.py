@@ -2,6 +2,7 @@
 
     RUN/
       config.toml  origins.json  run.json    resolved settings; where each came from; state of the run
+      captions.jsonl                         what each picture was trained with; its last line counts
       lock  events.jsonl  log.txt
       checkpoints/step-000500/               NAME.safetensors, state, and a manifest that is written last
       previews/step-000500/00-seed42.png
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -40,6 +42,7 @@ class RunState:
         checkpoint: last whole checkpoint, relative to the run folder.
         result: the finished LoRA, relative to the run folder.
         facts: what was true when the run began (versions, device, base model).
+        accepted: what would have been refused, had its user not accepted it.
         created, updated: ISO 8601, UTC.
     """
 
@@ -49,6 +52,7 @@ class RunState:
     checkpoint: str | None = None
     result: str | None = None
     facts: dict[str, Any] = field(default_factory=dict)
+    accepted: list[str] = field(default_factory=list)
     created: str = ""
     updated: str = ""
 
@@ -61,14 +65,21 @@ class Run:
         self.state = state
 
     @classmethod
-    def create(cls, folder: Path, config_toml: str, origins: dict[str, str], facts: dict[str, Any]) -> Run:
+    def create(
+        cls,
+        folder: Path,
+        config_toml: str,
+        origins: dict[str, str],
+        facts: dict[str, Any],
+        accepted: Iterable[str] = (),
+    ) -> Run:
         """Make a new run folder with its resolved configuration.
 
         Args:
             folder: must not exist yet.
             config_toml: the resolved configuration, complete.
             origins: for each dotted setting, where its value came from.
-            facts: kept in ``run.json`` for the reader of the run.
+            facts, accepted: kept in ``run.json``, see ``RunState``.
 
         Raises:
             StorageError: the folder exists or cannot be made.
@@ -82,7 +93,7 @@ class Run:
                 where=str(folder),
                 hint="check that you may write there, or choose another --output",
             ) from error
-        run = cls(folder, RunState(facts=facts, created=_now()))
+        run = cls(folder, RunState(facts=facts, accepted=sorted(accepted), created=_now()))
         run._write_settings(config_toml, origins)
         run.update()
         return run
@@ -121,14 +132,17 @@ class Run:
         self.state = replace(self.state, updated=_now(), **changes)
         files.write_json(self.folder / "run.json", asdict(self.state))
 
-    def go_on(self, config_toml: str, origins: dict[str, str]) -> None:
+    def go_on(self, config_toml: str, origins: dict[str, str], accepted: Iterable[str] = ()) -> None:
         """Take the run up again with these settings: it is running, and has no result any more."""
         self._write_settings(config_toml, origins)
-        self.update(status="running", result=None)
+        self.update(status="running", result=None, accepted=sorted(accepted))
 
     def append(self, event: Event) -> None:
         """Add an event to ``events.jsonl``, and a line for people to ``log.txt``."""
-        record = as_record(event)
+        self.append_record(as_record(event))
+
+    def append_record(self, record: dict[str, Any]) -> None:
+        """Add an event of an earlier time, as it was recorded then."""
         files.append_line(self.folder / "events.jsonl", json.dumps(record, ensure_ascii=False))
         files.append_line(self.folder / "log.txt", _log_line(record))
 

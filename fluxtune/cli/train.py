@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-from functools import partial
 from itertools import chain, count
 from pathlib import Path
 from typing import Annotated, Any
@@ -158,7 +157,7 @@ def _run(resolved: Resolved, output: Path, resume: Path | None, as_json: bool, a
             on_event=on_event,
             should_stop=should_stop,
             accept=accept,
-            caption_bare=partial(caption_bare, resolved.config, on_event),
+            caption_bare=caption_bare,
         )
     return result.file
 

@@ -22,6 +22,9 @@ from fluxtune.events import Finding, Sink, Warning
 CaptionBare: TypeAlias = Callable[[Sequence[tuple[Item, Look]]], Mapping[Path, str]]
 """Pictures without a caption, as they were seen -> captions by picture file."""
 
+CAPTIONER = "captioning.captioner"
+"""The setting that captions of pictures without any come from."""
+
 SHOWN = 20
 """Problems listed in one error; the rest is counted."""
 
@@ -37,7 +40,8 @@ class Picture:
     ``digest`` is the SHA-256 of the file's bytes; ``repeats`` is how often it is seen in an epoch; ``mask`` is the file
     with its mask, which may be the picture itself (its transparency), and ``mask_digest`` the SHA-256 of its bytes;
     ``weight`` is how much its loss counts; ``is_subject`` is False for regularization pictures, which never get the
-    trigger.
+    trigger. ``caption_source`` is where the caption came from: a file, a line of one, a folder's name, or the setting
+    that gave it.
     """
 
     path: Path
@@ -50,16 +54,32 @@ class Picture:
     mask_digest: str | None = None
     weight: float = 1.0
     is_subject: bool = True
+    caption_source: str = ""
 
 
 def read_folders(
     config: DatasetConfig, on_event: Sink, accept_errors: bool = False, caption_bare: CaptionBare | None = None
 ) -> list[Picture]:
-    """Read and check all folders of the configuration, and say what was found.
+    """Read and check all folders of the configuration, and say what was found: both steps below at once.
+
+    Raises:
+        DataError: as ``check_folders`` and ``pictures_of``.
+    """
+    usable = check_folders(config, on_event, accept_errors, caption_bare is not None)
+    return pictures_of(usable, config, on_event, caption_bare)
+
+
+def check_folders(
+    config: DatasetConfig, on_event: Sink, accept_errors: bool = False, has_captioner: bool = False
+) -> list[tuple[Item, Look]]:
+    """Look at everything in the folders of the configuration, refuse what is wrong, and say what else was found.
 
     Args:
         accept_errors: go on in spite of what is wrong with single pictures, without those that cannot be read.
-        caption_bare: captions pictures that have none, where ``missing_captions`` asks for that.
+        has_captioner: captions that are missing can be had where ``missing_captions`` asks for that.
+
+    Returns:
+        The pictures that can be used, as they were seen.
 
     Raises:
         DataError: one error for all problems of all folders; see ``SHOWN``. With ``accept_errors`` only where nothing
@@ -68,45 +88,60 @@ def read_folders(
     if not config.folders:
         raise DataError("no folder of pictures is given", hint="fluxtune train FOLDER", check="no-pictures")
     surveyed = survey(config, on_event)
-    if config.missing_captions == "caption" and caption_bare is not None:
-        surveyed = _with_captions(surveyed, caption_bare)
-    items = [seen.item for seen in surveyed.seen]
-    findings = [
-        *surveyed.findings,
-        *check_pictures(surveyed),
-        # The tokens are counted by the base model's own tokenizers, once it is there; see training/tokens.py.
-        *check_captions(items, config.trigger, limits=()),
-        *check_likeness(list(surveyed.looked_at())),
-    ]
+    findings = [*surveyed.findings, *check_pictures(surveyed), *check_likeness(list(surveyed.looked_at()))]
     errors = [each for each in findings if each.severity == "error"]
-    pictures = _usable(surveyed, config)
-    missing = _missing_captions(items, config)
-    refused = errors if not (accept_errors and pictures) else [each for each in errors if each.check in OF_FOLDERS]
+    usable = _usable(surveyed)
+    captioned = has_captioner and config.missing_captions == "caption"
+    missing = [] if captioned else _missing_captions([item for item, _ in usable], surveyed.seen, config)
+    refused = errors if not (accept_errors and usable) else [each for each in errors if each.check in OF_FOLDERS]
     if refused or missing:
-        raise all_in_one(refused, missing, can_go_on=bool(pictures))
+        raise all_in_one(refused, missing, can_go_on=bool(usable))
     if errors:
-        message = f"{_of(pictures, items)} are trained on, in spite of what is wrong with"
+        message = f"{_of(usable, surveyed.seen)} are trained on, in spite of what is wrong with"
         on_event(Warning(f"{message} {some_names(name_of(each) for each in errors)}"))
+    for warning in as_warnings(findings):
+        on_event(warning)
+    return usable
+
+
+def pictures_of(
+    usable: Sequence[tuple[Item, Look]],
+    config: DatasetConfig,
+    on_event: Sink,
+    caption_bare: CaptionBare | None = None,
+) -> list[Picture]:
+    """The pictures with their final captions; what was found in these is said.
+
+    Args:
+        caption_bare: captions pictures that have none, where ``missing_captions`` asks for that.
+
+    Raises:
+        DataError: pictures without a caption are left; or what ``caption_bare`` raises.
+    """
+    if caption_bare is not None and config.missing_captions == "caption":
+        usable = _with_captions(usable, caption_bare)
+    items = [item for item, _ in usable]
+    if missing := _missing_captions(items, items, config):
+        raise all_in_one([], missing, can_go_on=False)
     if bare := [item.name for item in items if item.caption == "" and is_subject(item)]:
         on_event(Warning(f"{_of(bare, items)} without a caption, trained on the trigger alone: {some_names(bare)}"))
+    # The tokens are counted by the base model's own tokenizers, once it is there; see training/tokens.py.
+    findings = check_captions(items, config.trigger, limits=())
     for warning in as_warnings([each for each in findings if each.check not in ("missing-caption", "empty-caption")]):
         on_event(warning)
-    return pictures
+    return [
+        replace(picture_of(item, look, _final(item, config)), caption_source=_source(item)) for item, look in usable
+    ]
 
 
-def _with_captions(surveyed: Survey, caption_bare: CaptionBare) -> Survey:
-    """The survey with a caption for each picture that can be read and has none."""
-    bare = [(seen.item, seen.look) for seen in surveyed.seen if seen.item.caption == "" and seen.look is not None]
+def _with_captions(usable: Sequence[tuple[Item, Look]], caption_bare: CaptionBare) -> list[tuple[Item, Look]]:
+    """The pictures, with a caption where they had none."""
+    bare = [(item, look) for item, look in usable if item.caption == ""]
     said = caption_bare(bare) if bare else {}
-    return replace(
-        surveyed,
-        seen=tuple(
-            replace(seen, item=replace(seen.item, caption=said[seen.item.path], caption_place="captioning.captioner"))
-            if seen.item.path in said
-            else seen
-            for seen in surveyed.seen
-        ),
-    )
+    return [
+        (replace(item, caption=said[item.path], caption_place=CAPTIONER) if item.path in said else item, look)
+        for item, look in usable
+    ]
 
 
 def picture_of(item: Item, look: Look, caption: str) -> Picture:
@@ -125,9 +160,9 @@ def picture_of(item: Item, look: Look, caption: str) -> Picture:
     )
 
 
-def _usable(surveyed: Survey, config: DatasetConfig) -> list[Picture]:
+def _usable(surveyed: Survey) -> list[tuple[Item, Look]]:
     return [
-        picture_of(seen.item, seen.look, _final(seen.item, config))
+        (seen.item, seen.look)
         for seen in surveyed.seen
         if seen.look is not None and seen.mask_error is None and seen.item.caption is not None
     ]
@@ -140,15 +175,23 @@ def _final(item: Item, config: DatasetConfig) -> str:
     return with_trigger(caption, config.trigger) if config.trigger is not None else caption
 
 
-def _missing_captions(items: list[Item], config: DatasetConfig) -> list[DataError]:
+def _source(item: Item) -> str:
+    if item.caption:
+        return str(item.caption_place)
+    return "dataset.trigger" if is_subject(item) else "dataset.class_word"
+
+
+def _missing_captions(items: list[Item], of_all: Sized, config: DatasetConfig) -> list[DataError]:
     """One problem for all pictures without a caption, unless the configuration says what to train them on."""
     missing = [item for item in items if item.caption == "" and (is_subject(item) or not config.class_word)]
     if not missing or (config.missing_captions == "trigger" and config.trigger and all(map(is_subject, missing))):
         return []
-    message = f"{_of(missing, items)} without a caption: {some_names(item.name for item in missing)}"
+    message = f"{_of(missing, of_all)} without a caption: {some_names(item.name for item in missing)}"
     if config.missing_captions == "trigger":
         return [DataError(f"{message}; and there is no trigger to train them on", hint="set dataset.trigger")]
-    hint = '`fluxtune caption FOLDER` writes them; or set dataset.missing_captions = "caption" or "trigger"'
+    hint = "`fluxtune caption FOLDER` writes them"
+    if config.missing_captions == "error":
+        hint += '; or set dataset.missing_captions = "caption" or "trigger"'
     return [DataError(message, hint=hint)]
 
 

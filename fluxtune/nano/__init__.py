@@ -17,7 +17,7 @@ def model_folder() -> Path:
 
 
 def demo_folder() -> Path:
-    """The folder of the demo's pictures and captions."""
+    """The folder of the demo's pictures, which have no captions, and of `dataset.toml`: the settings they go with."""
     return Path(__file__).parent / "demo"
 
 

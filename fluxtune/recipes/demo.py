@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain, count
 from pathlib import Path
@@ -88,9 +89,19 @@ def trigger_prompts(number: int) -> list[str]:
     return prompts
 
 
+def free_folders(runs: Path) -> tuple[Path, Path]:
+    """Where a run goes and where its pictures: the first number that neither of them has taken."""
+    names = chain(["demo"], (f"demo-{number}" for number in count(2)))
+    pairs = ((runs / name, runs / f"{name}-pictures") for name in names)
+    return next(pair for pair in pairs if not any(map(os.path.lexists, pair)))
+
+
 def copy_pictures(folder: Path) -> Path:
-    """A folder of one's own with the demo pictures and their settings, to which captions can be added."""
-    shutil.rmtree(folder, ignore_errors=True)
+    """A new folder of one's own with the demo pictures and their settings, to which captions can be added.
+
+    Raises:
+        FileExistsError: it is there already.
+    """
     folder.mkdir(parents=True)
     for picture in demo_folder().glob("*.png"):
         shutil.copy(picture, folder)
@@ -130,9 +141,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=42, help="seed of the training")
     parser.add_argument("--prompts", type=int, default=60, help="prompts of either sort to score")
     options = parser.parse_args()
-    run = next(folder for folder in _folders(options.runs) if not folder.exists())
+    run, pictures = free_folders(options.runs)
     started = time.monotonic()
-    pictures = copy_pictures(run.with_name(f"{run.name}-pictures"))
+    copy_pictures(pictures)
     for arguments in (
         ["validate", str(pictures), "--preset", "nano"],
         ["caption", str(pictures)],
@@ -152,10 +163,6 @@ def main() -> int:
         print(f"\nerror: the demo learned too little: {scores.shortfall}", file=sys.stderr)
         return 1
     return 0
-
-
-def _folders(runs: Path) -> Iterator[Path]:
-    return chain([runs / "demo"], (runs / f"demo-{number}" for number in count(2)))
 
 
 def _show(scores: Scores, run: Path, seconds: float) -> None:

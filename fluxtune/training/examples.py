@@ -17,6 +17,7 @@ from fluxtune.dataset.cache import Store, key_of
 from fluxtune.dataset.captions import mirrored, with_class
 from fluxtune.dataset.images import CENTRE, Crop, crops_of
 from fluxtune.dataset.pictures import Picture
+from fluxtune.flux.denoise import Request
 from fluxtune.flux.families import Text
 from fluxtune.flux.load import Base
 
@@ -39,13 +40,18 @@ class Example:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What training reads: examples, and stores of latents, masks and texts on disk."""
+    """What training reads: examples, and stores of latents, masks and texts on disk.
+
+    The prior pictures (``prior.py``) are made later, by the base model; here is how, by their keys in their store.
+    """
 
     examples: list[Example]
     latents: Store
     masks: Store
     texts: Store
     text_keys: dict[str, str]
+    priors: Store
+    prior_requests: dict[str, Request]
 
     def text(self, caption: str) -> Text:
         """The embeddings of a caption that was encoded, ``[1, ...]`` each."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from fluxtune.config.checks import contradictions
 from fluxtune.config.schema import Config
-from fluxtune.dataset.pictures import CaptionBare, Picture, read_folders
+from fluxtune.dataset.pictures import CaptionBare, Picture, check_folders, pictures_of
 from fluxtune.environment import pick_device, versions, warn_of_the_processor, warn_without_bf16
 from fluxtune.errors import ConfigError, FluxtuneError, Refusal, UsageError
 from fluxtune.events import Phase, Sink, Warning
@@ -24,7 +24,7 @@ from fluxtune.training.samples import EMPTY_CAPTION
 
 @dataclass(frozen=True)
 class Preflight:
-    """What was found out. ``prompts`` are all texts needed beside the captions of the pictures."""
+    """What was found out, and what was ``accepted``. ``prompts`` are all texts needed beside the captions."""
 
     base: Base
     device: str
@@ -32,6 +32,7 @@ class Preflight:
     preview_prompts: list[str]
     prompts: list[str]
     facts: dict[str, Any]
+    accepted: frozenset[Refusal]
 
 
 def preflight(
@@ -52,7 +53,8 @@ def preflight(
         ConfigError: settings that do not go together, or a pattern of ``lora.targets`` that names no layer.
         UsageError: there is no file ``lora.init_from``, or it does not fit ``lora.targets`` and ``lora.rank``.
         DataError: pictures or captions cannot be used.
-        BaseModelError: the base model cannot be had or used.
+        BaseModelError: the base model, or the captioner, cannot be had or used.
+        OutOfMemoryError: the captioner does not fit.
     """
     _check_together(config)
     device = pick_device(config.training.device)
@@ -64,7 +66,7 @@ def preflight(
     start = None if goes_on or not config.lora.init_from else Path(config.lora.init_from)
     layers = read_lora(start) if start else {}
     # Before the base model, whose download can take an hour.
-    pictures = read_folders(config.dataset, on_event, accept_errors=Refusal.DATA in accept, caption_bare=caption_bare)
+    usable = check_folders(config.dataset, on_event, Refusal.DATA in accept, has_captioner=caption_bare is not None)
     base = open_base(config.model, on_event)
     if not base.embeds_guidance:
         on_event(
@@ -80,6 +82,8 @@ def preflight(
         paths = target_layers(transformer, config.lora, base.family)
         if start:
             require_fit(layers, transformer, paths, config.lora, str(start))
+    # Last, for captions can take an hour, too.
+    pictures = pictures_of(usable, config.dataset, on_event, caption_bare)
     preview_prompts = (config.previews.prompts or [_shown_caption(pictures)]) if config.previews.every else []
     preservation = config.training.preservation
     guarded = prior_prompts(config) if preservation.method == "prior" else preservation.prompts
@@ -95,6 +99,7 @@ def preflight(
             "base": {"name": base.name, "transformer": base.fingerprint("transformer")},
             "pictures": len(pictures),
         },
+        accepted=frozenset(accept),
     )
 
 

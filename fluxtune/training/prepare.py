@@ -17,9 +17,11 @@ from fluxtune.dataset.pictures import Picture
 from fluxtune.dataset.shape_checks import check_shapes
 from fluxtune.events import Phase, Sink, Warning
 from fluxtune.files import require_space
+from fluxtune.flux.denoise import Request
 from fluxtune.flux.load import DTYPES, Base, free_memory
 from fluxtune.training.encode import encode_captions, encode_pictures, fit_masks
 from fluxtune.training.examples import Example, Prepared, examples_of, text_keys_of
+from fluxtune.training.prior import prior_requests
 from fluxtune.training.tokens import warn_of_tokens
 
 T = TypeVar("T")
@@ -56,12 +58,15 @@ def prepare(
     buckets = _planned(config, pictures, base.family.side_multiple, on_event)
     examples = list(examples_of(config, base, pictures, buckets, dtype, device))
     captions = {caption for example in examples for caption in (example.caption, example.class_caption) if caption}
+    text_keys = text_keys_of(config, base, {*captions, *prompts}, dtype, device)
     prepared = Prepared(
         examples=examples,
         latents=open_store("latents", on_event),
         masks=open_store("masks", on_event),
         texts=open_store("texts", on_event),
-        text_keys=text_keys_of(config, base, {*captions, *prompts}, dtype, device),
+        text_keys=text_keys,
+        priors=open_store("priors", on_event),
+        prior_requests=prior_requests(config, base, text_keys, dtype, device),
     )
     warn_of_tokens(base, (example.caption for example in examples), config.dataset.trigger, on_event)
     of_caption = base.text_bytes(DTYPES.get(config.memory.text_precision, dtype))
@@ -70,8 +75,9 @@ def prepare(
     texts = _missing(prepared.texts, {key: text for text, key in prepared.text_keys.items()}, lambda _: of_caption)
     latents = _missing(prepared.latents, {example.latents: example for example in examples}, _latent_bytes)
     masks = _missing(prepared.masks, by_mask, lambda example: _mask_bytes(example, multiple))
-    needed = texts.bytes + latents.bytes + masks.bytes
-    require_space(cache_folder(), needed, "caption embeddings, latents and masks")
+    priors = _missing(prepared.priors, prepared.prior_requests, _latent_bytes)
+    needed = texts.bytes + latents.bytes + masks.bytes + priors.bytes
+    require_space(cache_folder(), needed, "caption embeddings, latents, masks and prior pictures")
     # Each encoder lives in its own call, and leaves memory with it before the next one loads.
     on_event(Phase("encode captions", texts.summary))
     if texts.items:
@@ -97,9 +103,9 @@ def _missing(store: Store, by_key: dict[str, T], size: Callable[[T], int]) -> Mi
     return Missing(items, needed, f"{new}, {len(by_key) - len(items)} from the cache{beside}")
 
 
-def _latent_bytes(example: Example) -> int:
+def _latent_bytes(picture: Example | Request) -> int:
     """Of float32 latents with 16 channels at an eighth of the picture's sides."""
-    return (example.width // 8) * (example.height // 8) * 16 * 4
+    return (picture.width // 8) * (picture.height // 8) * 16 * 4
 
 
 def _mask_bytes(example: Example, multiple: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 
 from fluxtune import rng
 from fluxtune.config.schema import Config
-from fluxtune.dataset.cache import key_of, open_store
+from fluxtune.dataset.cache import key_of
 from fluxtune.events import Phase, Progress, Sink
 from fluxtune.flux.denoise import Request, generate_latents
 from fluxtune.flux.load import Base, free_memory, image_pipeline, load_vae
@@ -33,13 +34,22 @@ def prior_prompts(config: Config) -> list[str]:
     return preservation.prompts or [config.dataset.class_word or ""]
 
 
-def make_priors(config: Config, base: Base, prepared: Prepared, transformer: Any, on_event: Sink) -> list[Prior]:
-    """Generate, or take from the cache, the prior pictures; must run before an adapter is attached."""
+def prior_requests(
+    config: Config, base: Base, text_keys: Mapping[str, str], dtype: torch.dtype, device: str
+) -> dict[str, Request]:
+    """How each prior picture is made, by its key in the cache; none without prior preservation.
+
+    Args:
+        text_keys: of the embeddings of the prompts, at least.
+        dtype: what training computes in.
+    """
     preservation = config.training.preservation
+    if preservation.method != "prior":
+        return {}
     prompts = prior_prompts(config)
     side = config.dataset.resolution[0]
-    store = open_store("priors", on_event)
     mark = base.fingerprint("transformer", "scheduler")
+    how = (mark, config.memory.base_precision, str(dtype), torch.device(device).type)
     requests = [
         Request(
             prompt=prompts[index % len(prompts)],
@@ -51,20 +61,24 @@ def make_priors(config: Config, base: Base, prepared: Prepared, transformer: Any
         )
         for index in range(preservation.pictures)
     ]
-    how = (mark, config.memory.base_precision, str(transformer.dtype), transformer.device.type)
-    keys = [key_of("prior", *how, prepared.text_keys[request.prompt], *vars(request).values()) for request in requests]
-    absent = set(store.missing(keys))
-    missing = [(key, request) for key, request in zip(keys, requests, strict=True) if key in absent]
-    on_event(Phase("make prior pictures", f"{len(missing)} new, {len(keys) - len(missing)} from the cache"))
+    return {key_of("prior", *how, text_keys[each.prompt], *vars(each).values()): each for each in requests}
+
+
+def make_priors(base: Base, prepared: Prepared, transformer: Any, on_event: Sink) -> list[Prior]:
+    """Generate, or take from the cache, the prior pictures; must run before an adapter is attached."""
+    store, requests = prepared.priors, prepared.prior_requests
+    missing = store.missing(requests)
+    on_event(Phase("make prior pictures", f"{len(missing)} new, {len(requests) - len(missing)} from the cache"))
     if missing:
         pipeline = image_pipeline(base, transformer, load_vae(base, transformer.dtype, str(transformer.device)))
         started = time.monotonic()
         with store.writing() as write:
-            for done, (key, request) in enumerate(missing, start=1):
+            for done, key in enumerate(missing, start=1):
+                request = requests[key]
                 text = {name: tensor.to(transformer.device) for name, tensor in prepared.text(request.prompt).items()}
                 write(key, {"latents": generate_latents(base, pipeline, text, request)[0].float().cpu()})
                 rate = done / max(1e-9, time.monotonic() - started)
                 on_event(Progress("prior pictures", done, len(missing), "pictures", rate, (len(missing) - done) / rate))
         del pipeline
         free_memory()
-    return [Prior(request.prompt, store.read(key)["latents"]) for key, request in zip(keys, requests, strict=True)]
+    return [Prior(request.prompt, store.read(key)["latents"]) for key, request in requests.items()]

@@ -6,8 +6,10 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from shlex import quote
+from typing import Any
 
 from fluxtune.config.layers import to_toml
 from fluxtune.config.schema import Config
@@ -20,10 +22,11 @@ from fluxtune.errors import (
     StorageError,
     UsageError,
 )
-from fluxtune.events import Error, Event, Phase, Result, Resumed, RunStarted, Sink, ignore
+from fluxtune.events import Error, Event, Phase, Result, Resumed, RunStarted, Sink, as_record, ignore
 from fluxtune.flux.load import DTYPES
 from fluxtune.memory.shortage import fits_in_memory
 from fluxtune.runs import Run, require_unused
+from fluxtune.training.captions import AskCaptioner, as_recorded, record_captions
 from fluxtune.training.checkpoint import last_good_checkpoint, load_checkpoint, steps_done
 from fluxtune.training.load import load
 from fluxtune.training.loop import train_steps
@@ -52,7 +55,7 @@ def train(
     on_event: Sink = ignore,
     should_stop: Callable[[], ExitCode | None] = lambda: None,
     accept: Collection[Refusal] = (),
-    caption_bare: CaptionBare | None = None,
+    caption_bare: AskCaptioner | None = None,
 ) -> TrainResult:
     """Train a LoRA.
 
@@ -63,37 +66,46 @@ def train(
         should_stop: asked before every step; an exit code saves and stops. Also asked when a KeyboardInterrupt ends
             the run: with an exit code it becomes ``Stopped``.
         accept: what would be refused otherwise; ``data``: pictures and captions with errors, those that cannot be
-            read being left out.
+            read being left out. With ``resume``, in addition to what the run was begun with.
         caption_bare: captions pictures that have no caption, for ``dataset.missing_captions = "caption"``; see
-            ``captioning/missing.py``.
+            ``captioning/missing.py``. With ``resume``, only pictures that the run has not recorded a caption of.
 
     Raises:
         FluxtuneError: whatever the user can mend; its ``exit_code`` says of which kind.
         Stopped: ``should_stop`` asked for it; the steps done are saved.
     """
-    early: list[Event] = []
+    early: list[dict[str, Any]] = []
 
     def before_run(event: Event) -> None:
-        early.append(event)
+        early.append(as_record(event))
         on_event(event)
 
-    # A wrong run folder is told before the base model downloads and the pictures are read.
+    goes_on, accepted = False, set(accept)
+    captions: CaptionBare | None = partial(caption_bare, config, before_run) if caption_bare else None
     if resume is None:
+        # A wrong run folder is told before the base model downloads and the pictures are read.
         require_unused(output)
-    goes_on = resume is not None and Run.open(resume).state.checkpoint is not None
+    else:
+        state = Run.open(resume).state
+        goes_on = state.checkpoint is not None
+        accepted |= {each for each in Refusal if each in state.accepted}
+        captions = as_recorded(resume, before_run, captions)
     with fits_in_memory("this training", _SMALLER):
-        ready = preflight(config, before_run, goes_on, accept, caption_bare)
+        ready = preflight(config, before_run, goes_on, accepted, captions)
     origins = origins or {}
-    run = Run.open(resume) if resume is not None else Run.create(output, to_toml(config), origins, ready.facts)
     resuming = resume is not None
+    if resume is not None:
+        run = Run.open(resume)
+    else:
+        run = Run.create(output, to_toml(config), origins, ready.facts, ready.accepted)
     with (
         run.locked(),
         _recorded(run, resuming),
         _interruptions(run, should_stop),
         fits_in_memory("this training", _SMALLER),
     ):
-        for event in early:
-            run.append(event)
+        for record in early:
+            run.append_record(record)
 
         def report(event: Event) -> None:
             run.append(event)
@@ -113,6 +125,8 @@ def _train_in(
 ) -> TrainResult:
     started, training = time.time(), config.training
     on_event(RunStarted(str(run.folder), ready.base.name, training.steps, config.model_dump(mode="json")))
+    if not resuming:
+        record_captions(run.folder, ready.pictures)
     checkpoint = _checkpoint_to_go_on_from(run, training.steps, on_event) if resuming else None
     dtype = DTYPES[training.precision]
     prepared = prepare(config, ready.base, ready.pictures, ready.prompts, dtype, ready.device, on_event)
@@ -123,8 +137,9 @@ def _train_in(
         first_step = load_checkpoint(checkpoint, loaded.parameters, loaded.learner.optimizer.optimizer, loaded.average)
         on_event(Resumed(first_step, str(checkpoint)))
     if resuming:
-        # Not earlier: a resume that is refused leaves the run and its settings as they were.
-        run.go_on(to_toml(config), origins)
+        # Not earlier: a resume that is refused leaves the run, its settings and captions as they were.
+        run.go_on(to_toml(config), origins, ready.accepted)
+        record_captions(run.folder, ready.pictures)
     if first_step == 0 and config.previews.every:
         outputs.previews(0)
     layers = len(loaded.parameters) // 2

@@ -15,6 +15,7 @@ from fluxtune.cli.explain import explain
 from fluxtune.cli.train import _free_run_folder
 from fluxtune.config.layers import Resolved, resolve, to_toml
 from fluxtune.config.settings import defaults, settings
+from fluxtune.runs import Run
 
 QUICK = [
     "--set=training.precision=fp32",
@@ -213,6 +214,19 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tiny_flux: Path, pictures: Path, tmp
     last = json.loads(out.splitlines()[-1])
     assert (last["event"], last["code"], last["hint"]) == ("error", 130, "go on with: fluxtune train --resume run")
     assert list((tmp_path / "run" / "checkpoints").iterdir())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are sent otherwise there")
+def test_the_command_that_is_told_goes_on_with_a_run_in_spite_of_errors_that_were_accepted(
+    fluxtune: Callable, tiny_flux: Path, pictures: Path, tmp_path: Path
+) -> None:
+    (pictures / "1.png").write_bytes(b"damaged")
+    arguments = ["train", str(pictures), "--base", str(tiny_flux), "-o", "run", *QUICK, "--accept", "data", "--json"]
+    _, out, _ = interrupted(arguments, tmp_path, lambda event: event["event"] == "step")
+    told = json.loads(out.splitlines()[-1])["hint"].partition("go on with: fluxtune ")[2]
+    done = Run.open(tmp_path / "run").state.step
+    outcome = fluxtune(*shlex.split(told), "--steps", str(done + 1))
+    assert outcome.code == 0, outcome.err
 
 
 def test_an_existing_output_is_never_written_over(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ from PIL import Image
 
 from fluxtune.cli.app import main
 from fluxtune.nano import TRIGGER, demo_folder, model_folder
-from fluxtune.recipes.demo import PLACEMENTS, SHOWN, Scores, copy_pictures, score_lora, trigger_prompts
+from fluxtune.recipes.demo import PLACEMENTS, SHOWN, Scores, copy_pictures, free_folders, score_lora, trigger_prompts
 from fluxtune.recipes.nano.demo import BACKGROUNDS, write_demo
 from fluxtune.recipes.nano.vocabulary import LENGTH, build_t5_tokenizer
 
@@ -59,6 +58,30 @@ def test_the_demo_pictures_are_what_the_recipe_paints(tmp_path: Path) -> None:
         assert Image.open(shipped).tobytes() == Image.open(fresh).tobytes()
 
 
+@pytest.mark.parametrize(
+    ("taken", "run"),
+    [
+        ([], "demo"),
+        (["demo"], "demo-2"),
+        (["demo-pictures"], "demo-2"),
+        (["demo", "demo-2-pictures"], "demo-3"),
+    ],
+)
+def test_the_demo_takes_a_number_that_is_free_for_the_run_and_for_its_pictures(
+    tmp_path: Path, taken: list[str], run: str
+) -> None:
+    for name in taken:
+        (tmp_path / name).mkdir()
+    assert free_folders(tmp_path) == (tmp_path / run, tmp_path / f"{run}-pictures")
+
+
+def test_the_demo_never_writes_into_a_folder_that_it_did_not_make(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(FileExistsError):
+        copy_pictures(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
 GOOD = Scores(0.0, 0.8, 1.0, 0.97, 0.0, 60)
 
 
@@ -76,7 +99,6 @@ def scores(tmp_path_factory: pytest.TempPathFactory) -> list[Scores]:
     """Of the demo trained with three seeds, each judged on pictures of a seed of its own."""
     from fluxtune.captioning.missing import caption_bare
     from fluxtune.config.layers import resolve
-    from fluxtune.events import ignore
     from fluxtune.training.run import train
 
     folder = tmp_path_factory.mktemp("runs")
@@ -89,9 +111,7 @@ def scores(tmp_path_factory: pytest.TempPathFactory) -> list[Scores]:
             sets=["previews.every=0", "checkpoints.every=0"],
             working_folder=folder,
         )
-        result = train(
-            resolved.config, output=folder / str(seed), caption_bare=partial(caption_bare, resolved.config, ignore)
-        )
+        result = train(resolved.config, output=folder / str(seed), caption_bare=caption_bare)
         reached.append(score_lora(model_folder(), result.file, [seed]))
     return reached
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from tiny_runs import plain_config, small_pictures, train_in
 
 from fluxtune import rng
@@ -193,10 +194,27 @@ def test_what_does_not_fit_on_the_disk_is_refused_before_an_encoder_loads(
     events: list[Event] = []
     with monkeypatch.context() as patch:
         free_bytes(patch, needed - 1)
-        with pytest.raises(StorageError, match="caption embeddings, latents and masks need"):
+        with pytest.raises(StorageError, match="caption embeddings, latents, masks and prior pictures need"):
             prepared_for(config, events.append)
     assert not [event for event in events if isinstance(event, Progress) and event.task.startswith("encode")]
     free_bytes(monkeypatch, needed)
+    prepared_for(config)
+
+
+def test_prior_pictures_that_will_not_fit_on_the_disk_are_refused_before_an_encoder_loads(
+    tiny_flux: Path, own_pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guard = {"method": "prior", "prompts": ["a red star"], "pictures": 3}
+    config = plain_config(tiny_flux, own_pictures, training__preservation=guard, training__steps=1)
+    train_in(tmp_path / "run", config, cache=tmp_path / "cache")
+    monkeypatch.setenv("FLUXTUNE_CACHE", str(tmp_path / "cache"))
+    (priors,) = (tmp_path / "cache").glob("priors-*")
+    made = sum(tensor.nbytes for shard in priors.iterdir() for tensor in load_file(shard).values())
+    shutil.rmtree(priors)
+    free_bytes(monkeypatch, made - 1)
+    with pytest.raises(StorageError, match="latents, masks and prior pictures need"):
+        prepared_for(config)
+    free_bytes(monkeypatch, made)
     prepared_for(config)
 
 

@@ -57,7 +57,8 @@ def test_another_seed_gives_another_file(trained: Trained, tiny_flux: Path, few_
 
 def test_the_run_folder_holds_what_the_contract_says(trained: Trained) -> None:
     loose = {path.name for path in trained.folder.iterdir() if path.is_file()}
-    assert loose == {"config.toml", "origins.json", "run.json", "events.jsonl", "log.txt", "mug.safetensors"}
+    records = {"config.toml", "origins.json", "run.json", "captions.jsonl", "events.jsonl", "log.txt"}
+    assert loose == {*records, "mug.safetensors"}
     assert files_below(trained.folder / "previews") == {f"step-{step:06d}/00-seed7.png" for step in (0, 3, STEPS)}
     state = Run.open(trained.folder).state
     assert (state.status, state.step, state.result) == ("finished", STEPS, "mug.safetensors")
