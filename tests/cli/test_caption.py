@@ -97,6 +97,7 @@ def test_a_damaged_picture_gives_exit_code_3_after_the_others_are_captioned(flux
         (("photos", "--review", "--reword"), "do not go together"),
         (("photos", "--template", "{typo}"), "no placeholder {typo}"),
         (("photos", "--existing", "perhaps"), "captioning.existing"),
+        (("photos", "--trigger", "  "), "dataset.trigger is"),
         (("photos", "--captioner", "photos"), "not a model folder"),
         (("photos", "--captioner", "sharks"), "no such captioner"),
         (("--preset", "nano"), "lie in the installation"),
