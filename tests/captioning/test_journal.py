@@ -273,6 +273,28 @@ def test_undo_touches_nothing_outside_of_the_folder_whatever_the_journal_says(ph
     assert texts(photos) == {}
 
 
+def test_a_caption_that_cannot_be_read_and_stays_counts_as_failed(photos: Path) -> None:
+    (photos / "a.txt").write_bytes(b"\xff\xfe")
+    assert run.caption(settings(photos), ignore).as_data()["failed"] == 1
+    assert run.caption(settings(photos), ignore).as_data() == {
+        "pictures": 5, "written": 0, "proposed": 0, "kept": 4, "declined": 0, "failed": 1,
+    }  # fmt: skip
+    assert run.caption(settings(photos, existing="overwrite"), ignore).counts["failed"] == 0
+
+
+def test_proposals_are_counted(photos: Path) -> None:
+    (photos / "a.txt").write_text("mine")
+    seen: list[tuple[int, int]] = []
+
+    def decide(proposal: Proposal) -> str:
+        seen.append((proposal.number, proposal.total))
+        return proposal.caption
+
+    (photos / "b.png").write_bytes(b"no picture")
+    run.caption(settings(photos), ignore, decide)
+    assert seen == [(2, 4), (3, 4), (4, 4)]
+
+
 def test_a_captioner_that_says_nothing_writes_nothing(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fluxtune.captioning.run.open_captioner", lambda *_: lambda images: ["  \n" for _ in images])
     (photos / "a.txt").write_text("mine")
