@@ -80,7 +80,7 @@ def read_folders(
     ]
     errors = [each for each in findings if each.severity == "error"]
     pictures = _usable(surveyed, config)
-    missing = _missing_captions(items, config)
+    missing = missing_captions(items, config)
     refused = errors if not (accept_errors and pictures) else [each for each in errors if each.check in OF_FOLDERS]
     if refused or missing:
         raise all_in_one(refused, missing, can_go_on=bool(pictures))
@@ -140,7 +140,7 @@ def _final(item: Item, config: DatasetConfig) -> str:
     return with_trigger(caption, config.trigger) if config.trigger is not None else caption
 
 
-def _missing_captions(items: list[Item], config: DatasetConfig) -> list[DataError]:
+def missing_captions(items: list[Item], config: DatasetConfig) -> list[DataError]:
     """One problem for all pictures without a caption, unless the configuration says what to train them on."""
     missing = [item for item in items if item.caption == "" and (is_subject(item) or not config.class_word)]
     if not missing or (config.missing_captions == "trigger" and config.trigger and all(map(is_subject, missing))):

@@ -16,6 +16,8 @@ import pytest
 from interruption import interrupted
 from PIL import Image
 
+from fluxtune.captioning.run import Proposal
+from fluxtune.cli.review import Review
 from fluxtune.cli.thumbnail import COLUMNS, half_blocks
 from fluxtune.nano.painter import paint
 from fluxtune.nano.scenes import subject_scene
@@ -248,6 +250,14 @@ def test_a_review_at_a_terminal_accepts_edits_skips_and_ends(photos: Path) -> No
     assert not (photos / "2.txt").exists()
     assert not (photos / "3.txt").exists()
     os.close(leader)
+
+
+def test_a_review_says_how_far_it_is(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("builtins.input", lambda _: "")
+    assert Review()(Proposal(photos / "1.png", None, "a dog", number=3, total=20)) == "a dog"
+    assert capsys.readouterr().out.startswith(f"\n3 of 20: {photos / '1.png'}\n")
 
 
 def test_half_blocks_show_the_picture_in_few_characters() -> None:
