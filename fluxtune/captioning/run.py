@@ -2,127 +2,33 @@
 
 from __future__ import annotations
 
-import errno
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 from fluxtune.captioning.batches import BatchSize, caption_each
 from fluxtune.captioning.captioner import find_captioner, open_captioner
 from fluxtune.captioning.journal import Journals
-from fluxtune.captioning.selection import all_pictures, caption_file, to_caption
+from fluxtune.captioning.selection import all_pictures, to_caption
 from fluxtune.captioning.wording import Wording
+from fluxtune.captioning.writing import Decide, EndOfReview, Outcome, Scribe, accept
 from fluxtune.config.schema import Config
-from fluxtune.dataset.captions import read_caption
+from fluxtune.dataset.captions import read_caption, with_first_line
 from fluxtune.dataset.folder import Item, is_subject
 from fluxtune.dataset.images import open_image
 from fluxtune.environment import pick_device, warn_of_the_processor
-from fluxtune.errors import DataError, StorageError
-from fluxtune.events import Caption, Finding, Phase, Progress, Sink, Warning
+from fluxtune.events import Phase, Progress, Sink
 from fluxtune.nano import EMBEDDED
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Proposal:
-    """A caption that may be written. `before` is the one that it would replace, if any."""
-
-    picture: str
-    path: Path
-    file: Path
-    before: str | None
-    caption: str
-
-
-class EndOfReview(Exception):
-    """Whoever decides wants to see no more proposals; what was decided stays."""
-
-
-Decide: TypeAlias = Callable[[Proposal], str | None]
-"""Proposal -> the caption to write, or None to leave the picture as it is; may raise `EndOfReview`."""
-
-
-@dataclass
-class Outcome:
-    """What became of the pictures: how many of each sort, and all captions that were proposed or written.
-
-    `counts` has `written`, `proposed`, `kept` (as they are), `declined` (in a review) and `failed`; `folders` how many
-    were written in each.
-    """
-
-    pictures: int
-    counts: Counter[str] = field(default_factory=Counter)
-    folders: Counter[str] = field(default_factory=Counter)
-    captions: list[Caption] = field(default_factory=list)
-
-    def take_said(
-        self,
-        item: Item,
-        said: str | DataError,
-        config: Config,
-        decide: Decide,
-        journals: Journals | None,
-        on_event: Sink,
-    ) -> None:
-        """Takes what the captioner said of a picture, or what is wrong with the picture."""
-        if isinstance(said, DataError):
-            self.counts["failed"] += 1
-            on_event(Finding("error", said.check, said.message, said.where, said.hint, item.name))
-            return
-        if not said.strip():
-            self.counts["failed"] += 1
-            hint = "ask it otherwise (--prompt), or choose another captioner"
-            on_event(Finding("error", "empty-caption", "the captioner said nothing", str(item.path), hint, item.name))
-            return
-        worded = Wording.of(config, is_subject(item))(said, item.path)
-        words = decide(Proposal(item.name, item.path, caption_file(item), item.caption or None, worded))
-        if words is None:
-            self.counts["declined"] += 1
-        else:
-            self.take(item, caption_file(item), words, journals, on_event)
-
-    def take(self, item: Item, file: Path, words: str, journals: Journals | None, on_event: Sink) -> None:
-        """Writes a caption, or only proposes it where there are no journals, and counts it.
-
-        Raises:
-            StorageError: nothing more can be written, as when the disk is full.
-        """
-        if journals is not None:
-            try:
-                written = journals.write(item, words)
-            except StorageError as error:
-                if not _of_this_file_alone(error):
-                    raise
-                self.counts["failed"] += 1
-                on_event(Finding("error", "unwritable-caption", error.message, str(file), error.hint, item.name))
-                return
-            if not written:
-                self.counts["kept"] += 1
-                on_event(Warning("somebody changed the caption meanwhile: it is left as it is", where=str(file)))
-                return
-            self.folders[item.folder.path] += 1
-        self.counts["proposed" if journals is None else "written"] += 1
-        event = Caption(item.name, str(file), words, written=journals is not None)
-        self.captions.append(event)
-        on_event(event)
-
-    def as_data(self) -> dict[str, Any]:
-        """The outcome as JSON data."""
-        return {
-            "pictures": self.pictures,
-            **{name: self.counts[name] for name in ("written", "proposed", "kept", "declined", "failed")},
-        }
-
-
 def caption(
     config: Config,
     on_event: Sink,
-    decide: Decide = lambda proposal: proposal.caption,
+    decide: Decide = accept,
     dry_run: bool = False,
     limit: int | None = None,
 ) -> Outcome:
@@ -144,26 +50,24 @@ def caption(
     """
     Wording.of(config)
     items = all_pictures(config, on_event)
-    journals = Journals(config, _asked(config))
+    journals = Journals(config, _same_sitting(config))
     chosen = list(to_caption(items, config.captioning.existing, on_event))
-    outcome = Outcome(len(items))
     if not chosen and (dry_run or not journals.go_on):
-        outcome.counts["kept"] = len(items)
-        return outcome
+        return Outcome.before(items, chosen)
     with nullcontext() if dry_run else journals.held():
         waiting = journals.waiting(chosen)
-        outcome.counts["kept"] = len(items) - len(waiting)
         part = waiting[:limit]
+        outcome = Outcome.before(items, waiting)
         if part:
-            folder = find_captioner(config, on_event)
-            captioner = open_captioner(folder, config, device_for(config, on_event), on_event)
+            captioner = open_captioner(find_captioner(config, on_event), config, device_for(config, on_event), on_event)
             again = ", going on where it was cut off" if journals.go_on else ""
             on_event(Phase("caption", f"{len(part)} of {len(items)} pictures{again}"))
             size = BatchSize(config.captioning.batch_size)
             said = caption_each(part, lambda item: open_image(item.path, config.dataset.background), captioner, size)
+            scribe = Scribe(config, outcome, None if dry_run else journals, on_event, decide)
             try:
-                for item, text in with_progress(said, len(part), on_event):
-                    outcome.take_said(item, text, config, decide, None if dry_run else journals, on_event)
+                for number, (item, text) in enumerate(with_progress(said, len(part), on_event), start=1):
+                    scribe.take(item, text, number, len(part))
             except EndOfReview:
                 return outcome
         if not dry_run and len(part) == len(waiting):
@@ -171,28 +75,45 @@ def caption(
     return outcome
 
 
-def reword(config: Config, on_event: Sink, dry_run: bool = False) -> Outcome:
+def reword(config: Config, on_event: Sink, dry_run: bool = False, limit: int | None = None) -> Outcome:
     """Words the captions that there are anew: trigger, prefix, suffix, template. No captioner is asked.
+
+    What is worded so already is left as it is, so that with a limit the next call goes on behind it.
 
     Raises:
         DataError, UsageError, StorageError: as `caption`.
     """
     Wording.of(config)
     items = all_pictures(config, on_event)
-    journals = Journals(config, {"reword": True, **_asked(config)})
-    outcome = Outcome(len(items))
-    with nullcontext() if dry_run else journals.held():
-        for item in items:
-            # As it stands in the file: what its folder's settings put around it is not to be written there.
-            written = read_caption(item.caption_file) if item.caption and item.caption_file else ""
-            worded = Wording.of(config, is_subject(item)).reworded(written, item.path)
-            if not written or item.caption_file is None or worded == written or not journals.waiting([item]):
-                outcome.counts["kept"] += 1
-            else:
-                outcome.take(item, item.caption_file, worded, None if dry_run else journals, on_event)
-        if not dry_run:
+    journals = Journals(config, {"reword": True, **_same_sitting(config)})
+    changes = list(_rewordings(items, config))
+    with nullcontext() if dry_run or not changes else journals.held():
+        waiting = {item.path for item in journals.waiting(item for item, *_ in changes)}
+        changes = [change for change in changes if change[0].path in waiting]
+        part = changes[:limit]
+        outcome = Outcome.before(items, (item for item, *_ in changes))
+        scribe = Scribe(config, outcome, None if dry_run else journals, on_event)
+        for change in part:
+            scribe.write(*change)
+        if not dry_run and len(part) == len(changes):
             journals.finish()
     return outcome
+
+
+def _rewordings(items: Sequence[Item], config: Config) -> Iterator[tuple[Item, str, str]]:
+    """What `Scribe.write` takes, of each caption file that says something else when it is worded anew."""
+    seen: set[Path] = set()
+    for item in items:
+        file = item.caption_file
+        if not item.caption or file is None or file.resolve() in seen:
+            continue
+        seen.add(file.resolve())
+        # As it stands in the file: what its folder's settings put around it is not to be written there.
+        first_line = item.folder.caption_lines == "first"
+        written = read_caption(file, first_line)
+        caption = Wording.of(config, is_subject(item)).reworded(written, item.path)
+        if caption != written:
+            yield item, caption, with_first_line(file, caption) if first_line else caption
 
 
 def device_for(config: Config, on_event: Sink) -> str:
@@ -203,13 +124,7 @@ def device_for(config: Config, on_event: Sink) -> str:
     return device
 
 
-def _of_this_file_alone(error: StorageError) -> bool:
-    """Whether other files may well be written: the name is too long, it is a folder, or protected."""
-    alone = (errno.ENAMETOOLONG, errno.EISDIR, errno.EACCES, errno.EPERM)
-    return isinstance(error.__cause__, OSError) and error.__cause__.errno in alone
-
-
-def _asked(config: Config) -> dict[str, Any]:
+def _same_sitting(config: Config) -> dict[str, Any]:
     """What makes a sitting the same one when it is gone on with."""
     chosen = config.captioning.model_dump(exclude={"batch_size", "device", "precision"})
     return {**chosen, "trigger": config.dataset.trigger, "class_word": config.dataset.class_word}

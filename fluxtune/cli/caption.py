@@ -20,8 +20,11 @@ from fluxtune.events import Event, Progress, Result, Sink
 from fluxtune.hub.layouts import CAPTIONERS
 
 if TYPE_CHECKING:
-    from fluxtune.captioning.run import Outcome
     from fluxtune.captioning.undo import Undone
+    from fluxtune.captioning.writing import Outcome
+
+
+_OF_THE_CAPTIONER = ("--captioner", "--existing", "--prompt", "--precision", "--batch-size")
 
 
 def complete_captioner(incomplete: str) -> list[tuple[str, str]]:
@@ -61,7 +64,9 @@ def caption(
         bool, typer.Option("--review", help="Show each picture and its caption, and accept, edit or skip it.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the captions; write nothing.")] = False,
-    limit: Annotated[int | None, typer.Option("--limit", metavar="N", min=1, help="Caption so many at most.")] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", metavar="N", min=1, help="Caption, or reword, so many at most.")
+    ] = None,
     reword: Annotated[
         bool,
         typer.Option("--reword", help="Ask no captioner: word the captions that there are anew (trigger, prefix...)."),
@@ -104,7 +109,8 @@ def caption(
     config = resolve(
         preset=preset, config_file=config_file, flags=flags, sets=sets or [], working_folder=Path.cwd()
     ).config
-    _check(config, review=review, reword=reword, undo=undo, dry_run=dry_run, as_json=as_json)
+    used = {flag for flag, _ in flags.values()} | ({"--limit"} if limit else set())
+    _check(config, used, review=review, reword=reword, undo=undo, dry_run=dry_run, as_json=as_json)
     if undo:
         _undo(config, as_json)
         return
@@ -115,19 +121,25 @@ def caption(
         raise typer.Exit(ExitCode.DATA)
 
 
-def _check(config: Config, *, review: bool, reword: bool, undo: bool, dry_run: bool, as_json: bool) -> None:
-    """Refuses what does not go together."""
+def _check(
+    config: Config, used: set[str], *, review: bool, reword: bool, undo: bool, dry_run: bool, as_json: bool
+) -> None:
+    """Refuses what does not go together: nothing that was asked may be passed over.
+
+    Args:
+        used: the flags of settings that were given, and `--limit`.
+    """
     if not config.dataset.folders:
         raise UsageError(
             "no pictures to caption: wanted a FOLDER, or [[dataset.folders]] in your settings",
             where="fluxtune caption",
             hint="fluxtune caption photos",
         )
-    if any(folder.path == "nano:demo" for folder in config.dataset.folders):
+    if not dry_run and any(folder.path == "nano:demo" for folder in config.dataset.folders):
         raise UsageError(
             "the demo pictures lie in the installation, which is left as it is",
             where="nano:demo",
-            hint="copy them to a folder of your own, and caption that",
+            hint="copy them to a folder of your own, and caption that; or look at captions with --dry-run",
         )
     for one, other, both in (
         ("--review", "--json", review and as_json),
@@ -136,6 +148,8 @@ def _check(config: Config, *, review: bool, reword: bool, undo: bool, dry_run: b
         ("--undo", "--reword", undo and reword),
         ("--undo", "--review", undo and review),
         ("--undo", "--dry-run", undo and dry_run),
+        *(("--undo", flag, undo) for flag in sorted(used - {"FOLDER"})),
+        *(("--reword", flag, reword) for flag in _OF_THE_CAPTIONER if flag in used),
     ):
         if both:
             raise UsageError(f"{one} and {other} do not go together", where=one, hint="leave one of them out")
@@ -153,7 +167,7 @@ def _work(config: Config, review: bool, dry_run: bool, limit: int | None, reword
 
         emit = requests.interrupting(on_event)
         if reword:
-            outcome = run.reword(config, emit, dry_run)
+            outcome = run.reword(config, emit, dry_run, limit)
         elif review:
             from fluxtune.cli.review import Review
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 
-from fluxtune.cli.render import json_lines, printable, write_line
+from fluxtune.cli.render import json_lines, printable_lines, write_line
 from fluxtune.config.layers import Resolved
 from fluxtune.config.settings import defaults, sections, settings, values_of
 from fluxtune.events import Result
@@ -16,7 +16,7 @@ def explain(resolved: Resolved, as_json: bool) -> None:
     if as_json:
         json_lines(sys.stdout)(Result("explain", {"settings": _rows(resolved)}))
     else:
-        write_line(sys.stdout, printable(_table(resolved)))
+        write_line(sys.stdout, printable_lines(_table(resolved)))
 
 
 def _rows(resolved: Resolved) -> list[dict[str, object]]:

@@ -90,7 +90,7 @@ def _verdict(report: Report) -> tuple[str, str]:
     counts = f"{errors} error{'' if errors == 1 else 's'}, {warnings} warning{'' if warnings == 1 else 's'}"
     if errors:
         return f"{counts}: `fluxtune train` would refuse this data set", _STYLES["error"]
-    if any(finding.check in ("missing-caption", "empty-caption") for finding in report.findings):
+    if report.wants_captions:
         return f"{counts}: `fluxtune train` wants the captions first", _STYLES["warning"]
     if warnings:
         return f"{counts}: it can be trained on", _STYLES["warning"]

@@ -32,4 +32,4 @@ def presets(as_json: Json = False) -> None:
     for each in found:
         place = "" if each.kind == "built-in" else f"  ({each.file})"
         write_line(sys.stdout, printable(f"{each.name:<{width}}  {each.description}{place}"))
-    write_line(sys.stderr, printable(f"\nyour own go to {user_folder()}"))
+    write_line(sys.stderr, f"\nyour own go to {printable(str(user_folder()))}")

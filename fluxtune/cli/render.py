@@ -67,11 +67,15 @@ def report(error: FluxtuneError, as_json: bool) -> None:
 
 
 def printable(text: str) -> str:
-    """Text from files and models as a terminal may show it: control characters become visible escapes."""
+    """Text from files and models as a terminal may show it, on one line: control characters become visible escapes."""
     return "".join(
-        character if character.isprintable() or character == "\n" else character.encode("unicode_escape").decode()
-        for character in text
+        character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
     )
+
+
+def printable_lines(text: str) -> str:
+    """As `printable`, with the line breaks that are there."""
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def sentence(event: events.Event) -> str | None:
@@ -96,10 +100,10 @@ def sentence(event: events.Event) -> str | None:
         case events.Finding():
             text = _with_place(event.severity, event)
         case events.Caption():
-            text = f"{event.picture}: {event.caption}"
+            text = printable(f"{event.picture}: {event.caption}")
         case events.Result() | events.Error():
             return None
-    return printable(text)
+    return printable_lines(text)
 
 
 def step_figures(event: events.Step) -> str:
@@ -202,9 +206,9 @@ def terminal(console: Console) -> Iterator[events.Sink]:
 def _say(text: str) -> None:
     """Show text on stderr, its labels coloured on a terminal."""
     if is_terminal(sys.stderr):
-        _print_labelled(_console(), printable(text))
+        _print_labelled(_console(), printable_lines(text))
     else:
-        write_line(sys.stderr, printable(text))
+        write_line(sys.stderr, printable_lines(text))
 
 
 def _print_labelled(console: Console, text: str, bold_label: bool = False) -> None:
@@ -231,7 +235,7 @@ def is_terminal(stream: TextIO) -> bool:
 
 
 def _with_place(label: str, event: events.Warning | events.Finding) -> str:
-    place = f"{event.where}: " if event.where else ""
+    place = f"{printable(event.where)}: " if event.where else ""
     advice = f"\nhint: {event.hint}" if event.hint else ""
     return f"{label}: {place}{event.message}{advice}"
 

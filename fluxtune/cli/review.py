@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from fluxtune.captioning.run import EndOfReview, Proposal
+from fluxtune.captioning.writing import EndOfReview, Proposal
 from fluxtune.cli.render import printable
 from fluxtune.cli.thumbnail import show_picture
 from fluxtune.dataset.captions import tidy
@@ -21,13 +21,13 @@ class Review:
         Raises:
             EndOfReview: the person wants to end; also at the end of the input.
         """
-        print(f"\n{printable(str(proposal.path))}")
+        print(f"\n{proposal.number} of {proposal.total}: {printable(str(proposal.path))}")
         show_picture(proposal.path, sys.stdout)
         if proposal.before:
             print(f"  now:      {printable(proposal.before)}")
         print(f"  proposed: {printable(proposal.caption)}")
         while True:
-            answer = _asked(QUESTION).strip().lower()
+            answer = _typed(QUESTION).strip().lower()
             if answer in ("", "a", "accept", "y", "yes"):
                 return proposal.caption
             if answer in ("s", "skip", "n", "no"):
@@ -44,15 +44,15 @@ def _edited(caption: str) -> str:
     try:
         import readline
     except ImportError:  # Windows
-        return tidy(_asked("new caption (Enter keeps it): ")) or caption
+        return tidy(_typed("new caption (Enter keeps it): ")) or caption
     readline.set_startup_hook(lambda: readline.insert_text(printable(caption)))
     try:
-        return tidy(_asked("caption: ")) or caption
+        return tidy(_typed("caption: ")) or caption
     finally:
         readline.set_startup_hook()
 
 
-def _asked(question: str) -> str:
+def _typed(question: str) -> str:
     try:
         return input(question)
     except EOFError:

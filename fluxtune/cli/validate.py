@@ -129,7 +129,7 @@ def _check(resolved: Resolved, page: Path | None, fix: Path | None, as_json: boo
     if not as_json:
         write_report(report, sys.stdout)
         if page is not None:
-            write_line(sys.stdout, printable(f"\n{page}: every picture with its crop and its problems"))
+            write_line(sys.stdout, f"\n{printable(str(page))}: every picture with its crop and its problems")
         if fix is not None:
             write_mends(mends, last, sys.stdout)
     return last

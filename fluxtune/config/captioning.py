@@ -43,11 +43,14 @@ class CaptioningConfig(Section):
         "Pictures that have a caption: keep writes only missing and empty ones, skip leaves empty caption files alone, "
         "too, overwrite captions all anew (the old captions are kept for --undo).",
     )
-    prefix: str = setting("", "Put in front of each new caption.")
-    suffix: str = setting("", "Put behind each new caption.")
+    prefix: str = setting("", "Put in front of each new caption, those of regularization pictures, too.")
+    suffix: str = setting(
+        "", "Put behind each new caption, with a space between unless it begins with a mark such as a comma."
+    )
     template: str | None = setting(
         None,
-        "Wording of each new caption, with {caption}, {trigger}, {class_word}, {name} (of the file) and {folder}; "
-        "None is the caption, its class word replaced by the trigger, or the trigger in front of it.",
+        "Wording of each new caption, with {caption}, {trigger} (for regularization pictures the class word), "
+        "{class_word}, {name} (of the file) and {folder}; None is the caption, its class word replaced by the trigger, "
+        "or the trigger in front of it.",
         min_length=1,
     )

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator
 from fluxtune.config.base import Section, setting
 
 Resolution = Annotated[int, Field(ge=64, le=4096, multiple_of=16)]
+_NOT_BLANK = "text that is not blank"
 
 
 class FolderConfig(Section):
@@ -94,12 +95,16 @@ class DatasetConfig(Section):
         "side, such as text, logos and faces.",
     )
     trigger: str | None = setting(
-        None, "Word that shall mean the subject; put in front of each caption that lacks it.", min_length=1
+        None,
+        "Word that shall mean the subject; put in front of each caption that lacks it.",
+        form=_NOT_BLANK,
+        pattern=r"\S",
     )
     class_word: str | None = setting(
         None,
         "What kind of thing the subject is (person, dog, mug); stands for the trigger in preservation.",
-        min_length=1,
+        form=_NOT_BLANK,
+        pattern=r"\S",
     )
     missing_captions: Literal["error", "trigger", "caption"] = setting(
         "error",

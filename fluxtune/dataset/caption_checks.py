@@ -55,18 +55,27 @@ ESTIMATES = (
 )
 
 
+_MISSING = {
+    "trigger": "`fluxtune train` takes the trigger word alone for it; or write it: fluxtune caption FOLDER",
+    "caption": "`fluxtune train` asks captioning.captioner for it; to look at it first: fluxtune caption FOLDER",
+}
+"""What is done about a missing caption, by `dataset.missing_captions`."""
+
+
 def check_captions(
-    items: Iterable[Item], trigger: str | None, limits: Iterable[TokenLimit] = ESTIMATES
+    items: Iterable[Item], trigger: str | None, limits: Iterable[TokenLimit] = ESTIMATES, missing: str = "error"
 ) -> Iterator[Finding]:
     """Findings of the captions that could be read.
 
     Args:
         limits: one for each text encoder; none where they are not to be counted.
+        missing: the setting ``dataset.missing_captions``.
     """
     readable = [item for item in items if item.caption is not None]
     for item in readable:
         if not item.caption:
-            yield _without_words(item)
+            hint = _MISSING.get(missing) if missing == "caption" or is_subject(item) else None
+            yield _without_words(item, hint)
     written = [item for item in readable if item.caption]
     if trigger is not None:
         yield from _check_trigger([item for item in written if is_subject(item)], tidy(trigger))
@@ -78,14 +87,14 @@ def check_captions(
         yield from _check_length(written, limit)
 
 
-def _one(item: Item, check: str, message: str) -> Finding:
-    return found(check, message, where=item.caption_place or str(item.path), picture=item.name)
+def _one(item: Item, check: str, message: str, hint: str | None = None) -> Finding:
+    return found(check, message, where=item.caption_place or str(item.path), hint=hint, picture=item.name)
 
 
-def _without_words(item: Item) -> Finding:
+def _without_words(item: Item, hint: str | None) -> Finding:
     if item.caption_place is None:
-        return _one(item, "missing-caption", "there is no caption beside it")
-    return _one(item, "empty-caption", "the caption is empty")
+        return _one(item, "missing-caption", "there is no caption beside it", hint)
+    return _one(item, "empty-caption", "the caption is empty", hint)
 
 
 def _check_trigger(items: list[Item], trigger: str) -> Iterator[Finding]:

@@ -44,6 +44,31 @@ def read_caption(file: Path, first_line: bool = False) -> str:
     Raises:
         DataError: unreadable, or not UTF-8 text (with or without a byte order mark); the byte is named.
     """
+    text = _read(file)
+    if not first_line:
+        return tidy(text)
+    lines = text.split("\n")
+    return tidy(lines[_first_with_words(lines)])
+
+
+def with_first_line(file: Path, caption: str) -> str:
+    """What a file holds, but for its last line break, with another caption in the line that counts where only the
+    first does.
+
+    Raises:
+        DataError: as `read_caption`.
+    """
+    lines = _read(file).split("\n")
+    place = _first_with_words(lines)
+    lines[place] = caption + ("\r" if lines[place].endswith("\r") else "")
+    return "\n".join(lines).removesuffix("\n")
+
+
+def _first_with_words(lines: list[str]) -> int:
+    return next((number for number, line in enumerate(lines) if line.strip()), 0)
+
+
+def _read(file: Path) -> str:
     mend = "save the caption as UTF-8 text"
     try:
         content = file.read_bytes()
@@ -56,13 +81,12 @@ def read_caption(file: Path, first_line: bool = False) -> str:
         message = f"the caption holds a zero byte at position {zero}: it is UTF-16, or no text at all"
         raise DataError(message, where=str(file), hint=mend, check="bad-caption")
     try:
-        text = content.decode("utf-8-sig")
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         # The codec counts from behind a byte order mark; the user's editor counts from the start.
         position = error.start + len(content) - len(error.object)
         message = f"the caption is not UTF-8: byte 0x{error.object[error.start]:02x} at position {position}"
         raise DataError(message, where=str(file), hint=mend, check="bad-caption") from error
-    return tidy(next((line for line in text.split("\n") if line.strip()), "") if first_line else text)
 
 
 def tidy(text: str) -> str:

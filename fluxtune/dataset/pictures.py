@@ -92,7 +92,7 @@ def check_folders(
     errors = [each for each in findings if each.severity == "error"]
     usable = _usable(surveyed)
     captioned = has_captioner and config.missing_captions == "caption"
-    missing = [] if captioned else _missing_captions([item for item, _ in usable], surveyed.seen, config)
+    missing = [] if captioned else missing_captions([item for item, _ in usable], surveyed.seen, config)
     refused = errors if not (accept_errors and usable) else [each for each in errors if each.check in OF_FOLDERS]
     if refused or missing:
         raise all_in_one(refused, missing, can_go_on=bool(usable))
@@ -121,7 +121,7 @@ def pictures_of(
     if caption_bare is not None and config.missing_captions == "caption":
         usable = _with_captions(usable, caption_bare)
     items = [item for item, _ in usable]
-    if missing := _missing_captions(items, items, config):
+    if missing := missing_captions(items, items, config):
         raise all_in_one([], missing, can_go_on=False)
     if bare := [item.name for item in items if item.caption == "" and is_subject(item)]:
         on_event(Warning(f"{_of(bare, items)} without a caption, trained on the trigger alone: {some_names(bare)}"))
@@ -181,7 +181,7 @@ def _source(item: Item) -> str:
     return "dataset.trigger" if is_subject(item) else "dataset.class_word"
 
 
-def _missing_captions(items: list[Item], of_all: Sized, config: DatasetConfig) -> list[DataError]:
+def missing_captions(items: list[Item], of_all: Sized, config: DatasetConfig) -> list[DataError]:
     """One problem for all pictures without a caption, unless the configuration says what to train them on."""
     missing = [item for item in items if item.caption == "" and (is_subject(item) or not config.class_word)]
     if not missing or (config.missing_captions == "trigger" and config.trigger and all(map(is_subject, missing))):

@@ -17,7 +17,7 @@ from fluxtune.dataset.folder import folder_path
 from fluxtune.dataset.images import Size, crop_box
 from fluxtune.dataset.likeness import check_likeness
 from fluxtune.dataset.picture_checks import check_pictures
-from fluxtune.dataset.pictures import Picture, picture_of
+from fluxtune.dataset.pictures import Picture, missing_captions, picture_of
 from fluxtune.dataset.shape_checks import check_shapes
 from fluxtune.dataset.survey import Look, Survey, survey
 from fluxtune.events import Finding, Sink
@@ -51,6 +51,7 @@ class Report:
         plan: which bucket each of them goes to.
         findings: errors, warnings and notes, in the order in which they were found.
         tokens: whether ``counted`` by the base model's tokenizers or ``estimated``.
+        wants_captions: whether `fluxtune train` refuses the data set for the captions that are missing.
     """
 
     folders: tuple[str, ...]
@@ -61,6 +62,7 @@ class Report:
     plan: Plan
     findings: tuple[Finding, ...]
     tokens: str
+    wants_captions: bool
 
     def count(self, severity: str) -> int:
         """How many findings have that severity."""
@@ -116,6 +118,7 @@ def validate(
     """
     dataset = config.dataset
     surveyed = survey(dataset, on_event)
+    items = [seen.item for seen in surveyed.seen]
     read = list(surveyed.looked_at())
     pictures = tuple(picture_of(item, look, item.caption or "") for item, look in read)
     buckets = plan([picture.size for picture in pictures], dataset, side_multiple)
@@ -123,7 +126,7 @@ def validate(
         *told,
         *surveyed.findings,
         *check_pictures(surveyed),
-        *check_captions([seen.item for seen in surveyed.seen], dataset.trigger, limits),
+        *check_captions(items, dataset.trigger, limits, dataset.missing_captions),
         *check_likeness(read),
         *check_shapes(buckets, pictures, config.training.batch_size),
         *_check_amount(pictures),
@@ -140,6 +143,7 @@ def validate(
         plan=buckets,
         findings=findings,
         tokens="counted" if all(limit.exact for limit in limits) else "estimated",
+        wants_captions=dataset.missing_captions != "caption" and bool(missing_captions(items, items, dataset)),
     )
 
 

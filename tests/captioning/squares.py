@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fluxtune.captioning import run
 from fluxtune.captioning.journal import FOLDER
-from fluxtune.captioning.run import Proposal
+from fluxtune.captioning.writing import Decide, Proposal
 from fluxtune.config.schema import Config
 
 NAMES = ("a", "b", "c", "d")
@@ -27,7 +26,7 @@ def texts(folder: Path) -> dict[str, str]:
     return {name.as_posix(): (folder / name).read_text() for name in names if name.parts[0] != FOLDER}
 
 
-def cut_off_after(number: int) -> run.Decide:
+def cut_off_after(number: int) -> Decide:
     seen = []
 
     def decide(proposal: Proposal) -> str:

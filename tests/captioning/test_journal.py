@@ -9,8 +9,8 @@ from squares import NAMES, cut_off_after, settings, settings_of_rows, texts
 
 from fluxtune.captioning import run
 from fluxtune.captioning.journal import FOLDER, Journals
-from fluxtune.captioning.run import EndOfReview, Proposal
 from fluxtune.captioning.undo import undo
+from fluxtune.captioning.writing import EndOfReview, Proposal
 from fluxtune.config.schema import Config
 from fluxtune.dataset.folder import Item
 from fluxtune.errors import DataError, StorageError, UsageError
@@ -177,6 +177,28 @@ def test_regularization_pictures_get_captions_without_the_trigger(photos: Path) 
     run.caption(config, ignore)
     assert texts(regular)["e.txt"].startswith("a square")
     assert texts(photos)["a.txt"].startswith("zorvex, a square")
+
+
+def test_a_caption_that_cannot_be_read_and_stays_counts_as_failed(photos: Path) -> None:
+    (photos / "a.txt").write_bytes(b"\xff\xfe")
+    assert run.caption(settings(photos), ignore).as_data()["failed"] == 1
+    assert run.caption(settings(photos), ignore).as_data() == {
+        "pictures": 5, "written": 0, "proposed": 0, "kept": 4, "declined": 0, "failed": 1,
+    }  # fmt: skip
+    assert run.caption(settings(photos, existing="overwrite"), ignore).counts["failed"] == 0
+
+
+def test_proposals_are_counted(photos: Path) -> None:
+    (photos / "a.txt").write_text("mine")
+    seen: list[tuple[int, int]] = []
+
+    def decide(proposal: Proposal) -> str:
+        seen.append((proposal.number, proposal.total))
+        return proposal.caption
+
+    (photos / "b.png").write_bytes(b"no picture")
+    run.caption(settings(photos), ignore, decide)
+    assert seen == [(2, 4), (3, 4), (4, 4)]
 
 
 def test_a_captioner_that_says_nothing_writes_nothing(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:

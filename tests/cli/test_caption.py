@@ -17,6 +17,8 @@ import pytest
 from interruption import interrupted
 from PIL import Image
 
+from fluxtune.captioning.writing import Proposal
+from fluxtune.cli.review import Review
 from fluxtune.cli.thumbnail import COLUMNS, half_blocks
 from fluxtune.nano.painter import paint
 from fluxtune.nano.scenes import subject_scene
@@ -71,6 +73,41 @@ def test_a_dry_run_gives_lines_that_can_be_piped(fluxtune: Fluxtune, photos: Pat
     assert list(photos.glob("*.txt")) == []
 
 
+def test_the_demo_pictures_are_captioned_in_a_dry_run(fluxtune: Fluxtune) -> None:
+    outcome = fluxtune("caption", "--preset", "nano", "--dry-run", "--limit", "2")
+    assert outcome.code == 0
+    assert [line.count("zorvex") for line in outcome.out.splitlines()] == [1, 1]
+
+
+def test_folders_on_the_command_line_win_over_the_demo_of_the_preset(fluxtune: Fluxtune, photos: Path) -> None:
+    outcome = fluxtune("caption", "photos", "--preset", "nano", *NANO, "--dry-run", "--limit", "1")
+    assert outcome.out.startswith(f"{photos / '0.txt'}\t")
+
+
+def test_a_limit_holds_for_rewording_too(fluxtune: Fluxtune, photos: Path) -> None:
+    for index in range(3):
+        (photos / f"{index}.txt").write_text("a dog")
+    outcome = fluxtune("caption", "photos", "--reword", "--prefix", "photo of", "--limit", "2")
+    assert outcome.out.startswith("3 pictures: 2 written\n")
+    assert (photos / "2.txt").read_text() == "a dog"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no such file names")
+def test_a_line_break_in_the_name_of_a_file_breaks_no_line(fluxtune: Fluxtune, photos: Path) -> None:
+    (photos / "0.png").rename(photos / "0\n\t0.png")
+    outcome = fluxtune("caption", "photos", *NANO, "--dry-run", "--limit", "1")
+    assert outcome.out.startswith(f"{photos}/0\\n\\t0.txt\t")
+    assert len(outcome.out.splitlines()) == 1
+    assert "\n0\\n\\t0.png: " in outcome.err
+
+
+def test_a_caption_that_cannot_be_read_gives_exit_code_3(fluxtune: Fluxtune, photos: Path) -> None:
+    (photos / "0.txt").write_bytes(b"\xff\xfe")
+    assert fluxtune("caption", "photos", *NANO).out.startswith("3 pictures: 2 written, 1 failed\n")
+    assert fluxtune("caption", "photos", *NANO).code == 3
+    assert fluxtune("caption", "photos", "--reword", "--prefix", "photo of").code == 3
+
+
 def test_undo_is_told_and_a_second_one_has_nothing_left(fluxtune: Fluxtune, photos: Path) -> None:
     fluxtune("caption", "photos", *NANO)
     outcome = fluxtune("caption", "photos", "--undo")
@@ -96,8 +133,19 @@ def test_a_damaged_picture_gives_exit_code_3_after_the_others_are_captioned(flux
         (("photos", "--review"), "asks at a terminal"),
         (("photos", "--undo", "--dry-run"), "do not go together"),
         (("photos", "--review", "--reword"), "do not go together"),
+        (("photos", "--undo", "--limit", "1"), "--undo and --limit do not go together"),
+        (("photos", "--undo", "--trigger", "zorvex"), "--undo and --trigger do not go together"),
+        (("photos", "--undo", "--existing", "keep"), "--undo and --existing do not go together"),
+        (("photos", "--reword", "--captioner", "nano"), "--reword and --captioner do not go together"),
+        (("photos", "--reword", "--prompt", "a"), "--reword and --prompt do not go together"),
+        (("photos", "--reword", "--precision", "nf4"), "--reword and --precision do not go together"),
+        (("photos", "--reword", "--batch-size", "4"), "--reword and --batch-size do not go together"),
+        (("photos", "--reword", "--existing", "overwrite"), "--reword and --existing do not go together"),
+        (("--preset", "nano", "--undo"), "lie in the installation"),
+        (("--preset", "nano", "--reword"), "lie in the installation"),
         (("photos", "--template", "{typo}"), "no placeholder {typo}"),
         (("photos", "--existing", "perhaps"), "captioning.existing"),
+        (("photos", "--trigger", "  "), "dataset.trigger is"),
         (("photos", "--captioner", "photos"), "not a model folder"),
         (("photos", "--captioner", "sharks"), "no such captioner"),
         (("--preset", "nano"), "lie in the installation"),
@@ -203,6 +251,14 @@ def test_a_review_at_a_terminal_accepts_edits_skips_and_ends(photos: Path) -> No
     assert not (photos / "2.txt").exists()
     assert not (photos / "3.txt").exists()
     os.close(leader)
+
+
+def test_a_review_says_how_far_it_is(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("builtins.input", lambda _: "")
+    assert Review()(Proposal(photos / "1.png", None, "a dog", number=3, total=20)) == "a dog"
+    assert capsys.readouterr().out.startswith(f"\n3 of 20: {photos / '1.png'}\n")
 
 
 def test_half_blocks_show_the_picture_in_few_characters() -> None:

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from fluxtune import events
-from fluxtune.cli.render import PlainLines, json_lines, printable, sentence, terminal, write_line
+from fluxtune.cli.render import PlainLines, json_lines, printable, printable_lines, sentence, terminal, write_line
 
 STEP = events.Step(
     step=120, total=1500, loss=0.43125, learning_rate=1e-4, grad_norm=0.2, rate=3.21, seconds_left=430.4, memory=2.06
@@ -160,4 +160,11 @@ def test_work_goes_on_when_nobody_reads_its_lines_any_more() -> None:
 
 
 def test_printable_text_stays_as_it_is() -> None:
-    assert printable("żółw [a] 犬\nb") == "żółw [a] 犬\nb"
+    assert printable("żółw [a] 犬") == "żółw [a] 犬"
+    assert printable_lines("a\nb\n") == "a\nb\n"
+
+
+def test_line_breaks_in_names_break_no_line() -> None:
+    assert printable("a\nb\tc") == "a\\nb\\tc"
+    assert sentence(events.Caption("a\nb.png", "f", "a dog", written=True)) == "a\\nb.png: a dog"
+    assert sentence(events.Warning("odd", where="a\nb.png", hint="mend it")) == "warning: a\\nb.png: odd\nhint: mend it"

@@ -185,6 +185,21 @@ def test_missing_captions_are_said_to_be_wanted_before_training(fluxtune: Fluxtu
     assert outcome.out.endswith("0 errors, 1 warning: `fluxtune train` wants the captions first\n")
 
 
+def test_captions_that_train_makes_itself_are_not_said_to_be_wanted(fluxtune: Fluxtune, photos: Path) -> None:
+    (photos / "rocket1.txt").unlink()
+    outcome = fluxtune("validate", "photos", "--preset", "nano", "--set", "dataset.missing_captions=caption")
+    assert outcome.out.endswith("0 errors, 1 warning: it can be trained on\n")
+    assert "hint: `fluxtune train` asks captioning.captioner for it; to look at it first: " in outcome.out
+
+
+def test_captions_for_which_the_trigger_stands_in_are_not_said_to_be_wanted(fluxtune: Fluxtune, photos: Path) -> None:
+    (photos / "rocket1.txt").unlink()
+    arguments = ("--trigger", "zorvex", "--set", "dataset.missing_captions=trigger")
+    outcome = fluxtune("validate", "photos", "--preset", "nano", *arguments)
+    assert outcome.out.endswith(": it can be trained on\n")
+    assert "hint: `fluxtune train` takes the trigger word alone for it; " in outcome.out
+
+
 def test_the_repaired_copy_keeps_what_is_said_of_its_folders(fluxtune: Fluxtune, photos: Path) -> None:
     (photos.parent / "others").mkdir()
     (photos / "coffee2.png").rename(photos.parent / "others" / "coffee2.png")

@@ -224,8 +224,15 @@ def test_mistakes_of_all_layers_are_told_at_once_each_at_its_place(tmp_path: Pat
         (
             "dataset.trigger = 5",
             "fluxtune.toml:1",
-            "dataset.trigger is 5: wanted text that is not empty",
+            "dataset.trigger is 5: wanted text that is not blank",
             'put it in quotes: trigger = "5"',
+        ),
+        (
+            "[dataset]\nclass_word = ' '",
+            "fluxtune.toml:2",
+            'dataset.class_word is " ": wanted text that is not blank',
+            "What kind of thing the subject is (person, dog, mug); stands for the trigger in preservation. "
+            "The default is unset.",
         ),
         (
             "training.optimizer = 'adamw8bit'",
