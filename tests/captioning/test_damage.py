@@ -6,6 +6,7 @@ import json
 import random
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from fluxtune.captioning import blip2
 from fluxtune.captioning.captioner import find_captioner, open_captioner
+from fluxtune.captioning.family import caption
 from fluxtune.captioning.load import load_model
 from fluxtune.config.schema import Config
 from fluxtune.errors import BaseModelError, OutOfMemoryError
@@ -123,6 +126,18 @@ def test_memory_that_ends_while_loading_is_not_blamed_on_the_folder(folders: dic
 
     with pytest.raises(OutOfMemoryError):
         load_model(folders["llava"], "fp32", "cpu", fail)
+
+
+@pytest.mark.parametrize("ending", [MemoryError(), RuntimeError("CUDA out of memory"), OutOfMemoryError("full")])
+def test_memory_that_ends_while_captioning_is_not_blamed_on_the_folder(
+    folders: dict[str, Path], ending: Exception
+) -> None:
+    def fail(*_: object) -> None:
+        raise ending
+
+    loaded = load_model(folders["blip-2"], "fp32", "cpu")
+    with pytest.raises(OutOfMemoryError):
+        caption(replace(blip2.FAMILY, inputs=fail), loaded, [PICTURE], None, 4)
 
 
 @pytest.mark.parametrize("ending", [KeyboardInterrupt, SystemExit])
