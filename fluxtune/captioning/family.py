@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -80,8 +81,9 @@ def caption(
         ),
     ):
         inputs = family.inputs(loaded.processor, images, prompt)
-        ids = _generate(loaded, inputs, max_tokens, family.beams)
         begin = inputs["input_ids"].shape[1] if family.goes_on else 0
+        max_tokens = min(max_tokens, _most_tokens(loaded.model, inputs))
+        ids = _generate(loaded, inputs, max_tokens, family.beams)
         written = loaded.processor.batch_decode(ids[:, begin:], skip_special_tokens=True)
         texts = [family.said(text, prompt) for text in written]
         cut = ran_out(loaded.model, loaded.processor.tokenizer, ids, max_tokens)
@@ -89,6 +91,15 @@ def caption(
         without_unfinished_sentence(text, prompt or "") if unfinished else text
         for text, unfinished in zip(texts, cut, strict=True)
     ]
+
+
+def _most_tokens(model: Any, inputs: Any) -> int:
+    """How many tokens can follow what the model is given: it knows so many positions, and no more."""
+    positions = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    if positions is None:
+        return sys.maxsize
+    given = 1 if model.config.is_encoder_decoder else inputs["input_ids"].shape[1] if "input_ids" in inputs else 2
+    return max(1, positions - given)
 
 
 def _generate(loaded: Loaded, inputs: Any, max_tokens: int, beams: int) -> torch.Tensor:

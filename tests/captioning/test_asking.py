@@ -19,6 +19,7 @@ from fluxtune.captioning.load import load_model, model_type_of
 from fluxtune.config.schema import Config
 from fluxtune.errors import BaseModelError, UsageError
 from fluxtune.events import ignore
+from fluxtune.nano import captioner_folder
 
 PICTURE = Image.fromarray(skimage.data.astronaut())
 NO_WEIGHTS = b"never read"
@@ -134,3 +135,8 @@ def test_a_blank_picture_tries_out_every_processor(folders: dict[str, Path]) -> 
     for folder in folders.values():
         family = family_of(model_type_of(folder))
         try_out(family, load_model(folder, "fp32", "cpu").processor, family.prompt(None))
+
+
+def test_a_picture_of_which_the_embedded_captioner_knows_no_end_is_captioned_all_the_same() -> None:
+    caption = open_captioner(captioner_folder(), Config(), "cpu", ignore)
+    assert all(text.strip() for text in caption([PICTURE, PICTURE.rotate(90), Image.new("RGB", (64, 64))]))
