@@ -11,6 +11,10 @@ from fluxtune.config.base import Section, setting
 Resolution = Annotated[int, Field(ge=64, le=4096, multiple_of=16)]
 
 
+NO_FOLDERS = ("auto", "alpha", "none")
+"""Values of ``masks`` that name no folder, even where one is called so."""
+
+
 class FolderConfig(Section):
     """One ``[[dataset.folders]]`` row."""
 

@@ -43,7 +43,7 @@ class Masks:
             self._beside = {stem_of(file): file for file in files if self.is_mask(file) and _is_picture(file)}
         elif self._how not in ("alpha", "none"):
             root = Path(os.path.expanduser(self._how))
-            if not root.is_dir():
+            if not os.path.isdir(root):
                 message = "there is no such folder of masks"
                 hint = "masks = auto, alpha, none, or a folder"
                 findings.append(found("no-folder", message, where=str(root), hint=hint))

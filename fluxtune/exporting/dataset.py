@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fluxtune.config.dataset import DatasetConfig, FolderConfig
+from fluxtune.config.dataset import NO_FOLDERS, DatasetConfig, FolderConfig
 from fluxtune.config.descriptions.reading import Description, beside, description_at
 from fluxtune.dataset.caption_checks import check_captions
 from fluxtune.dataset.findings import name_of
@@ -86,8 +86,8 @@ def export_dataset(
     """
     if not dataset.folders:
         raise UsageError("no folder of pictures is given", hint="fluxtune export dataset FOLDER")
-    folders = [folder_path(folder.path) for folder in dataset.folders]
-    require_new_folder(destination, "the export", (folder for folder in folders if folder.is_dir()))
+    folders = [path for folder in dataset.folders for path in (folder.path, folder.masks) if path not in NO_FOLDERS]
+    require_new_folder(destination, "the export", filter(os.path.isdir, map(folder_path, folders)))
     surveyed = survey(dataset, on_event)
     usable, left_out = _usable(surveyed, dataset, accept_errors, on_event)
     convention = CONVENTIONS[layout]

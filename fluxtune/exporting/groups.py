@@ -6,6 +6,7 @@ not; so each group has a directory of its own, beside the others.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -18,6 +19,9 @@ from fluxtune.dataset.mending import safe_name
 
 MASKS = "-masks"
 """What the directory of a group's masks is called after its own."""
+
+_LONGEST = 255 - len(".jpeg")
+"""Bytes of a picture's name without its ending: what file systems take."""
 
 
 @dataclass(frozen=True)
@@ -155,12 +159,7 @@ def _group(key: _Key, items: list[Item], directory: str, dataset: DatasetConfig,
 
 
 def _place(item: Item, directory: str, masks: str, taken: set[str], dataset: DatasetConfig, traits: Traits) -> Place:
-    stem = candidate = item.path.stem
-    number = 2
-    # A caption and a mask belong to all pictures of one stem, and some systems know no case.
-    while candidate.casefold() in taken:
-        candidate, number = f"{stem}-{number}", number + 1
-    taken.add(candidate.casefold())
+    candidate = _free_stem(item.path.stem, _LONGEST - (len(BESIDE) if masks == "auto" else 0), taken)
     mask = None
     if item.mask is not None and masks != "alpha":
         ending = item.mask.suffix if item.mask != item.path else ".png"
@@ -171,6 +170,24 @@ def _place(item: Item, directory: str, masks: str, taken: set[str], dataset: Dat
     if not traits.trigger and dataset.trigger is not None:
         caption = tidy(caption.replace(PLACEHOLDER, dataset.trigger if is_subject(item) else dataset.class_word or ""))
     return Place(item, f"{directory}/{candidate}{item.path.suffix}", mask, caption)
+
+
+def _free_stem(stem: str, room: int, taken: set[str]) -> str:
+    """The stem of a picture, cut to ``room`` bytes, with a number where it is taken.
+
+    A caption and a mask belong to all pictures of one stem, in either form of an accented letter; and some systems know
+    no case.
+    """
+    candidate, number = _cut(stem, room), 2
+    while (folded := unicodedata.normalize("NFC", candidate).casefold()) in taken:
+        mark = f"-{number}"
+        candidate, number = f"{_cut(stem, room - len(mark))}{mark}", number + 1
+    taken.add(folded)
+    return candidate
+
+
+def _cut(text: str, size: int) -> str:
+    return text.encode()[:size].decode(errors="ignore")
 
 
 def source_of(group: Group) -> Path:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fluxtune.config.dataset import DatasetConfig, FolderConfig
+from fluxtune.config.dataset import NO_FOLDERS, DatasetConfig, FolderConfig
 from fluxtune.config.descriptions import ai_toolkit, kohya, simpletuner
 from fluxtune.config.descriptions.documents import Document, Remark, read_document
 from fluxtune.config.documents import Layer, read_layer
@@ -155,8 +155,9 @@ def _anchored(row: dict[str, Any], folder: Path) -> dict[str, Any]:
     anchored = dict(row)
     if not row["path"].startswith("nano:"):
         anchored["path"] = str(folder / os.path.expanduser(row["path"]))
-    if "masks" in row and (masks := folder / os.path.expanduser(row["masks"])).is_dir():
-        anchored["masks"] = str(masks)
+    if row.get("masks", "none") not in NO_FOLDERS:
+        masks = str(folder / os.path.expanduser(row["masks"]))
+        anchored["masks"] = masks if os.path.isdir(masks) else row["masks"]
     return anchored
 
 
