@@ -65,7 +65,7 @@ def description_at(path: Path, source: str) -> Description | None:
     Raises:
         ConfigError: it cannot be read or makes no sense; all problems at once.
     """
-    if path.is_dir():
+    if os.path.isdir(path):
         own = path / OWN_FILE
         if not own.is_file():
             return None
@@ -74,7 +74,7 @@ def description_at(path: Path, source: str) -> Description | None:
             remark = Remark("note", layer.source, "it is another trainer's: give the file itself to train by it")
             return Description(({"path": str(path)},), remarks=(remark,))
         return _own(layer)
-    if path.suffix.lower() not in ENDINGS or not path.is_file():
+    if path.suffix.lower() not in ENDINGS or not os.path.isfile(path):
         return None
     content = read_document(path, source)
     if path.suffix.lower() == ".toml" and "dataset" in content.values:
@@ -118,6 +118,8 @@ def _convention(file: Path, content: Layer) -> tuple[str, Callable[[Document], L
         raise _refusal(message, content)
     if file.suffix.lower() == ".json" and "" in content.values:
         return simpletuner.NAME, simpletuner.read
+    if kohya.is_one(content.values):
+        return kohya.NAME, kohya.read
     return ai_toolkit.NAME, ai_toolkit.read
 
 
