@@ -35,6 +35,7 @@ class Traits:
         some_masks: some pictures of a directory may have a mask and others none.
         masks_beside: masks lie beside their pictures.
         whole_mask_names: a mask has the name of its picture to the ending, whatever it is in.
+        mask_sizes: a mask has the size of its picture.
         picture_endings, mask_endings: what it reads.
     """
 
@@ -44,6 +45,7 @@ class Traits:
     some_masks: bool
     masks_beside: bool
     whole_mask_names: bool
+    mask_sizes: bool
     picture_endings: tuple[str, ...]
     mask_endings: tuple[str, ...]
 
@@ -159,17 +161,25 @@ def _group(key: _Key, items: list[Item], directory: str, dataset: DatasetConfig,
 
 
 def _place(item: Item, directory: str, masks: str, taken: set[str], dataset: DatasetConfig, traits: Traits) -> Place:
-    candidate = _free_stem(item.path.stem, _LONGEST - (len(BESIDE) if masks == "auto" else 0), taken)
+    stem = _free_stem(item.path.stem, _LONGEST - (len(BESIDE) if masks == "auto" else 0), taken)
+    ending = item.path.suffix
+    if ending not in (ending.lower(), ending.upper()):
+        # Nobody looks for a "Jpg".
+        ending = ending.lower()
     mask = None
     if item.mask is not None and masks != "alpha":
-        ending = item.mask.suffix if item.mask != item.path else ".png"
-        ending = ending if ending.lower() in traits.mask_endings else ".png"
-        ending = item.path.suffix if traits.whole_mask_names else ending
-        mask = f"{directory}/{candidate}{BESIDE}{ending}" if masks == "auto" else f"{masks}/{candidate}{ending}"
-    caption = item.caption or ""
-    if not traits.trigger and dataset.trigger is not None:
-        caption = tidy(caption.replace(PLACEHOLDER, dataset.trigger if is_subject(item) else dataset.class_word or ""))
-    return Place(item, f"{directory}/{candidate}{item.path.suffix}", mask, caption)
+        # In lower case: some look for masks by their names.
+        own = item.mask.suffix.lower() if item.mask != item.path else ".png"
+        mask_ending = ending if traits.whole_mask_names else own if own in traits.mask_endings else ".png"
+        mask = f"{directory}/{stem}{BESIDE}{mask_ending}" if masks == "auto" else f"{masks}/{stem}{mask_ending}"
+    return Place(item, f"{directory}/{stem}{ending}", mask, _written_out(item, dataset, traits))
+
+
+def _written_out(item: Item, dataset: DatasetConfig, traits: Traits) -> str:
+    """The caption, with the word that its placeholder stands for where the layout does not know that."""
+    caption, word = item.caption or "", dataset.trigger if is_subject(item) else dataset.class_word or ""
+    is_known = traits.trigger if is_subject(item) else traits.class_word
+    return caption if is_known or word is None else tidy(caption.replace(PLACEHOLDER, word))
 
 
 def _free_stem(stem: str, room: int, taken: set[str]) -> str:

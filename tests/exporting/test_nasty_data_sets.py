@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from PIL import Image
+import tomli
+from PIL import ExifTags, Image
 
 from fluxtune.config.dataset import DatasetConfig
 from fluxtune.config.layers import resolve
 from fluxtune.dataset.folder import Item, list_folders
-from fluxtune.errors import UsageError
-from fluxtune.events import Event, ignore
+from fluxtune.errors import UsageError, VerificationError
+from fluxtune.events import Event, Warning, ignore
+from fluxtune.exporting.conventions import CONVENTIONS
 from fluxtune.exporting.dataset import export_dataset
+from fluxtune.exporting.groups import Group
 from fluxtune.exporting.layouts import Layout
 
 
@@ -96,3 +101,90 @@ def test_an_empty_folder_may_be_the_destination(tmp_path: Path, is_link: bool) -
     assert [item.caption for item in seen] == ["a dog"]
     assert (tmp_path / "link").is_symlink()
     assert not list(tmp_path.glob(".*"))
+
+
+def test_files_that_are_not_in_the_copy_are_told(tmp_path: Path) -> None:
+    put(tmp_path / "photos" / "a.png", "a dog", mask=tmp_path / "photos" / "b-masklabel.png")
+    (tmp_path / "photos" / "c.heic").write_bytes(b"a phone's picture")
+    (tmp_path / "photos" / "d.txt").write_text("a cat")
+    events: list[Event] = []
+    export_dataset(data_set({"path": str(tmp_path / "photos")}), Layout.FOLDER, tmp_path / "copy", events.append)
+    told = " ".join(event.message for event in events if isinstance(event, Warning))
+    assert all(name in told for name in ("b-masklabel.png", "c.heic", "d.txt"))
+
+
+def test_pictures_without_a_mask_are_apart_from_others_for_ai_toolkit(tmp_path: Path) -> None:
+    put(tmp_path / "photos" / "a.png", "a dog", mask=tmp_path / "photos" / "a-masklabel.png")
+    put(tmp_path / "photos" / "b.png", "a cat")
+    dataset = data_set({"path": str(tmp_path / "photos")})
+    exported = export_dataset(dataset, Layout.AI_TOOLKIT, tmp_path / "copy", ignore)
+    assert list(exported.directories) == ["photos", "photos-2"]
+
+
+@pytest.mark.parametrize("layout", [Layout.KOHYA, Layout.AI_TOOLKIT, Layout.SIMPLETUNER])
+def test_the_placeholder_in_a_regularization_caption_is_the_class_word(tmp_path: Path, layout: Layout) -> None:
+    put(tmp_path / "dogs" / "a.png", "a [trigger] asleep")
+    dataset = data_set({"path": str(tmp_path / "dogs"), "kind": "regularization"}, trigger="zorvex", class_word="dog")
+    export_dataset(dataset, layout, tmp_path / "copy", ignore)
+    assert (tmp_path / "copy" / "dogs" / "a.txt").read_text() == "a dog asleep\n"
+
+
+def test_masks_are_called_as_ai_toolkit_looks_for_them(tmp_path: Path) -> None:
+    put(tmp_path / "photos" / "a.jpg", "a dog", mask=tmp_path / "masks" / "a.PNG")
+    dataset = data_set({"path": str(tmp_path / "photos"), "masks": str(tmp_path / "masks")})
+    export_dataset(dataset, Layout.AI_TOOLKIT, tmp_path / "copy", ignore)
+    assert (tmp_path / "copy" / "photos-masks" / "a.png").read_bytes() == (tmp_path / "masks" / "a.PNG").read_bytes()
+
+
+def test_masks_have_the_size_of_their_pictures_for_kohya(tmp_path: Path) -> None:
+    put(tmp_path / "photos" / "a.png", "a dog", size=(80, 72))
+    put(tmp_path / "masks" / "a.png", size=(160, 144))
+    dataset = data_set({"path": str(tmp_path / "photos"), "masks": str(tmp_path / "masks")})
+    export_dataset(dataset, Layout.KOHYA, tmp_path / "copy", ignore)
+    assert Image.open(tmp_path / "copy" / "photos-masks" / "a.png").size == (80, 72)
+
+
+def test_masked_regularization_without_a_caption_has_the_class_word_for_kohya(tmp_path: Path) -> None:
+    put(tmp_path / "dogs" / "a.png", mask=tmp_path / "dogs" / "a-masklabel.png")
+    dataset = data_set({"path": str(tmp_path / "dogs"), "kind": "regularization"}, class_word="dog")
+    exported = export_dataset(dataset, Layout.KOHYA, tmp_path / "copy", ignore)
+    (subset,) = tomli.loads(Path(exported.description).read_text())["datasets"][0]["subsets"]
+    assert subset["caption_prefix"] == "dog"
+    assert not {"is_reg", "class_tokens"} & subset.keys()
+
+
+def test_pictures_that_are_stored_turned_are_said_for_kohya(tmp_path: Path) -> None:
+    put(tmp_path / "photos" / "a.jpg", "a dog")
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.open(tmp_path / "photos" / "a.jpg").save(tmp_path / "photos" / "a.jpg", exif=exif)
+    exported = export_dataset(data_set({"path": str(tmp_path / "photos")}), Layout.KOHYA, tmp_path / "copy", ignore)
+    assert any("do not turn photos/a.jpg upright" in remark for remark in exported.remarks)
+
+
+def test_pictures_without_a_caption_are_said_where_the_trainer_wants_one(tmp_path: Path) -> None:
+    put(tmp_path / "photos" / "a.png")
+    dataset = data_set({"path": str(tmp_path / "photos")})
+    exported = export_dataset(dataset, Layout.SIMPLETUNER, tmp_path / "copy", ignore)
+    assert "simpletuner wants a caption for each picture: photos/a.png have none" in exported.remarks
+
+
+def test_masks_without_buckets_are_said_for_ai_toolkit(tmp_path: Path) -> None:
+    put(tmp_path / "photos" / "a.png", "a dog", mask=tmp_path / "photos" / "a-masklabel.png")
+    dataset = data_set({"path": str(tmp_path / "photos")}, buckets=False)
+    exported = export_dataset(dataset, Layout.AI_TOOLKIT, tmp_path / "copy", ignore)
+    assert "ai-toolkit takes masks with buckets alone: set dataset.buckets" in exported.remarks
+
+
+def test_a_picture_that_is_listed_twice_in_what_was_written_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(tmp_path / "photos" / "a.png", "a dog")
+    written = CONVENTIONS[Layout.FOLDER]
+
+    def twice(groups: Sequence[Group], dataset: DatasetConfig, root: Path) -> str:
+        return written.describe([*groups, *groups], dataset, root)
+
+    monkeypatch.setitem(CONVENTIONS, Layout.FOLDER, replace(written, describe=twice))
+    with pytest.raises(VerificationError):
+        export_dataset(data_set({"path": str(tmp_path / "photos")}), Layout.FOLDER, tmp_path / "copy", ignore)
