@@ -95,7 +95,7 @@ def export_dataset(
     reserved = (convention.file, beside(Path(convention.file)).name, "cache")
     groups = grouped([seen.item for seen in usable], dataset, convention.traits, reserved)
     size = sum(_size(place, link) for group in groups for place in group.places)
-    require_space(destination, size, "the export")
+    require_space(destination, size, "the exported pictures")
     looks = {seen.item: seen.look for seen in usable if seen.look is not None}
     with whole_folder(destination) as root:
         linked = _write_pictures(groups, convention, root, looks, link, on_event)

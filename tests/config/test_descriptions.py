@@ -544,3 +544,16 @@ def test_half_a_letter_is_no_text(place: Path) -> None:
     text = '[{"instance_data_dir": "photos", "caption_strategy": "instanceprompt",\n"instance_prompt": "\\ud800"}]'
     ((line, message),) = refused(place, "set.json", text)
     assert (line, message.partition(" ")[0]) == (":2", "instance_prompt")
+
+
+def test_settings_of_a_folder_that_another_file_describes_are_not_read_and_that_is_said(place: Path) -> None:
+    (place / "photos" / "dataset.toml").write_text('[dataset]\ntrigger = "zorvex"\n')
+    resolved = read(place, "set.toml", KOHYA)
+    assert resolved.config.dataset.trigger is None
+    (told,) = [each for each in resolved.remarks if each.where == str(place / "photos" / "dataset.toml")]
+    assert told.message == f"it is not read: {place / 'set.toml'} describes the folder"
+
+
+def test_a_description_that_names_a_file_is_refused_with_its_line(place: Path) -> None:
+    text = '[dataset]\ntrigger = "zorvex"\n[[dataset.folders]]\npath = "set.toml"\n'
+    assert refused(place, "set.toml", text) == [(":4", "set.toml is a file: wanted a folder")]

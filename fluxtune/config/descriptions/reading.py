@@ -7,7 +7,7 @@ may have one of ours in it. What another trainer's file cannot hold stands in a 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,7 @@ def description_at(path: Path, source: str) -> Description | None:
     """
     if os.path.isdir(path):
         own = path / OWN_FILE
-        if not own.is_file():
+        if not os.path.isfile(own):
             return None
         layer = read_layer(own, str(Path(source) / OWN_FILE))
         if "dataset" not in layer.values:
@@ -86,8 +86,28 @@ def _own(layer: Layer) -> Description:
     """Ours: it is a layer as it is, and without rows about its own folder."""
     if problems := problems_of(layer):
         raise ConfigError(problems)
-    rows = layer.values["dataset"].get("folders", [{"path": "."}])
-    return Description(tuple(_anchored(row, layer.folder) for row in rows), (layer,))
+    given = layer.values["dataset"].get("folders", [{"path": "."}])
+    rows = tuple(_anchored(row, layer.folder) for row in given)
+    problems = [
+        UsageError(
+            f"{given[index]['path']} is a file: wanted a folder",
+            where=layer.where(("dataset", "folders", index, "path")),
+            hint="give the file itself, or name it in the settings of the run",
+        )
+        for index, row in enumerate(rows)
+        if os.path.isfile(row["path"])
+    ]
+    if problems:
+        raise ConfigError(problems)
+    return Description(rows, (layer,), tuple(_passed_over(rows, layer)))
+
+
+def _passed_over(rows: Iterable[dict[str, Any]], layer: Layer) -> Iterator[Remark]:
+    """That folders have settings of their own, which do not count where another file describes them."""
+    for path in dict.fromkeys(row["path"] for row in rows):
+        own = Path(path) / OWN_FILE
+        if os.path.isfile(own) and os.path.realpath(own) != os.path.realpath(layer.folder / Path(layer.source).name):
+            yield Remark("note", str(own), f"it is not read: {layer.source} describes the folder")
 
 
 def _foreign(file: Path, content: Layer) -> Description:
@@ -106,7 +126,7 @@ def _foreign(file: Path, content: Layer) -> Description:
     if problems:
         raise ConfigError(problems)
     rows = _completed(layer.values["dataset"]["folders"], layers[1:], content.source)
-    return Description(rows, tuple(layers), tuple(document.remarks))
+    return Description(rows, tuple(layers), (*document.remarks, *_passed_over(rows, layer)))
 
 
 def _convention(file: Path, content: Layer) -> tuple[str, Callable[[Document], Layer]]:
