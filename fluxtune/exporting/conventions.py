@@ -65,7 +65,9 @@ def _kohya(groups: Sequence[Group], dataset: DatasetConfig, root: Path) -> str:
     kinds = [[group for group in groups if _has_masks(group) is masked] for masked in (False, True)]
     for side in dataset.resolution:
         for each in filter(None, kinds):
-            subsets = [_subset(group, dataset, root) for group in each]
+            # Those are dealt out there until they are as many as the subject's: without any of those, to none.
+            has_subject = any(group.kind == "train" for group in each)
+            subsets = [_subset(group, dataset, root, has_subject) for group in each]
             # Its own bounds are made for 1024 px.
             bounds = {
                 "min_bucket_reso": floor(side / sqrt(dataset.max_aspect) / 64) * 64 or 64,
@@ -75,7 +77,7 @@ def _kohya(groups: Sequence[Group], dataset: DatasetConfig, root: Path) -> str:
     return tomlkit.dumps({"datasets": datasets})
 
 
-def _subset(group: Group, dataset: DatasetConfig, root: Path) -> dict[str, Any]:
+def _subset(group: Group, dataset: DatasetConfig, root: Path, has_subject: bool) -> dict[str, Any]:
     subset: dict[str, Any] = {
         "image_dir": str(root / group.directory),
         "caption_extension": ".txt",
@@ -93,7 +95,7 @@ def _subset(group: Group, dataset: DatasetConfig, root: Path) -> dict[str, Any]:
         subset["class_tokens"] = group.default
     if group.masks == "alpha":
         subset["alpha_mask"] = True
-    if group.kind == "regularization":
+    if group.kind == "regularization" and has_subject:
         subset["is_reg"] = True
     return subset
 

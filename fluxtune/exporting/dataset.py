@@ -274,6 +274,11 @@ def _remarks(
         yield f"{layout.value} wants a mask under the name of its picture: {some_names(renamed)} are PNGs all the same"
     if layout is Layout.KOHYA and any(place.mask for place in places):
         yield "kohya's trainers look at the masks with --masked_loss alone"
+    if any(group.kind == "regularization" for group in groups):
+        if layout is Layout.KOHYA:
+            yield "kohya's trainers see regularization as often as the subject, whatever its repeats are"
+        if layout is Layout.SIMPLETUNER:
+            yield "simpletuner keeps what the base model makes of regularization, and does not learn its pictures"
     turned = [place.picture for place in places if looks[place.item].stored.turn != 1]
     if turned and layout is Layout.KOHYA:
         yield f"kohya's trainers do not turn {some_names(turned)} upright: fluxtune validate --fix writes them so"

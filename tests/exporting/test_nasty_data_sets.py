@@ -188,3 +188,30 @@ def test_a_picture_that_is_listed_twice_in_what_was_written_is_noticed(
     monkeypatch.setitem(CONVENTIONS, Layout.FOLDER, replace(written, describe=twice))
     with pytest.raises(VerificationError):
         export_dataset(data_set({"path": str(tmp_path / "photos")}), Layout.FOLDER, tmp_path / "copy", ignore)
+
+
+def test_regularization_apart_from_the_subject_is_not_left_out_by_kohya(tmp_path: Path) -> None:
+    put(tmp_path / "photos" / "a.png", "a zorvex", mask=tmp_path / "photos" / "a-masklabel.png")
+    put(tmp_path / "dogs" / "a.png", "a dog")
+    rows = [{"path": str(tmp_path / "photos")}, {"path": str(tmp_path / "dogs"), "kind": "regularization"}]
+    exported = export_dataset(data_set(*rows), Layout.KOHYA, tmp_path / "copy", ignore)
+    subsets = [each["subsets"] for each in tomli.loads(Path(exported.description).read_text())["datasets"]]
+    assert not any("is_reg" in each for (each,) in subsets)
+    assert "kind of dogs" in exported.kept_beside
+
+
+@pytest.mark.parametrize(
+    ("layout", "remark"),
+    [
+        (Layout.KOHYA, "kohya's trainers see regularization as often as the subject, whatever its repeats are"),
+        (
+            Layout.SIMPLETUNER,
+            "simpletuner keeps what the base model makes of regularization, and does not learn its pictures",
+        ),
+    ],
+)
+def test_what_regularization_means_elsewhere_is_said(tmp_path: Path, layout: Layout, remark: str) -> None:
+    put(tmp_path / "photos" / "a.png", "a zorvex")
+    put(tmp_path / "dogs" / "a.png", "a dog")
+    rows = [{"path": str(tmp_path / "photos")}, {"path": str(tmp_path / "dogs"), "kind": "regularization"}]
+    assert remark in export_dataset(data_set(*rows), layout, tmp_path / "copy", ignore).remarks
