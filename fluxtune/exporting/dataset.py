@@ -229,7 +229,9 @@ def _write_beside(groups: Sequence[Group], dataset: DatasetConfig, file: Path) -
     by_path = {Path(row.path).name: row for row in seen.folders}
     rows = []
     for group in groups:
-        if lacking := _lacking(group, by_path[group.directory], file.parent):
+        # One that is missing there is noticed when all is compared.
+        row = by_path.get(group.directory)
+        if row is not None and (lacking := _lacking(group, row, file.parent)):
             rows.append({"path": group.directory, **lacking})
     if not shared and not rows:
         return ()
@@ -238,7 +240,9 @@ def _write_beside(groups: Sequence[Group], dataset: DatasetConfig, file: Path) -
     table = {"dataset": {**shared, **({"folders": rows} if rows else {})}}
     text = f"# What {file.name} cannot hold; fluxtune reads it together with that file.\n\n{tomlkit.dumps(table)}"
     write_text(beside(file), text)
-    named = [f"{key} of {row['path']}" for row in rows for key in row if key in ("repeats", "kind", "weight", "masks")]
+    named = [
+        f"{key} of {each['path']}" for each in rows for key in each if key in ("repeats", "kind", "weight", "masks")
+    ]
     return (*(f"dataset.{key}" for key in shared), *named)
 
 

@@ -176,18 +176,21 @@ def test_masks_without_buckets_are_said_for_ai_toolkit(tmp_path: Path) -> None:
     assert "ai-toolkit takes masks with buckets alone: set dataset.buckets" in exported.remarks
 
 
-def test_a_picture_that_is_listed_twice_in_what_was_written_is_noticed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("times", [0, 2])
+def test_a_folder_that_is_not_listed_once_in_what_was_written_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int
 ) -> None:
     put(tmp_path / "photos" / "a.png", "a dog")
+    put(tmp_path / "photos" / "night" / "a.png", "a dog at night")
     written = CONVENTIONS[Layout.FOLDER]
 
-    def twice(groups: Sequence[Group], dataset: DatasetConfig, root: Path) -> str:
-        return written.describe([*groups, *groups], dataset, root)
+    def described(groups: Sequence[Group], dataset: DatasetConfig, root: Path) -> str:
+        return written.describe([groups[0], *[groups[1]] * times], dataset, root)
 
-    monkeypatch.setitem(CONVENTIONS, Layout.FOLDER, replace(written, describe=twice))
+    monkeypatch.setitem(CONVENTIONS, Layout.FOLDER, replace(written, describe=described))
     with pytest.raises(VerificationError):
         export_dataset(data_set({"path": str(tmp_path / "photos")}), Layout.FOLDER, tmp_path / "copy", ignore)
+    assert not (tmp_path / "copy").exists()
 
 
 def test_regularization_apart_from_the_subject_is_not_left_out_by_kohya(tmp_path: Path) -> None:
