@@ -190,9 +190,11 @@ def require_new_folder(destination: Path, what: str, apart_from: Iterable[Path] 
         apart_from: folders that it may not lie in.
 
     Raises:
-        UsageError: something is there already, or it would lie within one of those.
+        UsageError: something is there already, it would lie within one of those, or its name is no text.
     """
-    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+    if (readable := os.fsencode(destination).decode("utf-8", "replace")) != str(destination):
+        raise UsageError("the name of the folder is no UTF-8 text", where=readable, hint="name another folder")
+    if os.path.lexists(destination) and (not os.path.isdir(destination) or any(destination.iterdir())):
         raise UsageError("this is there already", where=str(destination), hint="name a folder that does not exist yet")
     for folder in apart_from:
         if destination.resolve().is_relative_to(folder.resolve()):
@@ -219,12 +221,14 @@ def whole_folder(destination: Path) -> Iterator[Path]:
         yield half_made
         with storage_errors(destination):
             half_made.chmod(0o777 & ~_umask())
-            if destination.exists():
-                # It may be a mount or a link, which cannot be replaced.
-                for child in list(half_made.iterdir()):
-                    shutil.move(child, destination / child.name)
-            else:
+            try:
                 os.replace(half_made, destination)
+            except OSError:
+                if not destination.is_dir() or any(destination.iterdir()):
+                    raise
+                # A mount or a link cannot be replaced. What describes the rest comes last.
+                for child in sorted(half_made.iterdir(), key=Path.is_file):
+                    shutil.move(child, destination / child.name)
     finally:
         shutil.rmtree(half_made, ignore_errors=True)
 

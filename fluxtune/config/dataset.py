@@ -12,6 +12,10 @@ Resolution = Annotated[int, Field(ge=64, le=4096, multiple_of=16)]
 _NOT_BLANK = "text that is not blank"
 
 
+NO_FOLDERS = ("auto", "alpha", "none")
+"""Values of ``masks`` that name no folder, even where one is called so."""
+
+
 class FolderConfig(Section):
     """One ``[[dataset.folders]]`` row."""
 

@@ -61,6 +61,8 @@ def read_layer(file: Path, source: str, label: str = "{}") -> Layer:
         values = tomli.loads(text)
     except tomli.TOMLDecodeError as error:
         raise syntax_error(text, source, str(error)) from error
+    except (ValueError, RecursionError) as error:  # numbers without end, lists within lists without end
+        raise UsageError(f"not valid TOML: {error}", where=source, hint="mend the file") from error
     return Layer(source, values, file.absolute().parent, key_lines(text), label)
 
 

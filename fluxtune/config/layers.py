@@ -15,6 +15,7 @@ from typing import Any
 
 from fluxtune.config import presets
 from fluxtune.config.checks import contradictions
+from fluxtune.config.dataset import NO_FOLDERS
 from fluxtune.config.descriptions.documents import Remark
 from fluxtune.config.descriptions.reading import OWN_FILE, Description, description_at, spread
 from fluxtune.config.documents import Layer, parse_key, parse_value, read_layer
@@ -206,9 +207,11 @@ def _anchored(value: Any, key: str, folder: Path) -> Any:
         return value
     if key == "dataset.folders.path" and value.startswith(EMBEDDED_PREFIX):
         return value
+    if key == "dataset.folders.masks" and value in NO_FOLDERS:
+        return value
     # Unlike Path.expanduser, this leaves the home folder of a user who does not exist as it is written.
     path = folder / os.path.expanduser(value)
-    if kind == "path or id" and not path.exists() and not value.startswith((".", "~")):
+    if kind == "path or id" and not os.path.exists(path) and not value.startswith((".", "~")):
         return value
     return os.path.abspath(path)
 

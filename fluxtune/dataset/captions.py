@@ -27,11 +27,12 @@ PLACEHOLDER = "[trigger]"
 
 def captions_by_stem(files: Iterable[Path], suffixes: Iterable[str] = SUFFIXES) -> dict[str, list[Path]]:
     """The caption files among ``files``, by their endings (in lower case), grouped by ``stem_of``."""
-    wanted = tuple(suffixes)
     found: dict[str, list[Path]] = defaultdict(list)
+    wanted = tuple(suffixes)
     for file in files:
-        if file.suffix.lower() in wanted:
-            found[stem_of(file)].append(file)
+        if ending := next((each for each in wanted if file.name.lower().endswith(each)), None):
+            # An ending may have several dots: a.tags.txt belongs to a.png.
+            found[stem_of(file.with_name(f"{file.name[: -len(ending)]}.txt"))].append(file)
     return found
 
 

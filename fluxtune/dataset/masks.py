@@ -43,12 +43,15 @@ class Masks:
             self._beside = {stem_of(file): file for file in files if self.is_mask(file) and _is_picture(file)}
         elif self._how not in ("alpha", "none"):
             root = Path(os.path.expanduser(self._how))
-            if not root.is_dir():
+            if not os.path.isdir(root):
                 message = "there is no such folder of masks"
                 hint = "masks = auto, alpha, none, or a folder"
                 findings.append(found("no-folder", message, where=str(root), hint=hint))
             else:
-                masks = [file for file in sorted(root.rglob("*")) if _is_picture(file)]
+                masks = [file for file in _files_below(root, findings) if _is_picture(file)]
+                if not masks:
+                    message = "there are no masks in this folder"
+                    findings.append(found("no-pictures", message, where=str(root), severity="warning"))
                 self._apart = {stem_of(file.relative_to(root)): file for file in masks}
                 self._flat = all(file.parent == root for file in masks)
                 self._root = os.path.realpath(root)
@@ -77,6 +80,15 @@ class Masks:
         for mask in (*self._beside.values(), *self._apart.values()):
             if mask not in self._used:
                 yield found("stray-mask", "no picture has this name", where=str(mask))
+
+
+def _files_below(root: Path, findings: list[Finding]) -> list[Path]:
+    def unreadable(error: OSError) -> None:
+        reason = (error.strerror or str(error)).lower()
+        findings.append(found("unreadable-folder", f"the masks cannot be read: {reason}", where=str(error.filename)))
+
+    walk = os.walk(root, onerror=unreadable)
+    return sorted(Path(parent, name) for parent, _, names in walk for name in names)
 
 
 def _is_picture(file: Path) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, floor, sqrt
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,9 @@ def _kohya(groups: Sequence[Group], dataset: DatasetConfig, root: Path) -> str:
     kinds = [[group for group in groups if _has_masks(group) is masked] for masked in (False, True)]
     for side in dataset.resolution:
         for each in filter(None, kinds):
-            subsets = [_subset(group, dataset, root) for group in each]
+            # Those are dealt out there until they are as many as the subject's: without any of those, to none.
+            has_subject = any(group.kind == "train" for group in each)
+            subsets = [_subset(group, dataset, root, has_subject) for group in each]
             # Its own bounds are made for 1024 px.
             bounds = {
                 "min_bucket_reso": floor(side / sqrt(dataset.max_aspect) / 64) * 64 or 64,
@@ -75,7 +77,7 @@ def _kohya(groups: Sequence[Group], dataset: DatasetConfig, root: Path) -> str:
     return tomlkit.dumps({"datasets": datasets})
 
 
-def _subset(group: Group, dataset: DatasetConfig, root: Path) -> dict[str, Any]:
+def _subset(group: Group, dataset: DatasetConfig, root: Path, has_subject: bool) -> dict[str, Any]:
     subset: dict[str, Any] = {
         "image_dir": str(root / group.directory),
         "caption_extension": ".txt",
@@ -86,13 +88,14 @@ def _subset(group: Group, dataset: DatasetConfig, root: Path) -> dict[str, Any]:
     if group.prefix:
         subset["caption_prefix"] = group.prefix
     if _has_masks(group):
-        # Neither is_reg nor class_tokens may stand beside it.
-        return subset | {"conditioning_data_dir": str(root / group.masks)}
+        # Neither is_reg nor class_tokens may stand beside it; a prefix is put in front of no caption, too.
+        prefix = {"caption_prefix": group.default} if group.default else {}
+        return subset | prefix | {"conditioning_data_dir": str(root / group.masks)}
     if group.default:
         subset["class_tokens"] = group.default
     if group.masks == "alpha":
         subset["alpha_mask"] = True
-    if group.kind == "regularization":
+    if group.kind == "regularization" and has_subject:
         subset["is_reg"] = True
     return subset
 
@@ -189,29 +192,65 @@ def _has_masks(group: Group) -> bool:
     return group.masks not in ("none", "alpha", "auto")
 
 
+_OURS = Traits(
+    trigger=True,
+    class_word=True,
+    alpha=True,
+    some_masks=True,
+    masks_beside=True,
+    whole_mask_names=False,
+    mask_sizes=False,
+    picture_endings=PICTURES,
+    mask_endings=PICTURES,
+)
+
 CONVENTIONS = {
-    Layout.FOLDER: Convention(
-        OWN_FILE, Traits(True, True, True, True, True, False, picture_endings=PICTURES, mask_endings=PICTURES), _own
-    ),
-    Layout.METADATA: Convention(
-        OWN_FILE,
-        Traits(True, True, True, True, False, False, picture_endings=PICTURES, mask_endings=PICTURES),
-        _own,
-        has_metadata=True,
-    ),
+    Layout.FOLDER: Convention(OWN_FILE, _OURS, _own),
+    Layout.METADATA: Convention(OWN_FILE, replace(_OURS, masks_beside=False), _own, has_metadata=True),
     Layout.KOHYA: Convention(
         "dataset_config.toml",
-        Traits(False, False, True, False, False, False, picture_endings=_KOHYA_ENDINGS, mask_endings=_KOHYA_ENDINGS),
+        Traits(
+            trigger=False,
+            class_word=False,
+            alpha=True,
+            some_masks=False,
+            masks_beside=False,
+            whole_mask_names=False,
+            mask_sizes=True,
+            picture_endings=_KOHYA_ENDINGS,
+            mask_endings=(".png",),
+        ),
         _kohya,
     ),
     Layout.AI_TOOLKIT: Convention(
         "ai-toolkit.yaml",
-        Traits(True, False, True, True, False, False, picture_endings=_COMMON_ENDINGS, mask_endings=_COMMON_ENDINGS),
+        Traits(
+            trigger=True,
+            class_word=False,
+            alpha=True,
+            # In a batch with masks, pictures without one count nothing there.
+            some_masks=False,
+            masks_beside=False,
+            whole_mask_names=False,
+            mask_sizes=False,
+            picture_endings=_COMMON_ENDINGS,
+            mask_endings=_COMMON_ENDINGS,
+        ),
         _ai_toolkit,
     ),
     Layout.SIMPLETUNER: Convention(
         "multidatabackend.json",
-        Traits(False, False, False, False, False, True, picture_endings=_COMMON_ENDINGS, mask_endings=_COMMON_ENDINGS),
+        Traits(
+            trigger=False,
+            class_word=False,
+            alpha=False,
+            some_masks=False,
+            masks_beside=False,
+            whole_mask_names=True,
+            mask_sizes=False,
+            picture_endings=PICTURES,
+            mask_endings=PICTURES,
+        ),
         _simpletuner,
     ),
 }

@@ -10,21 +10,22 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fluxtune.config.dataset import DatasetConfig, FolderConfig
+from fluxtune.config.dataset import NO_FOLDERS, DatasetConfig, FolderConfig
 from fluxtune.config.descriptions.reading import Description, beside, description_at
 from fluxtune.dataset.caption_checks import check_captions
-from fluxtune.dataset.findings import name_of
-from fluxtune.dataset.folder import folder_path
-from fluxtune.dataset.images import read_mask
+from fluxtune.dataset.findings import as_warnings, name_of
+from fluxtune.dataset.folder import Item, folder_path
+from fluxtune.dataset.images import Size, read_mask
+from fluxtune.dataset.masks import checked_mask
 from fluxtune.dataset.picture_checks import check_pictures
 from fluxtune.dataset.pictures import OF_FOLDERS, all_in_one
-from fluxtune.dataset.survey import Seen, Survey, survey
+from fluxtune.dataset.survey import Look, Seen, Survey, survey
 from fluxtune.errors import UsageError, some_names
 from fluxtune.events import Progress, Sink, Warning
 from fluxtune.exporting.conventions import CONVENTIONS, Convention
@@ -86,21 +87,21 @@ def export_dataset(
     """
     if not dataset.folders:
         raise UsageError("no folder of pictures is given", hint="fluxtune export dataset FOLDER")
-    folders = [folder_path(folder.path) for folder in dataset.folders]
-    require_new_folder(destination, "the export", (folder for folder in folders if folder.is_dir()))
+    folders = [path for folder in dataset.folders for path in (folder.path, folder.masks) if path not in NO_FOLDERS]
+    require_new_folder(destination, "the export", filter(os.path.isdir, map(folder_path, folders)))
     surveyed = survey(dataset, on_event)
     usable, left_out = _usable(surveyed, dataset, accept_errors, on_event)
     convention = CONVENTIONS[layout]
     reserved = (convention.file, beside(Path(convention.file)).name, "cache")
     groups = grouped([seen.item for seen in usable], dataset, convention.traits, reserved)
     size = sum(_size(place, link) for group in groups for place in group.places)
-    require_space(destination, size, "the export")
-    digests = {seen.item: seen.look.digest for seen in usable if seen.look is not None}
+    require_space(destination, size, "the exported pictures")
+    looks = {seen.item: seen.look for seen in usable if seen.look is not None}
     with whole_folder(destination) as root:
-        linked = _write_pictures(groups, convention, root, link, on_event)
+        linked = _write_pictures(groups, convention, root, looks, link, on_event)
         write_text(root / convention.file, convention.describe(groups, dataset, destination.absolute()))
         kept_beside = _write_beside(groups, dataset, root / convention.file)
-        compare(_described(root / convention.file).dataset, groups, dataset, root, digests)
+        compare(_described(root / convention.file).dataset, groups, dataset, root, looks)
     places = [place for group in groups for place in group.places]
     return Exported(
         destination=str(destination),
@@ -117,7 +118,7 @@ def export_dataset(
             place.item.name: place.picture for place in places if Path(place.picture).name != place.item.path.name
         },
         left_out=tuple(left_out),
-        remarks=tuple(_remarks(groups, layout, convention)),
+        remarks=tuple(_remarks(groups, dataset, layout, convention, looks)),
     )
 
 
@@ -141,6 +142,9 @@ def _usable(
         on_event(
             Warning(f"{len(usable)} of {len(items)} pictures are exported, in spite of what is wrong with {names}")
         )
+    # Files that nobody will find in the copy.
+    for warning in as_warnings(surveyed.findings):
+        on_event(warning)
     kept = {id(seen) for seen in usable}
     return usable, [seen.item.name for seen in surveyed.seen if id(seen) not in kept]
 
@@ -152,7 +156,9 @@ def _size(place: Place, link: bool) -> int:
     return picture + (mask.stat().st_size if mask is not None else 0)
 
 
-def _write_pictures(groups: Sequence[Group], convention: Convention, root: Path, link: bool, on_event: Sink) -> int:
+def _write_pictures(
+    groups: Sequence[Group], convention: Convention, root: Path, looks: Mapping[Item, Look], link: bool, on_event: Sink
+) -> int:
     """Writes pictures, captions and masks; returns how many pictures became links."""
     total, done, linked = sum(len(group.places) for group in groups), 0, 0
     for group in groups:
@@ -164,7 +170,7 @@ def _write_pictures(groups: Sequence[Group], convention: Convention, root: Path,
             else:
                 write_with(target, partial(shutil.copyfile, place.item.path))
             if place.mask is not None:
-                _write_mask(place, root / place.mask)
+                _write_mask(place, root / place.mask, looks[place.item].size if convention.traits.mask_sizes else None)
             if place.caption and not convention.has_metadata:
                 write_text(target.with_suffix(".txt"), f"{place.caption}\n")
             done += 1
@@ -185,10 +191,13 @@ def _linked(source: Path, target: Path) -> bool:
     return True
 
 
-def _write_mask(place: Place, target: Path) -> None:
+def _write_mask(place: Place, target: Path, size: Size | None) -> None:
+    """Writes the mask of a picture, in ``size`` where that is given."""
     mask = place.item.mask
     assert mask is not None, "a place for a mask is one of a picture that has one"
-    if _is_recoded(place):
+    if size is not None and read_mask(mask, place.item.path).size != size:
+        write_with(target, lambda temporary: checked_mask(mask, place.item.path, size)[0].save(temporary, "PNG"))
+    elif _is_recoded(place):
         write_with(target, lambda temporary: read_mask(mask, place.item.path).save(temporary, "PNG"))
     else:
         write_with(target, partial(shutil.copyfile, mask))
@@ -197,7 +206,7 @@ def _write_mask(place: Place, target: Path) -> None:
 def _is_recoded(place: Place) -> bool:
     """Whether a mask is written as PNG: it is a picture's transparency, or its file has an ending that is not read."""
     mask = place.item.mask
-    return mask is None or mask == place.item.path or mask.suffix != Path(place.mask or "").suffix
+    return mask is None or mask == place.item.path or mask.suffix.lower() != Path(place.mask or "").suffix.lower()
 
 
 def _described(file: Path) -> Description:
@@ -220,7 +229,9 @@ def _write_beside(groups: Sequence[Group], dataset: DatasetConfig, file: Path) -
     by_path = {Path(row.path).name: row for row in seen.folders}
     rows = []
     for group in groups:
-        if lacking := _lacking(group, by_path[group.directory], file.parent):
+        # One that is missing there is noticed when all is compared.
+        row = by_path.get(group.directory)
+        if row is not None and (lacking := _lacking(group, row, file.parent)):
             rows.append({"path": group.directory, **lacking})
     if not shared and not rows:
         return ()
@@ -229,7 +240,9 @@ def _write_beside(groups: Sequence[Group], dataset: DatasetConfig, file: Path) -
     table = {"dataset": {**shared, **({"folders": rows} if rows else {})}}
     text = f"# What {file.name} cannot hold; fluxtune reads it together with that file.\n\n{tomlkit.dumps(table)}"
     write_text(beside(file), text)
-    named = [f"{key} of {row['path']}" for row in rows for key in row if key in ("repeats", "kind", "weight", "masks")]
+    named = [
+        f"{key} of {each['path']}" for each in rows for key in each if key in ("repeats", "kind", "weight", "masks")
+    ]
     return (*(f"dataset.{key}" for key in shared), *named)
 
 
@@ -244,7 +257,9 @@ def _lacking(group: Group, row: FolderConfig, root: Path) -> dict[str, Any]:
     return {**lacking, "masks": group.masks} if "masks" in lacking else lacking
 
 
-def _remarks(groups: Sequence[Group], layout: Layout, convention: Convention) -> Iterator[str]:
+def _remarks(
+    groups: Sequence[Group], dataset: DatasetConfig, layout: Layout, convention: Convention, looks: Mapping[Item, Look]
+) -> Iterator[str]:
     """What the trainer does not read, or reads otherwise."""
     traits, places = convention.traits, [place for group in groups for place in group.places]
     for group in groups:
@@ -263,3 +278,16 @@ def _remarks(groups: Sequence[Group], layout: Layout, convention: Convention) ->
         yield f"{layout.value} wants a mask under the name of its picture: {some_names(renamed)} are PNGs all the same"
     if layout is Layout.KOHYA and any(place.mask for place in places):
         yield "kohya's trainers look at the masks with --masked_loss alone"
+    if any(group.kind == "regularization" for group in groups):
+        if layout is Layout.KOHYA:
+            yield "kohya's trainers see regularization as often as the subject, whatever its repeats are"
+        if layout is Layout.SIMPLETUNER:
+            yield "simpletuner keeps what the base model makes of regularization, and does not learn its pictures"
+    turned = [place.picture for place in places if looks[place.item].stored.turn != 1]
+    if turned and layout is Layout.KOHYA:
+        yield f"kohya's trainers do not turn {some_names(turned)} upright: fluxtune validate --fix writes them so"
+    if layout is Layout.AI_TOOLKIT and not dataset.buckets and any(group.masks != "none" for group in groups):
+        yield "ai-toolkit takes masks with buckets alone: set dataset.buckets"
+    bare = [place.picture for group in groups if not group.default for place in group.places if not place.caption]
+    if bare and layout is Layout.SIMPLETUNER:
+        yield f"simpletuner wants a caption for each picture: {some_names(bare)} have none"

@@ -6,6 +6,7 @@ not; so each group has a directory of its own, beside the others.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -19,6 +20,9 @@ from fluxtune.dataset.mending import safe_name
 MASKS = "-masks"
 """What the directory of a group's masks is called after its own."""
 
+_LONGEST = 255 - len(".jpeg")
+"""Bytes of a picture's name without its ending: what file systems take."""
+
 
 @dataclass(frozen=True)
 class Traits:
@@ -31,6 +35,7 @@ class Traits:
         some_masks: some pictures of a directory may have a mask and others none.
         masks_beside: masks lie beside their pictures.
         whole_mask_names: a mask has the name of its picture to the ending, whatever it is in.
+        mask_sizes: a mask has the size of its picture.
         picture_endings, mask_endings: what it reads.
     """
 
@@ -40,6 +45,7 @@ class Traits:
     some_masks: bool
     masks_beside: bool
     whole_mask_names: bool
+    mask_sizes: bool
     picture_endings: tuple[str, ...]
     mask_endings: tuple[str, ...]
 
@@ -155,22 +161,43 @@ def _group(key: _Key, items: list[Item], directory: str, dataset: DatasetConfig,
 
 
 def _place(item: Item, directory: str, masks: str, taken: set[str], dataset: DatasetConfig, traits: Traits) -> Place:
-    stem = candidate = item.path.stem
-    number = 2
-    # A caption and a mask belong to all pictures of one stem, and some systems know no case.
-    while candidate.casefold() in taken:
-        candidate, number = f"{stem}-{number}", number + 1
-    taken.add(candidate.casefold())
+    stem = _free_stem(item.path.stem, _LONGEST - (len(BESIDE) if masks == "auto" else 0), taken)
+    ending = item.path.suffix
+    if ending not in (ending.lower(), ending.upper()):
+        # Nobody looks for a "Jpg".
+        ending = ending.lower()
     mask = None
     if item.mask is not None and masks != "alpha":
-        ending = item.mask.suffix if item.mask != item.path else ".png"
-        ending = ending if ending.lower() in traits.mask_endings else ".png"
-        ending = item.path.suffix if traits.whole_mask_names else ending
-        mask = f"{directory}/{candidate}{BESIDE}{ending}" if masks == "auto" else f"{masks}/{candidate}{ending}"
-    caption = item.caption or ""
-    if not traits.trigger and dataset.trigger is not None:
-        caption = tidy(caption.replace(PLACEHOLDER, dataset.trigger if is_subject(item) else dataset.class_word or ""))
-    return Place(item, f"{directory}/{candidate}{item.path.suffix}", mask, caption)
+        # In lower case: some look for masks by their names.
+        own = item.mask.suffix.lower() if item.mask != item.path else ".png"
+        mask_ending = ending if traits.whole_mask_names else own if own in traits.mask_endings else ".png"
+        mask = f"{directory}/{stem}{BESIDE}{mask_ending}" if masks == "auto" else f"{masks}/{stem}{mask_ending}"
+    return Place(item, f"{directory}/{stem}{ending}", mask, _written_out(item, dataset, traits))
+
+
+def _written_out(item: Item, dataset: DatasetConfig, traits: Traits) -> str:
+    """The caption, with the word that its placeholder stands for where the layout does not know that."""
+    caption, word = item.caption or "", dataset.trigger if is_subject(item) else dataset.class_word or ""
+    is_known = traits.trigger if is_subject(item) else traits.class_word
+    return caption if is_known or word is None else tidy(caption.replace(PLACEHOLDER, word))
+
+
+def _free_stem(stem: str, room: int, taken: set[str]) -> str:
+    """The stem of a picture, cut to ``room`` bytes, with a number where it is taken.
+
+    A caption and a mask belong to all pictures of one stem, in either form of an accented letter; and some systems know
+    no case.
+    """
+    candidate, number = _cut(stem, room), 2
+    while (folded := unicodedata.normalize("NFC", candidate).casefold()) in taken:
+        mark = f"-{number}"
+        candidate, number = f"{_cut(stem, room - len(mark))}{mark}", number + 1
+    taken.add(folded)
+    return candidate
+
+
+def _cut(text: str, size: int) -> str:
+    return text.encode()[:size].decode(errors="ignore")
 
 
 def source_of(group: Group) -> Path:

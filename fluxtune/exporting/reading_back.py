@@ -9,20 +9,22 @@ from PIL import ImageChops
 
 from fluxtune.config.dataset import DatasetConfig
 from fluxtune.dataset.folder import Item, list_folders
-from fluxtune.dataset.images import read_mask
+from fluxtune.dataset.images import Size
+from fluxtune.dataset.masks import checked_mask
+from fluxtune.dataset.survey import Look
 from fluxtune.errors import VerificationError, some_names
 from fluxtune.exporting.groups import Group, Place
 from fluxtune.files import sha256_of
 
 
 def compare(
-    seen: DatasetConfig, groups: Sequence[Group], dataset: DatasetConfig, root: Path, digests: Mapping[Item, str]
+    seen: DatasetConfig, groups: Sequence[Group], dataset: DatasetConfig, root: Path, looks: Mapping[Item, Look]
 ) -> None:
     """Compare what was read back with what was to be written: shared settings, and all of each picture.
 
     Args:
         seen: the data set as the description in ``root`` reads.
-        digests: SHA-256 of the original picture files.
+        looks: what was seen in the original picture files.
 
     Raises:
         VerificationError: they differ.
@@ -30,16 +32,19 @@ def compare(
     shared = {"folders"}
     if seen.model_dump(exclude=shared) != dataset.model_dump(exclude=shared):
         raise _differs(["its settings"], root)
-    items = {item.path.resolve(): item for item in list_folders(seen.folders).items}
+    listed = list_folders(seen.folders).items
+    items = {item.path.resolve(): item for item in listed}
     wanted = {(root / place.picture).resolve(): (group, place) for group in groups for place in group.places}
     if items.keys() != wanted.keys():
         raise _differs(sorted(path.name for path in items.keys() ^ wanted.keys()), root)
-    if differing := list(_differing(items, wanted, digests)):
+    if len(items) != len(listed):
+        raise _differs(["how often pictures are listed"], root)
+    if differing := list(_differing(items, wanted, looks)):
         raise _differs(differing, root)
 
 
 def _differing(
-    items: Mapping[Path, Item], wanted: Mapping[Path, tuple[Group, Place]], digests: Mapping[Item, str]
+    items: Mapping[Path, Item], wanted: Mapping[Path, tuple[Group, Place]], looks: Mapping[Item, Look]
 ) -> Iterator[str]:
     for path, item in items.items():
         group, place = wanted[path]
@@ -47,17 +52,19 @@ def _differing(
             yield f"repeats, kind or weight of {place.picture}"
         if item.caption != place.caption:
             yield f"the caption of {place.picture}"
-        if sha256_of(path) != digests[place.item]:
+        if sha256_of(path) != looks[place.item].digest:
             yield place.picture
-        if not _same_mask(item, place.item):
+        if not _same_mask(item, place.item, looks[place.item].size):
             yield f"the mask of {place.picture}"
 
 
-def _same_mask(item: Item, original: Item) -> bool:
+def _same_mask(item: Item, original: Item, size: Size) -> bool:
+    """Whether the masks say the same of each pixel of a picture of ``size``."""
     if item.mask is None or original.mask is None:
         return item.mask is original.mask
-    written, source = read_mask(item.mask, item.path), read_mask(original.mask, original.path)
-    return written.size == source.size and ImageChops.difference(written, source).getbbox() is None
+    written, _ = checked_mask(item.mask, item.path, size)
+    source, _ = checked_mask(original.mask, original.path, size)
+    return ImageChops.difference(written, source).getbbox() is None
 
 
 def _differs(what: Sequence[str], root: Path) -> VerificationError:

@@ -262,8 +262,8 @@ def test_one_prompt_for_all_is_the_caption_of_every_picture(place: Path) -> None
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"type": "aws"}, "a data set of type aws is not on this machine"),
-        ({"caption_strategy": "parquet"}, "captions by the strategy parquet are not read"),
+        ({"type": "aws"}, 'a data set of type "aws" is not on this machine'),
+        ({"caption_strategy": "parquet"}, 'captions by the strategy "parquet" are not read'),
         ({"instance_data_dir": ""}, "a data set has no instance_data_dir"),
         ({"repeats": "2"}, 'repeats is "2": wanted a whole number'),
     ],
@@ -421,6 +421,139 @@ def test_settings_beside_a_description_name_their_own_line(place: Path) -> None:
 
 def test_one_folder_may_be_listed_twice_in_two_ways(place: Path) -> None:
     (place / "set.fluxtune.toml").write_text('[[dataset.folders]]\npath = "photos"\nweight = 0.5\n')
-    each = '[[datasets.subsets]]\nimage_dir = "photos"\ncaption_prefix = "{}"\n'
-    resolved = read(place, "set.toml", "[[datasets]]\n" + each.format("a") + each.format("b"))
+    each = '[[datasets]]\n[[datasets.subsets]]\nimage_dir = "photos"\ncaption_prefix = "{}"\n'
+    resolved = read(place, "set.toml", each.format("a") + each.format("b"))
     assert [(row.caption_prefix, row.weight) for row in resolved.config.dataset.folders] == [("a", 0.5), ("b", 0.5)]
+
+
+def test_kohyas_description_may_be_json(place: Path) -> None:
+    text = json.dumps({"datasets": [{"resolution": 512, "subsets": [{"image_dir": "photos", "num_repeats": 3}]}]})
+    (row,) = read(place, "set.json", text).config.dataset.folders
+    assert (row.path, row.repeats, row.captions) == (str(place / "photos"), 3, ".caption")
+
+
+def test_of_two_subsets_of_one_folder_kohya_takes_the_first_and_that_is_said(place: Path) -> None:
+    each = '[[datasets.subsets]]\nimage_dir = "photos"\nnum_repeats = {}\n'
+    resolved = read(place, "set.toml", "[[datasets]]\n" + each.format(2) + each.format(5))
+    assert [row.repeats for row in resolved.config.dataset.folders] == [2]
+    assert said(resolved)["of the subsets of a dataset with one image_dir the first counts"] == "6 warning"
+
+
+@pytest.mark.parametrize("ending", ["txt", "none", "names"])
+def test_a_caption_extension_without_a_dot_is_refused(place: Path, ending: str) -> None:
+    text = f'[[datasets]]\n[[datasets.subsets]]\nimage_dir = "photos"\ncaption_extension = "{ending}"\n'
+    assert refused(place, "set.toml", text) == [
+        (":4", f'caption_extension is "{ending}": wanted an ending with its dot')
+    ]
+
+
+def test_a_folder_that_is_listed_twice_at_one_resolution_counts_twice(place: Path) -> None:
+    each = "  - folder_path: photos\n    resolution: [512, 768]\n"
+    resolved = read(place, "set.yaml", "datasets:\n" + each + each)
+    assert [row.path for row in resolved.config.dataset.folders] == [str(place / "photos")] * 2
+    assert resolved.config.dataset.resolution == [512, 768]
+
+
+def test_an_empty_trigger_word_is_none(place: Path) -> None:
+    text = "config:\n  process:\n  - trigger_word: ''\n    datasets:\n    - folder_path: photos\n"
+    assert read(place, "set.yaml", text).config.dataset.trigger is None
+
+
+def test_only_what_calls_itself_masks_is_taken_for_masks(place: Path) -> None:
+    photos = {"id": "a", "instance_data_dir": "photos", "caption_strategy": "textfile", "conditioning_data": "m"}
+    edges = {"id": "m", "dataset_type": "conditioning", "instance_data_dir": "masks"}
+    resolved = read(place, "set.json", json.dumps([photos, edges]))
+    assert [row.masks for row in resolved.config.dataset.folders] == ["none"]
+    assert any("only masks are read" in message for message in said(resolved))
+
+
+def test_pictures_without_an_id_are_not_taken_for_masks_without_one(place: Path) -> None:
+    photos = {"instance_data_dir": "photos", "caption_strategy": "textfile"}
+    masks = {"dataset_type": "conditioning", "conditioning_type": "mask", "instance_data_dir": "masks"}
+    resolved = read(place, "set.json", json.dumps([photos, masks]))
+    assert [row.path for row in resolved.config.dataset.folders] == [str(place / "photos")]
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("!!bool maybe", 'not valid YAML: "maybe" is no bool'),
+        ("!!int ''", 'not valid YAML: "" is no int'),
+        ("!!float ''", 'not valid YAML: "" is no float'),
+        ("!!timestamp soon", 'not valid YAML: "soon" is no timestamp'),
+        ("2024-13-45", 'not valid YAML: "2024-13-45" is no timestamp'),
+        ("\x7f", "not valid YAML: a character that may not stand there (0x7f)"),
+        ("!!python/object/apply:os.system ['true']", "not valid YAML: could not determine a constructor"),
+    ],
+)
+def test_what_yaml_makes_of_a_value_and_cannot_is_said_with_its_line(place: Path, value: str, message: str) -> None:
+    ((line, told),) = refused(place, "set.yaml", f"datasets:\n - folder_path: photos\n   wat: {value}\n")
+    assert line == ":3"
+    assert told.startswith(message)
+
+
+def test_merges_of_merges_stay_small(place: Path) -> None:
+    bomb = "a0: &a0 {k: 1, l: 2, m: 3}\n" + "".join(
+        f"a{number}: &a{number} {{<<: [{', '.join([f'*a{number - 1}'] * 9)}]}}\n" for number in range(1, 20)
+    )
+    resolved = read(place, "set.yaml", bomb + "datasets:\n - {<<: *a19, folder_path: photos}\n")
+    assert len(resolved.config.dataset.folders) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "line"),
+    [
+        ("set.yaml", "datasets:\n - folder_path: photos\n   folder_path: others\n", ":3"),
+        ("set.json", '[{"instance_data_dir": "photos",\n"instance_data_dir": "others"}]', ":2"),
+    ],
+)
+def test_a_key_that_is_set_twice_is_refused(place: Path, name: str, text: str, line: str) -> None:
+    ((where, message),) = refused(place, name, text)
+    assert (where, message.endswith("is set twice")) == (line, True)
+
+
+@pytest.mark.parametrize("name", ["set.json", "set.yaml", "set.toml"])
+def test_a_file_that_is_too_large_for_a_description_is_refused(place: Path, name: str) -> None:
+    (place / name).write_text(json.dumps({"1.png": "a dog " * 200_000}))
+    with pytest.raises(UsageError, match="too large for a description of a data set"):
+        resolve(
+            preset=None,
+            config_file=None,
+            flags={"dataset.folders": ("FOLDER", [{"path": name}])},
+            sets=[],
+            working_folder=place,
+        )
+
+
+def test_a_path_that_is_longer_than_any_is_no_folder(place: Path) -> None:
+    longest = "x" * 5000
+    resolved = read(place, "set.yaml", f"datasets:\n - {{folder_path: {longest}, mask_path: {longest}}}\n")
+    (row,) = resolved.config.dataset.folders
+    assert (row.path, row.masks) == (str(place / longest), str(place / longest))
+
+
+@pytest.mark.parametrize("value", ["[" * 3000 + "]" * 3000, "9" * 5000])
+def test_a_folders_own_settings_that_no_parser_takes_are_a_configuration_error(place: Path, value: str) -> None:
+    (place / "photos" / "dataset.toml").write_text(f"[dataset]\ntrigger = {value}\n")
+    flags: dict[str, tuple[str, object]] = {"dataset.folders": ("FOLDER", [{"path": "photos"}])}
+    with pytest.raises(UsageError, match="not valid TOML"):
+        resolve(preset=None, config_file=None, flags=flags, sets=[], working_folder=place)
+
+
+def test_half_a_letter_is_no_text(place: Path) -> None:
+    text = '[{"instance_data_dir": "photos", "caption_strategy": "instanceprompt",\n"instance_prompt": "\\ud800"}]'
+    ((line, message),) = refused(place, "set.json", text)
+    assert (line, message.partition(" ")[0]) == (":2", "instance_prompt")
+
+
+def test_settings_of_a_folder_that_another_file_describes_are_not_read_and_that_is_said(place: Path) -> None:
+    (place / "photos" / "dataset.toml").write_text('[dataset]\ntrigger = "zorvex"\n')
+    resolved = read(place, "set.toml", KOHYA)
+    assert resolved.config.dataset.trigger is None
+    (told,) = [each for each in resolved.remarks if each.where == str(place / "photos" / "dataset.toml")]
+    assert told.message == f"it is not read: {place / 'set.toml'} describes the folder"
+
+
+def test_a_description_that_names_a_file_is_refused_with_its_line(place: Path) -> None:
+    text = '[dataset]\ntrigger = "zorvex"\n[[dataset.folders]]\npath = "set.toml"\n'
+    assert refused(place, "set.toml", text) == [(":4", "set.toml is a file: wanted a folder")]

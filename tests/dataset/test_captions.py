@@ -112,3 +112,8 @@ def test_in_a_mirror_left_and_right_change_places(caption: str, expected: str) -
 def test_ai_toolkits_placeholder_stands_for_the_trigger() -> None:
     assert with_trigger("a photo of [trigger] asleep", "zorvex") == "a photo of zorvex asleep"
     assert has_trigger("a photo of [trigger]", "zorvex")
+
+
+def test_an_ending_may_have_several_dots(tmp_path: Path) -> None:
+    file = tmp_path / "a.Tags.TXT"
+    assert captions_by_stem([file], [".tags.txt"]) == {str(tmp_path / "a"): [file]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -149,3 +150,28 @@ def test_a_mask_is_cut_as_its_picture_is() -> None:
     mask.paste(255, (32, 0, 64, 64))
     assert on_tokens(mask, 32, 32, Crop(zoom=0.5, across=1.0, down=0.0), 16).min() == 1
     assert on_tokens(mask, 32, 32, Crop(zoom=0.5, across=0.0, down=0.0), 16).max() == 0
+
+
+def test_a_folder_of_masks_that_cannot_be_read_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder_with(tmp_path / "photos", "a.jpg")
+    half_white(tmp_path / "masks" / "a.png")
+    scan = os.scandir
+
+    def closed(path: str) -> object:
+        if Path(path).name == "masks":
+            raise PermissionError(13, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    told = [each for each in findings_of(row(tmp_path / "photos", str(tmp_path / "masks"))) if each.severity == "error"]
+    assert [(each.message, each.where) for each in told] == [
+        ("the masks cannot be read: permission denied", str(tmp_path / "masks"))
+    ]
+
+
+def test_a_folder_of_masks_without_any_is_told(tmp_path: Path) -> None:
+    folder_with(tmp_path / "photos", "a.jpg")
+    (tmp_path / "masks").mkdir()
+    listing = list_folders([row(tmp_path / "photos", str(tmp_path / "masks"))])
+    (told,) = listing.findings
+    assert (told.severity, told.message) == ("warning", "there are no masks in this folder")

@@ -90,7 +90,7 @@ def _dataset(dataset: Table, draft: Draft, job_trigger: tuple[str | None, Any], 
     own = dataset.take("trigger_word", str)
     trigger, place = (own, dataset.where("trigger_word")) if own is not None else job_trigger
     if not is_regularization:
-        draft.share("trigger", trigger, place if trigger is not None else None)
+        draft.share("trigger", trigger or None, place if trigger else None)
     if masks or is_alpha:
         least = dataset.take("mask_min_value", int, float)
         draft.share("unmasked_weight", float(least or 0.0), dataset.where("mask_min_value"))

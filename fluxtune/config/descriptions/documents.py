@@ -7,19 +7,17 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
-import tomli
-
-from fluxtune.config.documents import Layer, read_text, syntax_error
-from fluxtune.config.positions import KeyPath, key_lines
+from fluxtune.config.documents import Layer, read_layer, read_text
+from fluxtune.config.positions import KeyPath
 from fluxtune.config.settings import shown
-from fluxtune.errors import FluxtuneError, UsageError
-
-if TYPE_CHECKING:
-    import yaml
+from fluxtune.errors import ConfigError, FluxtuneError, UsageError
 
 T = TypeVar("T")
+
+_LARGEST = 2**20
+"""Bytes. Much more than any description has; to look for the lines of the keys in a megabyte takes seconds."""
 
 _NEUTRAL: tuple[object, ...] = (None, False, 0, 0.0, "", [], {})
 """Values that switch something off: a key that has no counterpart loses nothing by one of these."""
@@ -77,7 +75,7 @@ class Document:
         path = Path(os.path.expanduser(text))
         beside = self.content.folder / path
         last = self.content.folder / text.rstrip("/\\").replace("\\", "/").rpartition("/")[2]
-        return str(next((each for each in (beside, Path.cwd() / path, last) if each.is_dir()), beside))
+        return str(next((each for each in (beside, Path.cwd() / path, last) if os.path.isdir(each)), beside))
 
 
 class Table:
@@ -154,14 +152,15 @@ _WORDS = {
 
 
 def _is_sound(value: object, as_switch: bool) -> bool:
-    """Whether a value of the right type is one: for Python True is a number, and no path has a zero byte in it."""
+    """Whether a value of the right type is one: for Python True is a number, and neither a zero byte nor half a letter
+    (a lone surrogate) is text that a path or a caption can have in it."""
     match value:
         case bool():
             return as_switch
         case int() | float():
             return abs(value) < 2**63
         case str():
-            return "\0" not in value
+            return not any(letter == "\0" or "\ud800" <= letter <= "\udfff" for letter in value)
         case _:
             return True
 
@@ -174,75 +173,62 @@ def read_document(file: Path, source: str) -> Layer:
     """A TOML, YAML or JSON file by its ending; the line of each key comes along.
 
     Raises:
-        UsageError: it cannot be read, or is no text of its kind; ``where`` has the line.
+        UsageError: it cannot be read, is no text of its kind, says something twice, or is too large to describe a data
+            set; ``where`` has the line.
     """
+    if file.stat().st_size > _LARGEST:
+        message = f"this is too large for a description of a data set: {file.stat().st_size / 2**20:.1f} MiB"
+        hint = "captions go into a metadata.jsonl in the folder of pictures, with file_name and text"
+        raise UsageError(message, where=source, hint=hint)
+    if file.suffix.lower() == ".toml":
+        return read_layer(file, source)
     text = read_text(file, source)
+    values, lines = _json(text, source) if file.suffix.lower() == ".json" else _yaml(text, source)
     folder = file.absolute().parent
-    match file.suffix.lower():
-        case ".toml":
-            try:
-                return Layer(source, tomli.loads(text), folder, key_lines(text))
-            except tomli.TOMLDecodeError as error:
-                raise syntax_error(text, source, str(error)) from error
-            except (ValueError, RecursionError) as error:
-                raise UsageError(f"not valid TOML: {error}", where=source, hint="mend the file") from error
-        case ".json":
-            try:
-                values = json.loads(text)
-            except json.JSONDecodeError as error:
-                message = f"not valid JSON: {error.msg}"
-                raise UsageError(message, where=f"{source}:{error.lineno}", hint="mend this line") from error
-            except (ValueError, RecursionError) as error:  # numbers without end, lists within lists without end
-                raise UsageError(f"not valid JSON: {error}", where=source, hint="mend the file") from error
-        case _:
-            values = _load_yaml(text, source)
-    lines = _lines(text)
     if isinstance(values, list):
         # A list has no keys of its own: its rows stand under an empty one.
         return Layer(source, {"": values}, folder, {("", *path): line for path, line in lines.items()})
     return Layer(source, values if isinstance(values, dict) else {}, folder, lines)
 
 
-def _load_yaml(text: str, source: str) -> Any:
-    import yaml
+def _json(text: str, source: str) -> tuple[Any, dict[KeyPath, int]]:
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        message = f"not valid JSON: {error.msg}"
+        raise UsageError(message, where=f"{source}:{error.lineno}", hint="mend this line") from error
+    except ValueError as error:  # numbers without end
+        raise UsageError(f"not valid JSON: {error}", where=source, hint="mend the file") from error
+    except RecursionError as error:
+        raise UsageError("not valid JSON: it is nested too deeply", where=source, hint="mend the file") from error
+    from fluxtune.config.descriptions import yaml_text
 
     try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        mark = getattr(error, "problem_mark", None)
-        reason = getattr(error, "problem", None) or str(error)
-        raise UsageError(
-            f"not valid YAML: {reason}",
-            where=f"{source}:{mark.line + 1}" if mark else source,
-            hint="mend this line; a path with backslashes needs no quotes, or '...'",
-        ) from error
+        root = yaml_text.compose(text.replace("\t", " "))
+    except yaml_text.YamlError:
+        return values, {}  # JSON that is no YAML: its keys are named without a line
+    return values, _once(*yaml_text.lines_of(root), source)
 
 
-def _lines(text: str) -> dict[KeyPath, int]:
-    """The line, from 1, of every key and list item of YAML, or of JSON, which is YAML but for tabs."""
-    import yaml
+def _yaml(text: str, source: str) -> tuple[Any, dict[KeyPath, int]]:
+    from fluxtune.config.descriptions import yaml_text
 
     try:
-        root = yaml.compose(text.replace("\t", " "), yaml.SafeLoader)
-    except (yaml.YAMLError, RecursionError):
-        return {}  # JSON that is no YAML: its keys are named without a line
-    lines: dict[KeyPath, int] = {}
-    seen: set[int] = set()
+        root = yaml_text.compose(text)
+        lines = _once(*yaml_text.lines_of(root), source)
+        return yaml_text.construct(root), lines
+    except yaml_text.YamlError as error:
+        where = source if error.line is None else f"{source}:{error.line}"
+        hint = "mend this line; a path with backslashes needs no quotes, or '...'"
+        raise UsageError(f"not valid YAML: {error.reason}", where=where, hint=hint) from error
 
-    def walk(node: yaml.Node, path: KeyPath) -> None:
-        # An alias is the node that it stands for, which may hold itself.
-        if id(node) in seen:
-            return
-        seen.add(id(node))
-        if isinstance(node, yaml.MappingNode):
-            for key, value in node.value:
-                lines[(*path, str(key.value))] = key.start_mark.line + 1
-                walk(value, (*path, str(key.value)))
-        elif isinstance(node, yaml.SequenceNode):
-            for index, value in enumerate(node.value):
-                lines[(*path, index)] = value.start_mark.line + 1
-                walk(value, (*path, index))
 
-    if root is not None:
-        walk(root, ())
+def _once(lines: dict[KeyPath, int], twice: list[tuple[KeyPath, int]], source: str) -> dict[KeyPath, int]:
+    """The lines, if no key is set twice: a trainer takes the last one, and nobody sees which that is."""
+    problems: list[FluxtuneError] = [
+        UsageError(f"{path[-1]} is set twice", where=f"{source}:{line}", hint="keep one of them")
+        for path, line in twice
+    ]
+    if problems:
+        raise ConfigError(problems)
     return lines

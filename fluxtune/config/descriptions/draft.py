@@ -26,14 +26,19 @@ class Draft:
         self._shared: dict[str, list[tuple[object, KeyPath | None]]] = {}
 
     def row(self, place: KeyPath, values: dict[str, Any], resolution: Iterable[int] = ()) -> None:
-        """A folder, and the resolutions that it is trained at there; a folder that is listed once for each is one."""
+        """A folder, and the resolutions that it is trained at there; a folder that is listed once for each is one.
+
+        One that is listed twice for the same resolution is seen twice as often, there as here.
+        """
         row = {key: value for key, value in values.items() if value is not None}
-        if row not in self._rows:
-            self._rows.append(row)
-            self._places.append(place)
-            self._resolutions.append([])
-        own = self._resolutions[self._rows.index(row)]
-        own += [side for side in resolution if side not in own]
+        sides = list(dict.fromkeys(resolution))
+        for known, own in zip(self._rows, self._resolutions, strict=True):
+            if known == row and sides and own and set(own).isdisjoint(sides):
+                own += sides
+                return
+        self._rows.append(row)
+        self._places.append(place)
+        self._resolutions.append(sides)
 
     def share(self, key: str, value: object, place: KeyPath | None) -> None:
         """A setting that each folder has there and all have in common here; without ``place`` it is a default."""

@@ -1,4 +1,5 @@
-"""kohya's dataset TOML: ``[general]``, ``[[datasets]]``, ``[[datasets.subsets]]``; the innermost value of a key counts.
+"""kohya's dataset TOML, or the same as JSON: ``[general]``, ``[[datasets]]``, ``[[datasets.subsets]]``; the innermost
+value of a key counts.
 
 After docs/config_README-en.md and library/config_util.py of kohya-ss/sd-scripts.
 """
@@ -10,6 +11,7 @@ from typing import Any
 from fluxtune.config.descriptions.documents import Document, Table
 from fluxtune.config.descriptions.draft import Draft, is_side
 from fluxtune.config.documents import Layer
+from fluxtune.config.settings import shown
 
 NAME = "kohya's trainers"
 
@@ -30,6 +32,12 @@ _OTHERWISE = {
 }
 
 
+def is_one(values: dict[str, Any]) -> bool:
+    """Whether values are kohya's: nobody else has ``subsets`` in his ``datasets``."""
+    datasets = values.get("datasets")
+    return isinstance(datasets, list) and any(isinstance(each, dict) and "subsets" in each for each in datasets)
+
+
 def read(document: Document) -> Layer:
     """The settings that the document comes to; its problems and remarks are left in it."""
     root = Table(document, (), document.content.values)
@@ -37,16 +45,18 @@ def read(document: Document) -> Layer:
     general = Table(document, ("general",), root.take("general", dict) or {})
     for dataset in root.tables("datasets"):
         dataset.above = general
+        folders: set[str] = set()
         for subset in dataset.tables("subsets"):
             subset.above = dataset
-            _subset(subset, draft)
+            _subset(subset, draft, folders)
         _finish(dataset)
     _finish(general)
     root.finish()
     return draft.layer()
 
 
-def _subset(subset: Table, draft: Draft) -> None:
+def _subset(subset: Table, draft: Draft, folders: set[str]) -> None:
+    """A folder; ``folders`` are those of its dataset so far."""
     document = subset.document
     if subset.take("metadata_file", str):
         document.refuse(
@@ -64,6 +74,10 @@ def _subset(subset: Table, draft: Draft) -> None:
     if repeats is not None and repeats < 1:
         document.warn(subset.where("num_repeats"), "num_repeats below 1 leaves the folder out")
         return
+    if folder in folders:
+        document.warn(subset.where("image_dir"), "of the subsets of a dataset with one image_dir the first counts")
+        return
+    folders.add(folder)
     is_regularization = subset.take("is_reg", bool)
     if is_regularization:
         message = "these are seen as often as repeats says, and not until there are as many as of the subject"
@@ -73,7 +87,7 @@ def _subset(subset: Table, draft: Draft) -> None:
         "repeats": repeats,
         "kind": "regularization" if is_regularization else None,
         "masks": document.folder_at(masks) if masks else "alpha" if is_alpha else "none",
-        "captions": subset.take("caption_extension", str) or ".caption",
+        "captions": _ending(subset),
         "default_caption": subset.take("class_tokens", str),
         "caption_prefix": subset.take("caption_prefix", str),
         "caption_suffix": subset.take("caption_suffix", str),
@@ -94,6 +108,16 @@ def _subset(subset: Table, draft: Draft) -> None:
         value = subset.take(key, *kinds)
         draft.share(ours, usual if value is None else value, None if value is None else subset.where(key))
     _finish(subset)
+
+
+def _ending(subset: Table) -> str:
+    """The ending of caption files, which is put behind a picture's name there as it is."""
+    ending = subset.take("caption_extension", str) or ".caption"
+    if not ending.startswith("."):
+        message = f"caption_extension is {shown(ending)}: wanted an ending with its dot"
+        subset.document.refuse(subset.where("caption_extension"), message, 'caption_extension = ".txt"')
+        return ".caption"
+    return ending
 
 
 def _resolution(subset: Table, draft: Draft) -> list[int]:

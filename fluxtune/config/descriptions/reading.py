@@ -7,12 +7,12 @@ may have one of ours in it. What another trainer's file cannot hold stands in a 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fluxtune.config.dataset import DatasetConfig, FolderConfig
+from fluxtune.config.dataset import NO_FOLDERS, DatasetConfig, FolderConfig
 from fluxtune.config.descriptions import ai_toolkit, kohya, simpletuner
 from fluxtune.config.descriptions.documents import Document, Remark, read_document
 from fluxtune.config.documents import Layer, read_layer
@@ -65,16 +65,16 @@ def description_at(path: Path, source: str) -> Description | None:
     Raises:
         ConfigError: it cannot be read or makes no sense; all problems at once.
     """
-    if path.is_dir():
+    if os.path.isdir(path):
         own = path / OWN_FILE
-        if not own.is_file():
+        if not os.path.isfile(own):
             return None
         layer = read_layer(own, str(Path(source) / OWN_FILE))
         if "dataset" not in layer.values:
             remark = Remark("note", layer.source, "it is another trainer's: give the file itself to train by it")
             return Description(({"path": str(path)},), remarks=(remark,))
         return _own(layer)
-    if path.suffix.lower() not in ENDINGS or not path.is_file():
+    if path.suffix.lower() not in ENDINGS or not os.path.isfile(path):
         return None
     content = read_document(path, source)
     if path.suffix.lower() == ".toml" and "dataset" in content.values:
@@ -86,8 +86,28 @@ def _own(layer: Layer) -> Description:
     """Ours: it is a layer as it is, and without rows about its own folder."""
     if problems := problems_of(layer):
         raise ConfigError(problems)
-    rows = layer.values["dataset"].get("folders", [{"path": "."}])
-    return Description(tuple(_anchored(row, layer.folder) for row in rows), (layer,))
+    given = layer.values["dataset"].get("folders", [{"path": "."}])
+    rows = tuple(_anchored(row, layer.folder) for row in given)
+    problems = [
+        UsageError(
+            f"{given[index]['path']} is a file: wanted a folder",
+            where=layer.where(("dataset", "folders", index, "path")),
+            hint="give the file itself, or name it in the settings of the run",
+        )
+        for index, row in enumerate(rows)
+        if os.path.isfile(row["path"])
+    ]
+    if problems:
+        raise ConfigError(problems)
+    return Description(rows, (layer,), tuple(_passed_over(rows, layer)))
+
+
+def _passed_over(rows: Iterable[dict[str, Any]], layer: Layer) -> Iterator[Remark]:
+    """That folders have settings of their own, which do not count where another file describes them."""
+    for path in dict.fromkeys(row["path"] for row in rows):
+        own = Path(path) / OWN_FILE
+        if os.path.isfile(own) and os.path.realpath(own) != os.path.realpath(layer.folder / Path(layer.source).name):
+            yield Remark("note", str(own), f"it is not read: {layer.source} describes the folder")
 
 
 def _foreign(file: Path, content: Layer) -> Description:
@@ -106,7 +126,7 @@ def _foreign(file: Path, content: Layer) -> Description:
     if problems:
         raise ConfigError(problems)
     rows = _completed(layer.values["dataset"]["folders"], layers[1:], content.source)
-    return Description(rows, tuple(layers), tuple(document.remarks))
+    return Description(rows, tuple(layers), (*document.remarks, *_passed_over(rows, layer)))
 
 
 def _convention(file: Path, content: Layer) -> tuple[str, Callable[[Document], Layer]]:
@@ -118,6 +138,8 @@ def _convention(file: Path, content: Layer) -> tuple[str, Callable[[Document], L
         raise _refusal(message, content)
     if file.suffix.lower() == ".json" and "" in content.values:
         return simpletuner.NAME, simpletuner.read
+    if kohya.is_one(content.values):
+        return kohya.NAME, kohya.read
     return ai_toolkit.NAME, ai_toolkit.read
 
 
@@ -155,8 +177,9 @@ def _anchored(row: dict[str, Any], folder: Path) -> dict[str, Any]:
     anchored = dict(row)
     if not row["path"].startswith("nano:"):
         anchored["path"] = str(folder / os.path.expanduser(row["path"]))
-    if "masks" in row and (masks := folder / os.path.expanduser(row["masks"])).is_dir():
-        anchored["masks"] = str(masks)
+    if row.get("masks", "none") not in NO_FOLDERS:
+        masks = str(folder / os.path.expanduser(row["masks"]))
+        anchored["masks"] = masks if os.path.isdir(masks) else row["masks"]
     return anchored
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from fluxtune.config.descriptions.documents import Document, Table
 from fluxtune.config.descriptions.draft import Draft, is_side
 from fluxtune.config.documents import Layer
+from fluxtune.config.settings import shown
 
 NAME = "SimpleTuner"
 
@@ -35,15 +36,15 @@ def read(document: Document) -> Layer:
     """The settings that the document comes to; its problems and remarks are left in it."""
     draft = Draft(document)
     backends = list(Table(document, (), document.content.values).tables(""))
-    masks = {
-        str(backend.values.get("id")): backend
-        for backend in backends
-        if backend.values.get("dataset_type") == "conditioning"
-        and backend.values.get("conditioning_type", "mask") == "mask"
-    }
+    masks = {str(backend.values.get("id")): backend for backend in backends if _is_of_masks(backend)}
     for backend in backends:
         _backend(backend, masks, draft)
     return draft.layer()
+
+
+def _is_of_masks(backend: Table) -> bool:
+    given = backend.values
+    return given.get("dataset_type") == "conditioning" and given.get("conditioning_type") == "mask"
 
 
 def _backend(backend: Table, masks: dict[str, Table], draft: Draft) -> None:
@@ -53,7 +54,7 @@ def _backend(backend: Table, masks: dict[str, Table], draft: Draft) -> None:
     if backend.take("disabled", bool) or backend.take("disable", bool):
         document.note(backend.path, "a disabled data set is left out")
         return
-    if kind in ("text_embeds", "image_embeds", "conditioning_image_embeds") or str(backend.values.get("id")) in masks:
+    if kind in ("text_embeds", "image_embeds", "conditioning_image_embeds") or _is_of_masks(backend):
         backend.warn("caption_filter_list", "captions are taken as they are")
         backend.taken |= {"type", "instance_data_dir", "conditioning_type", "default"}
         # Masks go by the settings of their pictures.
@@ -64,7 +65,7 @@ def _backend(backend: Table, masks: dict[str, Table], draft: Draft) -> None:
         return
     if (place := backend.take("type", str) or "local") != "local":
         hint = "download its pictures into a folder, and give that one"
-        document.refuse(backend.where("type"), f"a data set of type {place} is not on this machine", hint)
+        document.refuse(backend.where("type"), f"a data set of type {shown(place)} is not on this machine", hint)
         return
     folder = backend.take("instance_data_dir", str)
     if not folder:
@@ -130,7 +131,7 @@ def _captions(backend: Table) -> dict[str, Any]:
         return {"captions": "names", "caption_prefix": prefix}
     if strategy != "textfile":
         hint = "put the captions into a metadata.jsonl in the folder, with file_name and text, or into text files"
-        message = f"captions by the strategy {strategy} are not read"
+        message = f"captions by the strategy {shown(strategy)} are not read"
         backend.document.refuse(backend.where("caption_strategy"), message, hint)
     elif not is_whole_file:
         message = "of a caption file with several lines the first counts here, and one by chance there"
