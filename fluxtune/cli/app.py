@@ -18,6 +18,7 @@ from fluxtune.cli.caption import caption
 from fluxtune.cli.presets import presets
 from fluxtune.cli.render import report, write_line
 from fluxtune.cli.sample import sample
+from fluxtune.cli.signals import termination_as_interruption
 from fluxtune.cli.train import train
 from fluxtune.cli.validate import validate
 from fluxtune.errors import ExitCode, FluxtuneError, Stopped, UsageError
@@ -51,21 +52,22 @@ def main(arguments: list[str] | None = None) -> int:
     as_json = "--json" in arguments
     failure: FluxtuneError
     _quiet_libraries()
-    try:
-        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-        outcome = typer.main.get_command(app).main(arguments, prog_name="fluxtune", standalone_mode=False)
-        if outcome != ExitCode.INTERRUPTED:
-            _flush()
-            return outcome or ExitCode.DONE
-        failure = Stopped("interrupted", ExitCode.INTERRUPTED)
-    except FluxtuneError as error:
-        failure = error
-    except typer.TyperException as error:
-        failure = _usage_error(error)
-    except typer.Abort:
-        failure = Stopped("interrupted", ExitCode.INTERRUPTED)
-    except Exception as error:  # whatever else comes here is a bug
-        failure = _unexpected(error, arguments)
+    with termination_as_interruption() as interruption:
+        try:
+            sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+            outcome = typer.main.get_command(app).main(arguments, prog_name="fluxtune", standalone_mode=False)
+            if outcome != ExitCode.INTERRUPTED:
+                _flush()
+                return outcome or ExitCode.DONE
+            failure = Stopped("interrupted", interruption())
+        except FluxtuneError as error:
+            failure = error
+        except typer.TyperException as error:
+            failure = _usage_error(error)
+        except typer.Abort:
+            failure = Stopped("interrupted", interruption())
+        except Exception as error:  # whatever else comes here is a bug
+            failure = _unexpected(error, arguments)
     report(failure, as_json)
     return failure.exit_code
 

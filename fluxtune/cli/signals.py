@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -15,6 +16,29 @@ from fluxtune.events import Event, Sink
 _CODES = {signal.SIGINT: ExitCode.INTERRUPTED, signal.SIGTERM: ExitCode.TERMINATED}
 _STDERR = 2
 _SHOW_CURSOR = "\x1b[?25h"
+
+
+@contextmanager
+def termination_as_interruption() -> Iterator[Callable[[], ExitCode]]:
+    """While this is open, SIGTERM interrupts the work as Ctrl-C does, so that what is half made is cleared away.
+
+    Yields:
+        What an interruption ends with: called, it answers the exit code of the signal that came.
+    """
+    came = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        signal.signal(number, signal.SIG_DFL)
+        raise KeyboardInterrupt
+
+    alone = threading.current_thread() is threading.main_thread()
+    previous = signal.signal(signal.SIGTERM, interrupt) if alone else None
+    try:
+        yield lambda: ExitCode.TERMINATED if came else ExitCode.INTERRUPTED
+    finally:
+        if alone:
+            signal.signal(signal.SIGTERM, previous)
 
 
 class StopRequests:

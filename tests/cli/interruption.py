@@ -11,8 +11,13 @@ from pathlib import Path
 from typing import Any
 
 
-def interrupted(arguments: list[str], folder: Path, reached: Callable[[dict[str, Any]], bool]) -> tuple[int, str, str]:
-    """Run ``fluxtune ARGUMENTS`` in a folder, with Ctrl-C at the first event that ``reached`` accepts.
+def interrupted(
+    arguments: list[str],
+    folder: Path,
+    reached: Callable[[dict[str, Any]], bool],
+    number: signal.Signals = signal.SIGINT,
+) -> tuple[int, str, str]:
+    """Run ``fluxtune ARGUMENTS`` in a folder, with a signal, Ctrl-C, at the first event that ``reached`` accepts.
 
     Returns:
         The exit code, what came on stdout after that event, and stderr.
@@ -27,7 +32,7 @@ def interrupted(arguments: list[str], folder: Path, reached: Callable[[dict[str,
     assert process.stdout is not None
     for line in process.stdout:
         if reached(json.loads(line)):
-            process.send_signal(signal.SIGINT)
+            process.send_signal(number)
             break
     out, err = process.communicate(timeout=60)
     return process.returncode, out, err
