@@ -81,8 +81,8 @@ def with_vae(base: Base, folder: Path, **sizes: Any) -> Base:
 
 def empty_stores(folder: Path) -> Prepared:
     """A cache of its own with nothing in it."""
-    latents, masks, texts = (Store(Path(tempfile.mkdtemp(dir=folder))) for _ in range(3))
-    return Prepared([], latents, masks, texts, {})
+    latents, masks, texts, priors = (Store(Path(tempfile.mkdtemp(dir=folder))) for _ in range(4))
+    return Prepared([], latents, masks, texts, {}, priors, {})
 
 
 def measure_pictures(base: Base, config: Config, folder: Path, rounds: int) -> dict[str, Any]:
