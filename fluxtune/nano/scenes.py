@@ -127,13 +127,15 @@ def subject_scene(
     aspect: tuple[int, int] = (128, 128),
     background: Background | None = None,
     trigger: str = TRIGGER,
+    placement: tuple[str, str] | None = None,
 ) -> Scene:
-    """The demo's subject in a pose, size, place and (unless given) background picked by (seed, index)."""
+    """The demo's subject in a pose and (unless given) a background and a placement, size and place, picked by
+    (seed, index)."""
     random = Random(f"nano subject {seed} {index}")
     width, height = aspect
     colour = random.choice(list(BACKGROUND_COLOURS))
     background = background or Background(random.choice(BACKGROUND_KINDS), colour, random.random())
-    size, place = random.choice(("", "", "small", "large")), random.choice(list(PLACES))
+    size, place = placement or (random.choice(("", "", "small", "large")), random.choice(list(PLACES)))
     thing = _thing(random, "critter", SUBJECT.colour, size, place, width, height, SUBJECT)
     noun = captions.noun_phrase(size, trigger)
     caption = captions.whole(noun, place, background.kind, background.colour, random)

@@ -72,6 +72,6 @@ def test_the_record_of_the_recipe_has_a_line_for_each_of_its_stages() -> None:
 
 def test_the_demo_has_pictures_of_several_shapes_and_no_captions() -> None:
     pictures = sorted(demo_folder().glob("*.png"))
-    assert len(pictures) == 12
+    assert len(pictures) == 16
     assert len({Image.open(path).size for path in pictures}) > 2
     assert {path.suffix for path in demo_folder().iterdir()} == {".png", ".toml"}
