@@ -111,7 +111,7 @@ def look_at(path: Path, background: str, resolution: int) -> Look:
     Raises:
         DataError: see ``images.read_image``.
     """
-    image, stored = read_image(path, background)
+    image, stored = read_image(path, background, brightness=True)
     # A large one is shrunk once for all that is measured: no further than the most demanding of it allows.
     shrink = min(int((image.width * image.height) ** 0.5 / resolution), min(image.size) // SMALL)
     measured = image.convert("L").reduce(shrink) if shrink > 1 else image

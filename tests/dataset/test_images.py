@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import skimage.data
 import torch
 from PIL import ExifTags, Image, ImageCms
 from zoo import TURNED
 
-from fluxtune.dataset.images import MAX_PIXELS, crop_box, fit, open_image, to_pixels
+from fluxtune.dataset.images import MAX_PIXELS, crop_box, fit, open_image, read_image, to_pixels
 from fluxtune.errors import DataError, ExitCode
 
 WHITE = "#ffffff"
@@ -287,3 +288,23 @@ def profile_of_a_press_with_grey_inks() -> bytes:
     tags = struct.pack(">I4sII4sII", 2, b"A2B0", 156, len(table), b"wtpt", 156 + len(table), 20)
     header = struct.pack(">I4sI4s4s4s", 156 + len(content), b"test", 0x02400000, b"prtr", b"CMYK", b"Lab ")
     return header + bytes(12) + b"acsp" + bytes(28) + white + bytes(48) + tags + content
+
+
+def test_where_brightness_alone_is_wanted_a_jpeg_is_read_grey_and_is_still_told_to_be_in_colour(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    Image.fromarray(skimage.data.coffee()).save(path, quality=90)
+    grey, stored = read_image(path, "#ffffff", brightness=True)
+    colour, stored_in_full = read_image(path, "#ffffff")
+    assert (grey.mode, colour.mode) == ("L", "RGB")
+    assert stored == stored_in_full
+    assert stored.colours == "RGB"
+    difference = np.abs(np.asarray(grey, dtype=int) - np.asarray(colour.convert("L"), dtype=int))
+    assert difference.mean() < 1
+
+
+def test_a_jpeg_that_is_cut_off_is_damaged_when_it_is_read_grey_too(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    Image.fromarray(skimage.data.coffee()).save(path)
+    path.write_bytes(path.read_bytes()[:-2000])
+    with pytest.raises(DataError, match="damaged or cut off"):
+        read_image(path, "#ffffff", brightness=True)
