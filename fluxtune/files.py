@@ -163,7 +163,7 @@ def require_space(folder: Path, needed: int, purpose: str) -> None:
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise StorageError(
-            f"{purpose} need {needed / 2**30:.1f} GiB of disk, but only {free / 2**30:.1f} GiB are free",
+            f"{purpose} need {_size(needed)} of disk, but only {_size(free)} are free",
             where=str(folder),
             hint="free some space, or choose a folder on another disk",
         )
@@ -261,6 +261,11 @@ def storage_errors(path: Path) -> Iterator[None]:
         raise StorageError(
             f"cannot write the file: {error}", where=str(path), hint="check the disk: it may be full"
         ) from error
+
+
+def _size(number: int) -> str:
+    """So many bytes, as people say it."""
+    return f"{number / 2**30:.1f} GiB" if number >= 2**30 else f"{number / 2**20:.1f} MiB"
 
 
 def _umask() -> int:

@@ -149,3 +149,9 @@ def test_a_name_as_long_as_the_system_takes_can_be_written(tmp_path: Path) -> No
     file = tmp_path / ("n" * 255)
     files.write_text(file, "text")
     assert file.read_text() == "text"
+
+
+def test_what_small_disks_lack_is_said_in_mebibytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(2**20, 0, 300 * 2**10))
+    with pytest.raises(StorageError, match=r"need 5\.0 MiB of disk, but only 0\.3 MiB are free"):
+        files.require_space(tmp_path, 5 * 2**20, "the latents")
