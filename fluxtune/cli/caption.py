@@ -116,7 +116,7 @@ def caption(
         return
     outcome = _work(config, review, dry_run, limit, reword, as_json)
     if not as_json:
-        _show(outcome, config, dry_run)
+        _show(outcome, dry_run)
     if outcome.counts["failed"]:
         raise typer.Exit(ExitCode.DATA)
 
@@ -189,7 +189,7 @@ def _without_progress(on_event: Sink) -> Sink:
     return emit
 
 
-def _show(outcome: Outcome, config: Config, dry_run: bool) -> None:
+def _show(outcome: Outcome, dry_run: bool) -> None:
     if dry_run:
         for each in outcome.captions:
             write_line(sys.stdout, f"{printable(each.file)}\t{printable(each.caption)}")
