@@ -61,7 +61,7 @@ def test_programs_read_a_caption_a_line_and_the_counts_last(fluxtune: Fluxtune, 
     assert progress[0]["seconds_left"] > 0
     assert records[-1]["event"] == "result"
     assert records[-1]["data"] == {
-        "pictures": 3, "written": 3, "proposed": 0, "kept": 0, "declined": 0, "failed": 0,
+        "pictures": 3, "written": 3, "proposed": 0, "kept": 0, "declined": 0, "failed": 0, "waiting": 0,
     }  # fmt: skip
 
 
