@@ -207,3 +207,13 @@ def test_a_folder_that_counts_for_the_subject_and_for_its_class_is_worded_for_ea
     for picture in read(settings(photos, folders=rows)):
         assert ("zorvex" in picture.caption.split()) == picture.is_subject
         assert ("critter" in picture.caption.split()) != picture.is_subject
+
+
+def test_a_captioned_picture_gets_what_its_folder_puts_around_captions(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (photos / "0.txt").write_text("a critter")
+    says(monkeypatch, lambda _: "a critter")
+    rows = [{"path": str(photos), "caption_prefix": "night,", "caption_suffix": "[trigger]"}]
+    captions = [picture.caption for picture in read(settings(photos, folders=rows, trigger=None))]
+    assert captions == ["night, a critter [trigger]"] * 3
