@@ -253,7 +253,7 @@ def digest_of(file: Path) -> str | None:
 def _is_locked(folder: Path, stack: ExitStack) -> bool:
     """Whether the folder is this process's now, or another one has just taken it away."""
     try:
-        stack.enter_context(held(folder / "lock", "folder's captions"))
+        stack.enter_context(held(folder / "lock", "folder's journal of captions"))
     except StorageError as error:
         if isinstance(error.__cause__, FileNotFoundError):
             return False

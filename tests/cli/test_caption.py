@@ -88,7 +88,7 @@ def test_a_limit_holds_for_rewording_too(fluxtune: Fluxtune, photos: Path) -> No
     for index in range(3):
         (photos / f"{index}.txt").write_text("a dog")
     outcome = fluxtune("caption", "photos", "--reword", "--prefix", "photo of", "--limit", "2")
-    assert outcome.out.startswith("3 pictures: 2 written\n")
+    assert outcome.out.startswith("3 pictures: 2 written, 1 waiting\n")
     assert (photos / "2.txt").read_text() == "a dog"
 
 
