@@ -14,6 +14,7 @@ import shutil
 import stat
 import tempfile
 import zlib
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -33,8 +34,7 @@ def write_with(path: Path, write: Callable[[Path], None]) -> None:
     Raises:
         StorageError: the folder cannot be made or the file cannot be written.
     """
-    # Short, for the name itself may be as long as the system takes.
-    temporary = path.with_name(f".{zlib.crc32(os.fsencode(path.name)):08x}.{os.getpid()}.partial")
+    temporary = partial_of(path)
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -46,6 +46,27 @@ def write_with(path: Path, write: Callable[[Path], None]) -> None:
         finally:
             temporary.unlink(missing_ok=True)
         sync_folder(path.parent)
+
+
+def partial_of(path: Path) -> Path:
+    """The temporary name of this process for a file; short, for the name itself may be as long as the system takes."""
+    return path.with_name(f"{_mark(path)}{os.getpid()}.partial")
+
+
+def clear_partials(paths: Iterable[Path]) -> None:
+    """Removes what killed processes left of files under temporary names; nobody else may be writing them now."""
+    marks: dict[Path, set[str]] = defaultdict(set)
+    for path in paths:
+        marks[path.parent].add(_mark(path))
+    for folder, wanted in marks.items():
+        with suppress(OSError):
+            for left in folder.glob(".????????.*.partial"):
+                if left.name[:10] in wanted:
+                    left.unlink()
+
+
+def _mark(path: Path) -> str:
+    return f".{zlib.crc32(os.fsencode(path.name)):08x}."
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -8,12 +8,18 @@ from __future__ import annotations
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from fluxtune.errors import StorageError
+
+_NOBODY = {"pid": None, "started": None, "boot": None, "host": socket.gethostname()}
+"""Whose lock is no identity: a crash cut it off, or its owner is writing it just now."""
+_WRITING = 0.5
+"""Seconds in which an owner has surely written its identity."""
 
 
 @contextmanager
@@ -30,27 +36,34 @@ def held(lock: Path, what: str) -> Iterator[None]:
     try:
         yield
     finally:
-        if _read_owner(lock) == owner:
-            lock.unlink()
+        with suppress(OSError):  # what cannot be removed is taken over once this process is gone
+            if _read_owner(lock) == owner:
+                lock.unlink()
 
 
 def _take(lock: Path, what: str) -> dict[str, Any]:
     """Create the lock file with our identity, clearing away a stale one; returns the identity."""
     owner = _identity()
-    while True:
-        try:
-            with open(lock, "x", encoding="utf-8") as file:
-                file.write(json.dumps(owner))
-            return owner
-        except FileExistsError:
-            _clear_if_stale(lock, what)
-        except OSError as error:
-            raise StorageError(f"cannot lock the {what}: {error.strerror or error}", where=str(lock)) from error
+    try:
+        while True:
+            try:
+                with open(lock, "x", encoding="utf-8") as file:
+                    file.write(json.dumps(owner))
+                return owner
+            except FileExistsError:
+                _clear_if_stale(lock, what)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        hint = "check that you may write there, and that the disk is not full"
+        raise StorageError(f"cannot lock the {what}: {reason}", where=str(lock), hint=hint) from error
 
 
 def _clear_if_stale(lock: Path, what: str) -> None:
     """Remove the lock of a process that is gone; raises StorageError when its holder may still write."""
     holder = _read_owner(lock)
+    if holder == _NOBODY:
+        time.sleep(_WRITING)
+        holder = _read_owner(lock)
     if holder is None:
         return
     if holder["host"] != socket.gethostname():
@@ -83,10 +96,9 @@ def _read_owner(lock: Path) -> dict[str, Any] | None:
         owner = json.loads(lock.read_text(encoding="utf-8"))
         return {key: owner[key] for key in ("pid", "started", "boot", "host")}
     except FileNotFoundError:
-        return None
-    except (ValueError, KeyError, TypeError):
-        # A crash cut it off while it was written: nobody holds it.
-        return {"pid": None, "started": None, "boot": None, "host": socket.gethostname()}
+        return _NOBODY if lock.is_symlink() else None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return _NOBODY
 
 
 def _identity() -> dict[str, Any]:

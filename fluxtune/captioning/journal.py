@@ -22,7 +22,15 @@ from fluxtune.captioning.selection import caption_file
 from fluxtune.config.schema import Config
 from fluxtune.dataset.folder import Item, folder_path
 from fluxtune.errors import StorageError
-from fluxtune.files import append_line, json_lines, storage_errors, write_bytes, write_json, write_text
+from fluxtune.files import (
+    append_line,
+    clear_partials,
+    json_lines,
+    storage_errors,
+    write_bytes,
+    write_json,
+    write_text,
+)
 from fluxtune.locks import held
 
 FOLDER = ".fluxtune-captions"
@@ -64,6 +72,7 @@ class Journal:
         """
         with held_folder(self._root) as folder:
             self._look()
+            clear_partials(self._root / name for name in self._done)
             if self._sitting is None:
                 self._sitting = _new_sitting(folder)
                 write_json(self._sitting / "session.json", self._asked)
@@ -71,7 +80,7 @@ class Journal:
                 yield
             finally:
                 if not self._done:
-                    shutil.rmtree(self._sitting, ignore_errors=True)
+                    forget(self._sitting)
 
     def is_waiting(self, name: str) -> bool:
         """Whether a caption file is still to be written, and not captioned already by the sitting that is gone on
@@ -101,7 +110,7 @@ class Journal:
             if before is not None and name not in self._done:
                 write_bytes(self._sitting / "before" / name, file.read_bytes())
         entry = Entry(name, before, hashlib.sha256(content).hexdigest(), link)
-        append_line(self._sitting / "journal.jsonl", json.dumps(asdict(entry), ensure_ascii=False), sync=True)
+        append_line(self._sitting / "journal.jsonl", json.dumps(asdict(entry)), sync=True)
         self._done[name] = entry
         write_bytes(file, content)
         return True
@@ -132,11 +141,14 @@ class Journals:
         return any(journal.goes_on for journal in self._of_root.values())
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """As `Journal.held`, of all."""
+    def held(self, items: Iterable[Item]) -> Iterator[None]:
+        """As `Journal.held`, of those in whose folders pictures are to be captioned, or that are gone on with; nothing
+        is written to other folders, which may be read-only."""
+        wanted = {id(self._of(item)) for item in items}
         with ExitStack() as stack:
             for journal in self._of_root.values():
-                stack.enter_context(journal.held())
+                if id(journal) in wanted or journal.goes_on:
+                    stack.enter_context(journal.held())
             yield
 
     def waiting(self, items: Iterable[Item]) -> list[Item]:
@@ -167,23 +179,28 @@ def held_folder(root: Path) -> Iterator[Path]:
     if folder.is_symlink():
         hint = "remove the link: what fluxtune writes over is kept there"
         raise StorageError("this is a link to another place", where=str(folder), hint=hint)
-    with storage_errors(folder):
-        folder.mkdir(exist_ok=True)
-    try:
-        with held(folder / "lock", "folder's captions"):
-            yield folder
-    finally:
-        with suppress(OSError):  # it is not empty
-            folder.rmdir()
+    with ExitStack() as stack:
+        stack.callback(_remove_if_empty, folder)
+        while not folder.is_dir() or not _is_locked(folder, stack):
+            with storage_errors(folder):
+                folder.mkdir(exist_ok=True)
+        _clear_away(folder)
+        yield folder
 
 
 def sittings(root: Path) -> Iterator[Path]:
-    """The sittings of a folder that can be undone, the newest first."""
+    """The sittings of a folder that can be undone, the newest first; those in which something was noted down."""
     folder = root / FOLDER
     if folder.is_symlink() or not folder.is_dir():
         return
     for sitting in sorted(_numbered(folder), key=lambda path: int(path.name), reverse=True):
-        if (sitting / "session.json").is_file() and not sitting.is_symlink() and not (sitting / "undone").exists():
+        noted = any((sitting / name).exists() for name in ("journal.jsonl", "before"))
+        if (
+            noted
+            and (sitting / "session.json").is_file()
+            and not sitting.is_symlink()
+            and not (sitting / "undone").exists()
+        ):
             yield sitting
 
 
@@ -200,11 +217,25 @@ def entries(sitting: Path) -> list[Entry]:
         try:
             entry = Entry(**line)
             path = PurePath(entry.file)
-        except TypeError:
+            entry.file.encode()
+        except (TypeError, ValueError):
             continue
-        if not path.is_absolute() and not path.drive and ".." not in path.parts:
+        is_text = all(isinstance(value, str | None) for value in line.values()) and "\0" not in entry.file
+        if is_text and not path.is_absolute() and not path.drive and ".." not in path.parts:
             found[entry.file] = entry
     return list(found.values())
+
+
+def forget(sitting: Path) -> None:
+    """Removes a sitting: all of it, as far as others see.
+
+    Raises:
+        StorageError: it cannot be removed.
+    """
+    gone = sitting.with_name(f".{sitting.name}.partial")
+    with storage_errors(sitting):
+        os.replace(sitting, gone)
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 def digest_of(file: Path) -> str | None:
@@ -217,6 +248,31 @@ def digest_of(file: Path) -> str | None:
         return hashlib.sha256(file.read_bytes()).hexdigest()
     except FileNotFoundError:
         return None
+
+
+def _is_locked(folder: Path, stack: ExitStack) -> bool:
+    """Whether the folder is this process's now, or another one has just taken it away."""
+    try:
+        stack.enter_context(held(folder / "lock", "folder's journal of captions"))
+    except StorageError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return False
+        raise
+    return True
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
+
+
+def _clear_away(folder: Path) -> None:
+    """Removes sittings that a kill ended before anything was noted down, or while they were removed."""
+    with storage_errors(folder):
+        for sitting in [path for path in folder.iterdir() if path.is_dir() and not path.is_symlink()]:
+            names = {file.name for file in sitting.iterdir() if not file.name.endswith(".partial")}
+            if sitting.name.endswith(".partial") or (sitting in _numbered(folder) and names <= {"session.json"}):
+                shutil.rmtree(sitting, ignore_errors=True)
 
 
 def _new_sitting(folder: Path) -> Path:

@@ -20,6 +20,7 @@ from fluxtune.dataset.cache import cache_folder, key_of
 from fluxtune.dataset.folder import Item, is_subject
 from fluxtune.dataset.images import open_image
 from fluxtune.dataset.pictures import all_in_one
+from fluxtune.dataset.sources import framed
 from fluxtune.dataset.survey import Look
 from fluxtune.environment import pick_device
 from fluxtune.errors import DataError
@@ -29,8 +30,8 @@ from fluxtune.files import append_line, fingerprint_of, json_lines, write_text
 _OTHERWISE = "ask it otherwise (captioning.prompt), choose another captioner, or write the caption"
 
 
-def caption_bare(config: Config, on_event: Sink, pictures: Sequence[tuple[Item, Look]]) -> Mapping[Path, str]:
-    """Captions, worded as the settings say, of pictures that have none.
+def caption_bare(config: Config, on_event: Sink, pictures: Sequence[tuple[Item, Look]]) -> Mapping[str, str]:
+    """Captions by name, worded as the settings say and framed by their folders', of pictures that have none.
 
     Args:
         pictures: as they were seen; all of them could be read.
@@ -51,7 +52,8 @@ def caption_bare(config: Config, on_event: Sink, pictures: Sequence[tuple[Item, 
     if missing:
         said |= _ask(folder, missing, kept, config, on_event)
         gc.collect()
-    return {item.path: wordings[is_subject(item)](said[look.digest], item.path) for item, look in pictures}
+    worded = {item.name: wordings[is_subject(item)](said[look.digest], item.path) for item, look in pictures}
+    return {item.name: framed(worded[item.name], item.folder) for item, _ in pictures}
 
 
 def _ask(

@@ -19,7 +19,7 @@ from fluxtune.dataset.captions import read_caption, with_first_line
 from fluxtune.dataset.folder import Item, is_subject
 from fluxtune.dataset.images import open_image
 from fluxtune.environment import pick_device, warn_of_the_processor
-from fluxtune.events import Phase, Progress, Sink
+from fluxtune.events import Phase, Progress, Sink, ignore
 from fluxtune.nano import EMBEDDED
 
 T = TypeVar("T")
@@ -54,8 +54,9 @@ def caption(
     chosen = list(to_caption(items, config.captioning.existing, on_event))
     if not chosen and (dry_run or not journals.go_on):
         return Outcome.before(items, chosen)
-    with nullcontext() if dry_run else journals.held():
-        waiting = journals.waiting(chosen)
+    with nullcontext() if dry_run else journals.held(chosen):
+        # Once more, for others may have written captions until the folders were held.
+        waiting = list(to_caption(journals.waiting(chosen), config.captioning.existing, ignore))
         part = waiting[:limit]
         outcome = Outcome.before(items, waiting)
         if part:
@@ -87,9 +88,10 @@ def reword(config: Config, on_event: Sink, dry_run: bool = False, limit: int | N
     items = all_pictures(config, on_event)
     journals = Journals(config, {"reword": True, **_same_sitting(config)})
     changes = list(_rewordings(items, config))
-    with nullcontext() if dry_run or not changes else journals.held():
-        waiting = {item.path for item in journals.waiting(item for item, *_ in changes)}
-        changes = [change for change in changes if change[0].path in waiting]
+    to_change = [item for item, *_ in changes]
+    with nullcontext() if dry_run or not changes else journals.held(to_change):
+        # Once more, for others may have changed captions until the folders were held.
+        changes = list(_rewordings(journals.waiting(to_change), config))
         part = changes[:limit]
         outcome = Outcome.before(items, (item for item, *_ in changes))
         scribe = Scribe(config, outcome, None if dry_run else journals, on_event)

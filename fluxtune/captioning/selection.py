@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fluxtune.config.dataset import FolderConfig
 from fluxtune.config.schema import Config
-from fluxtune.dataset.captions import stem_of
+from fluxtune.dataset.captions import stem_of, tidy
 from fluxtune.dataset.folder import OTHER_PICTURES, PICTURES, Item, list_folders
 from fluxtune.errors import DataError, UsageError
 from fluxtune.events import Sink, Warning
@@ -101,12 +101,13 @@ def _has_caption(item: Item, existing: str, on_event: Sink) -> bool:
         return True
     # None is a caption that cannot be read: somebody's work all the same.
     has_one = item.caption is None or (item.caption != "" and (item.caption_file is not None or in_a_table))
-    return has_one or (item.caption_file is None and _has_words(caption_file(item)))
+    return has_one or _has_words(caption_file(item))
 
 
 def _has_words(file: Path) -> bool:
-    """Whether a file that the folder's settings do not take for a caption is somebody's work all the same."""
+    """Whether a file is somebody's work although the folder's settings do not take it for a caption, or it was none
+    when the folder was listed."""
     try:
-        return bool(file.read_bytes().strip())
+        return bool(tidy(file.read_bytes().decode("utf-8-sig", "replace")))
     except OSError:
         return False

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fluxtune.captioning.journal import Entry, digest_of, entries, held_folder, sittings
+from fluxtune.captioning.journal import Entry, digest_of, entries, forget, held_folder, sittings
 from fluxtune.dataset.captions import SUFFIXES
 from fluxtune.errors import StorageError
-from fluxtune.files import storage_errors, write_bytes, write_text
+from fluxtune.files import clear_partials, partial_of, storage_errors, write_bytes, write_text
 
 
 @dataclass
@@ -52,7 +51,9 @@ def undo(root: Path) -> Undone | None:
         if sitting is None:
             return None
         undone = Undone()
-        for entry in entries(sitting):
+        noted = entries(sitting)
+        clear_partials(root / entry.file for entry in noted)
+        for entry in noted:
             try:
                 _undo(root, sitting, entry, undone)
             except StorageError as error:
@@ -63,7 +64,7 @@ def undo(root: Path) -> Undone | None:
         if undone.old is not None:
             write_text(sitting / "undone", "")
         elif not undone.failed:
-            shutil.rmtree(sitting, ignore_errors=True)
+            forget(sitting)
         return undone
 
 
@@ -77,7 +78,7 @@ def _undo(root: Path, sitting: Path, entry: Entry, undone: Undone) -> None:
         return
     if now != entry.after:
         undone.changed.append(entry.file)
-    elif entry.before is None:
+    elif entry.before is None and entry.link is None:
         with storage_errors(file):
             file.unlink()
         undone.removed.append(entry.file)
@@ -87,15 +88,16 @@ def _undo(root: Path, sitting: Path, entry: Entry, undone: Undone) -> None:
 
 
 def _restore(file: Path, old: Path, entry: Entry) -> None:
-    with storage_errors(old):
-        content = old.read_bytes() if old.is_file() else b""
-    if hashlib.sha256(content).hexdigest() != entry.before:
-        raise StorageError("what was kept of it is missing or damaged")
+    if entry.before is not None:
+        with storage_errors(old):
+            content = old.read_bytes() if old.is_file() else b""
+        if hashlib.sha256(content).hexdigest() != entry.before:
+            raise StorageError("what was kept of it is missing or damaged")
     if entry.link is None:
         write_bytes(file, content)
         return
-    # What it was a link to was not written to, and is left alone.
-    aside = file.with_name(f".{os.getpid()}.link.partial")
+    # What it was a link to, if that was there, was not written to and is left alone.
+    aside = partial_of(file)
     with storage_errors(file):
         aside.unlink(missing_ok=True)
         aside.symlink_to(entry.link)
@@ -108,7 +110,7 @@ def _undo_what_was_not_noted(root: Path, sitting: Path, undone: Undone) -> None:
     folder = sitting / "before"
     for old in sorted(folder.rglob("*")) if folder.is_dir() and not folder.is_symlink() else ():
         name = old.relative_to(folder).as_posix()
-        if name in noted or not old.is_file():
+        if name in noted or not old.is_file() or old.name.startswith("."):  # what a kill left of a copy is hidden
             continue
         try:
             kept = digest_of(root / name) == digest_of(old)

@@ -43,7 +43,7 @@ class Outcome:
     """What became of the pictures: how many of each sort, and all captions that were proposed or written.
 
     `counts` has `written`, `proposed`, `kept` (as they are), `declined` (in a review) and `failed`; `folders` how many
-    were written in each.
+    were written in each. Pictures of which none of these became anything are waiting for the next call.
     """
 
     pictures: int
@@ -54,8 +54,8 @@ class Outcome:
     @classmethod
     def before(cls, items: Sequence[Item], chosen: Iterable[Item]) -> Outcome:
         """Of the pictures that are not among the chosen: captions are kept, and failed where they cannot be read."""
-        paths = {item.path for item in chosen}
-        left = (item for item in items if item.path not in paths)
+        names = {item.name for item in chosen}  # unlike files, which two folders may have in common
+        left = (item for item in items if item.name not in names)
         return cls(len(items), Counter("failed" if item.caption is None else "kept" for item in left))
 
     def as_data(self) -> dict[str, Any]:
@@ -63,6 +63,7 @@ class Outcome:
         return {
             "pictures": self.pictures,
             **{name: self.counts[name] for name in ("written", "proposed", "kept", "declined", "failed")},
+            "waiting": self.pictures - self.counts.total(),
         }
 
 

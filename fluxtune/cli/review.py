@@ -45,7 +45,7 @@ def _edited(caption: str) -> str:
         import readline
     except ImportError:  # Windows
         return tidy(_typed("new caption (Enter keeps it): ")) or caption
-    readline.set_startup_hook(lambda: readline.insert_text(printable(caption)))
+    readline.set_startup_hook(lambda: readline.insert_text(caption))
     try:
         return tidy(_typed("caption: ")) or caption
     finally:

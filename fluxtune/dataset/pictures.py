@@ -19,8 +19,9 @@ from fluxtune.dataset.survey import Look, Survey, survey
 from fluxtune.errors import DataError, some_names
 from fluxtune.events import Finding, Sink, Warning
 
-CaptionBare: TypeAlias = Callable[[Sequence[tuple[Item, Look]]], Mapping[Path, str]]
-"""Pictures without a caption, as they were seen -> captions by picture file."""
+CaptionBare: TypeAlias = Callable[[Sequence[tuple[Item, Look]]], Mapping[str, str]]
+"""Pictures without a caption, as they were seen -> captions by the pictures' names: a file may be two pictures, one of
+the subject and one of its class."""
 
 CAPTIONER = "captioning.captioner"
 """The setting that captions of pictures without any come from."""
@@ -139,7 +140,7 @@ def _with_captions(usable: Sequence[tuple[Item, Look]], caption_bare: CaptionBar
     bare = [(item, look) for item, look in usable if item.caption == ""]
     said = caption_bare(bare) if bare else {}
     return [
-        (replace(item, caption=said[item.path], caption_place=CAPTIONER) if item.path in said else item, look)
+        (replace(item, caption=said[item.name], caption_place=CAPTIONER) if item.name in said else item, look)
         for item, look in usable
     ]
 

@@ -23,6 +23,11 @@ class Caption:
     place: str | None = None
 
 
+def framed(caption: str, folder: FolderConfig) -> str:
+    """A caption with what its folder's settings put around it."""
+    return tidy(f"{folder.caption_prefix} {caption} {folder.caption_suffix}")
+
+
 class Captions:
     """The captions of one folder, by the settings of its row.
 
@@ -56,8 +61,7 @@ class Captions:
             caption = Caption(meaning.caption, None, f"{picture.parent.name}/")
         if not caption.text:
             return caption
-        text = tidy(f"{folder.caption_prefix} {caption.text} {folder.caption_suffix}")
-        return Caption(text, caption.file, caption.place)
+        return Caption(framed(caption.text, folder), caption.file, caption.place)
 
     def repeats(self, picture: Path) -> int:
         """How often a picture is seen in an epoch, by its row and the name of its folder."""

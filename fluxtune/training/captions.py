@@ -18,8 +18,8 @@ from fluxtune.dataset.survey import Look
 from fluxtune.events import Phase, Sink
 from fluxtune.files import json_lines, write_text
 
-AskCaptioner: TypeAlias = Callable[[Config, Sink, Sequence[tuple[Item, Look]]], Mapping[Path, str]]
-"""Settings, sink and pictures without a caption -> captions by picture file; ``captioning/missing.py`` has one."""
+AskCaptioner: TypeAlias = Callable[[Config, Sink, Sequence[tuple[Item, Look]]], Mapping[str, str]]
+"""Settings, sink and pictures without a caption -> captions by name; ``captioning/missing.py`` has one."""
 
 RECORD = "captions.jsonl"
 
@@ -36,12 +36,12 @@ def as_recorded(run: Path, on_event: Sink, caption_bare: CaptionBare | None) -> 
         if isinstance(caption := row.get("caption"), str) and isinstance(row.get("picture"), str)
     }
 
-    def captions(pictures: Sequence[tuple[Item, Look]]) -> Mapping[Path, str]:
-        keys = {item.path: (item.name, look.digest) for item, look in pictures}
-        known = {path: recorded[key] for path, key in keys.items() if key in recorded}
+    def captions(pictures: Sequence[tuple[Item, Look]]) -> Mapping[str, str]:
+        keys = [(item.name, look.digest) for item, look in pictures]
+        known = {key[0]: recorded[key] for key in keys if key in recorded}
         if known:
             on_event(Phase("caption pictures", f"{len(known)} as this run recorded them"))
-        others = [(item, look) for item, look in pictures if item.path not in known]
+        others = [(item, look) for item, look in pictures if item.name not in known]
         return {**known, **caption_bare(others)} if others and caption_bare else known
 
     return captions

@@ -123,7 +123,15 @@ def test_a_review_that_ends_keeps_what_was_decided(photos: Path) -> None:
 
     outcome = run.caption(settings(photos), ignore, decide=decide)
     assert texts(photos) == {"a.txt": "mine\n"}
-    assert outcome.as_data() == {"pictures": 5, "written": 1, "proposed": 0, "kept": 0, "declined": 1, "failed": 0}
+    assert outcome.as_data() == {
+        "pictures": 5,
+        "written": 1,
+        "proposed": 0,
+        "kept": 0,
+        "declined": 1,
+        "failed": 0,
+        "waiting": 3,
+    }
 
 
 def test_a_damaged_picture_is_named_and_the_others_are_captioned(photos: Path) -> None:
@@ -183,7 +191,7 @@ def test_a_caption_that_cannot_be_read_and_stays_counts_as_failed(photos: Path) 
     (photos / "a.txt").write_bytes(b"\xff\xfe")
     assert run.caption(settings(photos), ignore).as_data()["failed"] == 1
     assert run.caption(settings(photos), ignore).as_data() == {
-        "pictures": 5, "written": 0, "proposed": 0, "kept": 4, "declined": 0, "failed": 1,
+        "pictures": 5, "written": 0, "proposed": 0, "kept": 4, "declined": 0, "failed": 1, "waiting": 0,
     }  # fmt: skip
     assert run.caption(settings(photos, existing="overwrite"), ignore).counts["failed"] == 0
 

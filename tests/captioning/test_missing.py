@@ -197,3 +197,23 @@ def test_a_damaged_file_of_captions_costs_no_more_than_what_was_damaged(photos: 
     assert read(settings(photos), events) == first
     assert read(settings(photos), events) == first
     assert details(events) == ["2 new, 1 from the cache", "0 new, 3 from the cache"]
+
+
+@pytest.mark.parametrize("kinds", [("train", "regularization"), ("regularization", "train")])
+def test_a_folder_that_counts_for_the_subject_and_for_its_class_is_worded_for_each(
+    photos: Path, kinds: tuple[str, str]
+) -> None:
+    rows = [{"path": str(photos), "kind": kind} for kind in kinds]
+    for picture in read(settings(photos, folders=rows)):
+        assert ("zorvex" in picture.caption.split()) == picture.is_subject
+        assert ("critter" in picture.caption.split()) != picture.is_subject
+
+
+def test_a_captioned_picture_gets_what_its_folder_puts_around_captions(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (photos / "0.txt").write_text("a critter")
+    says(monkeypatch, lambda _: "a critter")
+    rows = [{"path": str(photos), "caption_prefix": "night,", "caption_suffix": "[trigger]"}]
+    captions = [picture.caption for picture in read(settings(photos, folders=rows, trigger=None))]
+    assert captions == ["night, a critter [trigger]"] * 3

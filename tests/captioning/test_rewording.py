@@ -42,7 +42,15 @@ def test_rewording_again_writes_nothing(photos: Path) -> None:
 def test_only_so_many_captions_are_reworded_as_asked(photos: Path) -> None:
     outcome = run.reword(settings(photos), ignore, limit=1)
     assert files(photos) == {"a.txt": "photo of a dog\n", "b.txt": "a cat", "c.txt": "photo of a mug"}
-    assert outcome.as_data() == {"pictures": 3, "written": 1, "proposed": 0, "kept": 1, "declined": 0, "failed": 0}
+    assert outcome.as_data() == {
+        "pictures": 3,
+        "written": 1,
+        "proposed": 0,
+        "kept": 1,
+        "declined": 0,
+        "failed": 0,
+        "waiting": 1,
+    }
 
 
 def test_rewording_goes_on_behind_a_limit_and_is_undone_as_one(photos: Path) -> None:
@@ -72,7 +80,15 @@ def test_a_caption_that_cannot_be_read_counts_as_failed(photos: Path) -> None:
     (photos / "b.txt").write_bytes(b"\xff\xfe")
     events: list[Event] = []
     outcome = run.reword(settings(photos), events.append)
-    assert outcome.as_data() == {"pictures": 3, "written": 1, "proposed": 0, "kept": 1, "declined": 0, "failed": 1}
+    assert outcome.as_data() == {
+        "pictures": 3,
+        "written": 1,
+        "proposed": 0,
+        "kept": 1,
+        "declined": 0,
+        "failed": 1,
+        "waiting": 0,
+    }
     assert any(event.event == "finding" and event.check == "bad-caption" for event in events)
 
 

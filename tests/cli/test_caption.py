@@ -61,7 +61,7 @@ def test_programs_read_a_caption_a_line_and_the_counts_last(fluxtune: Fluxtune, 
     assert progress[0]["seconds_left"] > 0
     assert records[-1]["event"] == "result"
     assert records[-1]["data"] == {
-        "pictures": 3, "written": 3, "proposed": 0, "kept": 0, "declined": 0, "failed": 0,
+        "pictures": 3, "written": 3, "proposed": 0, "kept": 0, "declined": 0, "failed": 0, "waiting": 0,
     }  # fmt: skip
 
 
@@ -88,7 +88,7 @@ def test_a_limit_holds_for_rewording_too(fluxtune: Fluxtune, photos: Path) -> No
     for index in range(3):
         (photos / f"{index}.txt").write_text("a dog")
     outcome = fluxtune("caption", "photos", "--reword", "--prefix", "photo of", "--limit", "2")
-    assert outcome.out.startswith("3 pictures: 2 written\n")
+    assert outcome.out.startswith("3 pictures: 2 written, 1 waiting\n")
     assert (photos / "2.txt").read_text() == "a dog"
 
 

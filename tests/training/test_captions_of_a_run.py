@@ -40,9 +40,9 @@ def never(config: Config, on_event: Sink, pictures: Sequence[tuple[Item, Look]])
     pytest.fail(f"the captioner was asked for {[item.name for item, _ in pictures]}")
 
 
-def by_name(config: Config, on_event: Sink, pictures: Sequence[tuple[Item, Look]]) -> Mapping[Path, str]:
+def by_name(config: Config, on_event: Sink, pictures: Sequence[tuple[Item, Look]]) -> Mapping[str, str]:
     """A captioner that says what a picture's file is called."""
-    return {item.path: f"picture {item.path.stem}" for item, _ in pictures}
+    return {item.name: f"picture {item.path.stem}" for item, _ in pictures}
 
 
 def captions_in(run: Path) -> list[tuple[str, str, str]]:
@@ -76,7 +76,7 @@ def test_captioning_is_in_the_runs_record_at_the_time_when_it_was_done(
 ) -> None:
     done: list[datetime] = []
 
-    def ask(config: Config, on_event: Sink, pictures: Sequence[tuple[Item, Look]]) -> Mapping[Path, str]:
+    def ask(config: Config, on_event: Sink, pictures: Sequence[tuple[Item, Look]]) -> Mapping[str, str]:
         captions = caption_bare(config, on_event, pictures)
         done.append(datetime.now(UTC))
         return captions
