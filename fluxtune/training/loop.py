@@ -63,7 +63,7 @@ def train_steps(
                 losses.append(learn(learner, samples.subject))
                 if samples.preserved is not None:
                     preserve(learner, samples.preserved, guard_weight)
-        grad_norm = update(learner)
+        grad_norm = float(update(learner))
         loss = float(torch.stack(losses).mean())
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             raise DivergedError(

@@ -80,10 +80,10 @@ def _velocity(learner: Learner, batch: MicroBatch) -> torch.Tensor:
         return learner.family.forward(learner.transformer, noisy, batch.sigmas, batch.text, learner.guidance)
 
 
-def update(learner: Learner) -> float:
+def update(learner: Learner) -> torch.Tensor:
     """Clip the gathered gradients, step the optimizer, clear; returns the gradients' norm before clipping."""
     limit = learner.max_grad_norm or float("inf")
-    norm = learner.accelerator.clip_grad_norm_(learner.parameters, limit)
+    norm: torch.Tensor = learner.accelerator.clip_grad_norm_(learner.parameters, limit)
     learner.optimizer.step()
     learner.optimizer.zero_grad(set_to_none=True)
-    return float(norm)
+    return norm
