@@ -39,7 +39,7 @@ def caption(
     Args:
         decide: what is to be written of each proposal.
         dry_run: write nothing.
-        limit: caption so many pictures at most.
+        limit: caption so many pictures at most; those that cannot be captioned do not count.
 
     Raises:
         DataError: there is no folder, or no picture in it.
@@ -57,23 +57,32 @@ def caption(
     with nullcontext() if dry_run else journals.held(chosen):
         # Once more, for others may have written captions until the folders were held.
         waiting = list(to_caption(journals.waiting(chosen), config.captioning.existing, ignore))
-        part = waiting[:limit]
+        part, rest = _split(waiting, limit)
         outcome = Outcome.before(items, waiting)
         if part:
             captioner = open_captioner(find_captioner(config, on_event), config, device_for(config, on_event), on_event)
             again = ", going on where it was cut off" if journals.go_on else ""
             on_event(Phase("caption", f"{len(part)} of {len(items)} pictures{again}"))
             size = BatchSize(config.captioning.batch_size)
-            said = caption_each(part, lambda item: open_image(item.path, config.dataset.background), captioner, size)
             scribe = Scribe(config, outcome, None if dry_run else journals, on_event, decide)
+        while part:
+            failed = outcome.counts["failed"]
+            said = caption_each(part, lambda item: open_image(item.path, config.dataset.background), captioner, size)
             try:
                 for number, (item, text) in enumerate(with_progress(said, len(part), on_event), start=1):
                     scribe.take(item, text, number, len(part))
             except EndOfReview:
                 return outcome
-        if not dry_run and len(part) == len(waiting):
+            # In the place of those that failed others come: else a limit would never get past them.
+            part, rest = _split(rest, outcome.counts["failed"] - failed)
+        if not dry_run and not rest:
             journals.finish()
     return outcome
+
+
+def _split(items: Sequence[Item], at: int | None) -> tuple[Sequence[Item], Sequence[Item]]:
+    """The first of them, up to so many, and the others; None takes all."""
+    return (items, ()) if at is None else (items[:at], items[at:])
 
 
 def reword(config: Config, on_event: Sink, dry_run: bool = False, limit: int | None = None) -> Outcome:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from squares import cut_off_after, settings, settings_of_rows
+from squares import cut_off_after, settings, settings_of_rows, texts
 
 from fluxtune.captioning import run
 from fluxtune.captioning.writing import EndOfReview, Outcome, Proposal
@@ -63,3 +63,10 @@ def test_what_was_written_before_a_cut_counts_as_kept(photos: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run.caption(config, ignore, cut_off_after(2))
     assert told(run.caption(config, ignore)) == {"written": 3, "kept": 2}
+
+
+def test_a_limit_gets_past_pictures_that_cannot_be_captioned(photos: Path) -> None:
+    for name in ("a", "b"):
+        (photos / f"{name}.png").write_bytes(b"damaged")
+    assert told(run.caption(settings(photos), ignore, limit=2)) == {"written": 2, "failed": 2, "waiting": 1}
+    assert sorted(texts(photos)) == ["c.txt", "d.txt"]
