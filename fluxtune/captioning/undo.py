@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,11 @@ class Undone:
         return {**asdict(self), "old": self.old and str(self.old)}
 
 
-def undo(root: Path) -> Undone | None:
+def undo(root: Path, endings: Iterable[str] = ()) -> Undone | None:
     """Takes back the last captioning of a folder: old captions come back, new ones go.
+
+    Args:
+        endings: of caption files, besides those that are common; in folders that are linked to, no others are touched.
 
     Returns:
         What was done, or None where there is no captioning to undo.
@@ -50,11 +54,13 @@ def undo(root: Path) -> Undone | None:
         sitting = next(sittings(root), None)
         if sitting is None:
             return None
-        undone = Undone()
+        undone, endings = Undone(), (*SUFFIXES, *endings)
         noted = entries(sitting)
         clear_partials(root / entry.file for entry in noted)
         for entry in noted:
             try:
+                if not (root / entry.file).parent.resolve().is_relative_to(root) and not entry.file.endswith(endings):
+                    raise StorageError("it lies in a folder that is linked to, and is no caption file")
                 _undo(root, sitting, entry, undone)
             except StorageError as error:
                 undone.failed[entry.file] = error.message
@@ -70,8 +76,6 @@ def undo(root: Path) -> Undone | None:
 
 def _undo(root: Path, sitting: Path, entry: Entry, undone: Undone) -> None:
     file, old = root / entry.file, sitting / "before" / entry.file
-    if not file.parent.resolve().is_relative_to(root) and file.suffix not in SUFFIXES:
-        raise StorageError("it lies in a folder that is linked to, and is no caption file")
     with storage_errors(file):
         now = digest_of(file)
     if now == entry.before:

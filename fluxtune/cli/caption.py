@@ -218,8 +218,9 @@ def _undo(config: Config, as_json: bool) -> None:
         if not root.is_dir():
             raise DataError("there is no such folder", where=str(root), hint="check the path", check="no-folder")
     done: dict[Path, Undone] = {}
+    endings = [folder.captions for folder in config.dataset.folders if folder.captions.startswith(".")]
     for root in roots:
-        if (undone := undo(root)) is not None:
+        if (undone := undo(root, endings)) is not None:
             done[root] = undone
             if not as_json:
                 _show_undone(root, undone)

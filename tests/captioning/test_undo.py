@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from squares import settings, texts
+from squares import settings, settings_of_rows, texts
 
 from fluxtune.captioning import run
 from fluxtune.captioning.journal import FOLDER, held_folder
@@ -174,3 +174,14 @@ def test_undo_waits_for_no_other_process(photos: Path) -> None:
     with held_folder(photos), pytest.raises(StorageError, match="being written by process"):
         undo(photos)
     assert texts(photos) != {}
+
+
+def test_captions_of_an_ending_that_the_settings_name_are_undone_in_folders_that_are_linked_to(photos: Path) -> None:
+    outside = (photos / "more").rename(photos.parent / "outside")
+    (photos / "more").symlink_to(outside)
+    run.caption(settings_of_rows({"path": str(photos), "captions": ".cap"}), ignore)
+    assert (outside / "e.cap").exists()
+    undone = undo(photos, [".cap"])
+    assert undone is not None
+    assert not undone.failed
+    assert not (outside / "e.cap").exists()
