@@ -39,22 +39,24 @@ def simulate(build: Callable[[Ledger], T], step: Callable[[T, Ledger], None], le
 
 def fake_parameters(
     module: nn.Module, device: str, dtype_of: Callable[[str, nn.Parameter], torch.dtype]
-) -> dict[str, nn.Parameter]:
+) -> list[torch.Tensor]:
     """Gives a module on the meta device fake parameters and buffers on ``device``, in place.
 
     Args:
-        dtype_of: (name, parameter) -> precision that it is held in.
+        dtype_of: (name, parameter) -> precision that a parameter of fractions is held in.
 
     Returns:
-        The new parameters by name.
+        The new parameters and buffers.
     """
-    made = {}
+    made: list[torch.Tensor] = []
     for name, parameter in list(module.named_parameters()):
-        empty = torch.empty(parameter.shape, dtype=dtype_of(name, parameter), device=device)
+        dtype = dtype_of(name, parameter) if parameter.is_floating_point() else parameter.dtype
         path, _, leaf = name.rpartition(".")
-        made[name] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
-        setattr(module.get_submodule(path), leaf, made[name])
+        empty = torch.empty(parameter.shape, dtype=dtype, device=device)
+        made.append(nn.Parameter(empty, requires_grad=parameter.requires_grad))
+        setattr(module.get_submodule(path), leaf, made[-1])
     for name, buffer in list(module.named_buffers()):
         path, _, leaf = name.rpartition(".")
-        module.get_submodule(path).register_buffer(leaf, torch.empty_like(buffer, device=device))
+        made.append(torch.empty_like(buffer, device=device))
+        module.get_submodule(path).register_buffer(leaf, made[-1])
     return made

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
+import bitsandbytes as bnb
 import diffusers
 import pytest
 import torch
@@ -16,7 +18,9 @@ from fluxtune.config.schema import Config
 from fluxtune.flux.families import FAMILIES
 from fluxtune.lora.adapter import adapter_parameters, attach
 from fluxtune.memory.ledger import TEMPORARIES, Ledger
+from fluxtune.memory.quantize import quantized_linear, replace_module
 from fluxtune.memory.simulate import fake_parameters, simulate
+from fluxtune.memory.stand_ins import QuantizedStandIn
 from fluxtune.training.load import make_accelerator
 from fluxtune.training.optimizers import make_optimizer
 from fluxtune.training.step import Learner, MicroBatch, learn, update
@@ -38,13 +42,37 @@ MODEL = {
 """8 M parameters."""
 
 
-def empty_transformer(config: Config) -> nn.Module:
-    """On the meta device, with its adapter."""
+def empty_transformer(config: Config, quantized: Callable[[nn.Linear], nn.Module] | None = None) -> nn.Module:
+    """On the meta device, the linear layers of its blocks as they are held, with its adapter."""
     with init_empty_weights():
         transformer = diffusers.FluxTransformer2DModel.from_config(MODEL)
         transformer.requires_grad_(False)
+    for path, layer in list(transformer.named_modules()):
+        if quantized and type(layer) is nn.Linear and "transformer_blocks." in path:
+            replace_module(transformer, path, quantized(layer))
+    with init_empty_weights():
         attach(transformer, config.lora, FAMILIES[0], 1)
     return transformer
+
+
+def stand_in(config: Config) -> Callable[[nn.Linear], nn.Module] | None:
+    precision = config.memory.base_precision
+    if precision not in ("int8", "nf4"):
+        return None
+    return lambda layer: QuantizedStandIn(layer, precision, DTYPES[config.training.precision], as_cuda=False)
+
+
+def real_layer(config: Config) -> Callable[[nn.Linear], nn.Module] | None:
+    precision, dtype = config.memory.base_precision, DTYPES[config.training.precision]
+    if precision not in ("int8", "nf4"):
+        return None
+
+    def quantized(layer: nn.Linear) -> nn.Module:
+        if layer.bias is not None:
+            layer.bias = nn.Parameter(torch.zeros(layer.out_features, dtype=dtype), requires_grad=False)
+        return quantized_linear(layer, torch.randn(layer.weight.shape), precision, dtype, "cpu")
+
+    return quantized
 
 
 def dtype_of(config: Config, parameter: nn.Parameter) -> torch.dtype:
@@ -73,11 +101,11 @@ def tensors_of(samples: MicroBatch) -> list[torch.Tensor]:
 
 
 def simulated(config: Config) -> Ledger:
-    transformer = empty_transformer(config)
+    transformer = empty_transformer(config, stand_in(config))
 
     def build(ledger: Ledger) -> tuple[Learner, MicroBatch]:
-        for parameter in fake_parameters(transformer, "cpu", lambda _, each: dtype_of(config, each)).values():
-            ledger.claim(parameter, "adapter" if parameter.requires_grad else "weights")
+        for tensor in fake_parameters(transformer, "cpu", lambda _, each: dtype_of(config, each)):
+            ledger.claim(tensor, "adapter" if tensor.requires_grad else "weights")
         samples = batch(config.training.batch_size)
         for tensor in tensors_of(samples):
             ledger.claim(tensor, "inputs")
@@ -91,15 +119,29 @@ def simulated(config: Config) -> Ledger:
     return simulate(build, step, Ledger("cpu", as_cuda=False))
 
 
+def states_of(transformer: nn.Module) -> list[torch.Tensor]:
+    """What bitsandbytes' layers hold besides their weights."""
+    found = []
+    for layer in transformer.modules():
+        if isinstance(layer, bnb.nn.Linear8bitLt):
+            found.append(layer.weight.SCB)
+        elif isinstance(layer, bnb.nn.Linear4bit):
+            state = layer.weight.quant_state
+            found += [state.absmax, state.code, state.offset, state.state2.absmax, state.state2.code]
+    return list({id(tensor): tensor for tensor in found}.values())
+
+
 def recorded_peak(config: Config, trace: Path) -> int:
     """Bytes at the peak of two real steps, by the profiler's record of every allocation."""
-    transformer = empty_transformer(config)
+    transformer = empty_transformer(config, real_layer(config))
     for name, parameter in list(transformer.named_parameters()):
+        if not parameter.is_meta:
+            continue
         path, _, leaf = name.rpartition(".")
         real = nn.Parameter(torch.zeros(parameter.shape, dtype=dtype_of(config, parameter)), parameter.requires_grad)
         setattr(transformer.get_submodule(path), leaf, real)
     learner, samples = learner_of(transformer, config), batch(config.training.batch_size)
-    held = [*transformer.parameters(), *tensors_of(samples)]
+    held = [*transformer.parameters(), *states_of(transformer), *tensors_of(samples)]
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         for _ in range(2):
             learn(learner, samples)
@@ -115,21 +157,25 @@ def recorded_peak(config: Config, trace: Path) -> int:
 
 
 @pytest.mark.parametrize(
-    ("precision", "recompute", "targets"),
+    ("precision", "base", "recompute", "targets"),
     [
-        ("fp32", "none", "all-linear"),
-        ("fp32", "all", "attention"),
-        ("bf16", "none", "attention"),
-        ("bf16", "all", "all-linear"),
+        ("fp32", "fp32", "none", "all-linear"),
+        ("fp32", "fp32", "all", "attention"),
+        ("bf16", "bf16", "none", "attention"),
+        ("bf16", "bf16", "all", "all-linear"),
+        ("fp32", "nf4", "none", "attention"),
+        ("fp32", "nf4", "all", "all-linear"),
+        ("fp32", "int8", "none", "all-linear"),
+        ("fp32", "int8", "all", "attention"),
     ],
 )
 def test_the_peak_of_a_training_step_is_foretold_within_one_percent(
-    precision: str, recompute: str, targets: str, tmp_path: Path
+    precision: str, base: str, recompute: str, targets: str, tmp_path: Path
 ) -> None:
     config = Config.model_validate(
         {
             "training": {"precision": precision, "optimizer": "adamw", "batch_size": 2},
-            "memory": {"recompute": recompute},
+            "memory": {"recompute": recompute, "base_precision": base},
             "lora": {"rank": 16, "targets": targets},
         }
     )

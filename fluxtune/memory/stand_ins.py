@@ -1,0 +1,105 @@
+"""Layers that hold and allocate what bitsandbytes' do, on tensors without content: its own refuse those.
+
+They follow bitsandbytes 0.50 (`autograd/_functions.py`, `functional.py`, `backends/cuda/ops.py`). Where it may choose a
+fused 4-bit product for few tokens, they take the other way, which needs more.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from fluxtune.memory.quantize import QuantizedPrecision
+
+_BLOCK, _NESTED = 64, 256
+"""Values of a 4-bit block, and scales of a block of scales."""
+
+
+class QuantizedStandIn(nn.Linear):
+    """Computes nothing, with the memory of `quantize.quantized_linear`'s layer; made on the meta device.
+
+    Args:
+        layer: the layer that it stands for.
+        dtype: precision of the activations and of the bias.
+        as_cuda: allocate on the way what a card does; bitsandbytes multiplies 8-bit weights otherwise on a processor.
+    """
+
+    def __init__(self, layer: nn.Linear, precision: QuantizedPrecision, dtype: torch.dtype, as_cuda: bool) -> None:
+        super().__init__(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta", dtype=dtype)
+        self.requires_grad_(False)
+        self.precision, self.dtype, self.as_cuda = precision, dtype, as_cuda
+        values = layer.in_features * layer.out_features
+        if precision == "nf4":
+            packed = torch.empty(values // 2, 1, dtype=torch.uint8, device="meta")
+            blocks = -(-values // _BLOCK)
+            self._hold("scales", blocks, torch.uint8)
+            self._hold("scales_of_scales", -(-blocks // _NESTED), torch.float32)
+            self._hold("codes", 16 + 256 + 1, torch.float32)
+        else:
+            packed = torch.empty(layer.out_features, layer.in_features, dtype=torch.int8, device="meta")
+            self._hold("scales", layer.out_features, torch.float32)
+        self.weight = nn.Parameter(packed, requires_grad=False)
+
+    def _hold(self, name: str, values: int, dtype: torch.dtype) -> None:
+        self.register_buffer(name, torch.empty(values, dtype=dtype, device="meta"))
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """``[..., in]`` -> ``[..., out]``, in the precision of activations."""
+        product = _Nf4Product if self.precision == "nf4" else _Int8Product
+        result: torch.Tensor = product.apply(input.to(self.dtype), self)
+        return result
+
+
+class _Nf4Product(torch.autograd.Function):
+    """`MatMul4Bit`: the weights are unpacked for each product, forward and backward, and nothing else is saved."""
+
+    @staticmethod
+    def forward(ctx: Any, activations: torch.Tensor, layer: QuantizedStandIn) -> torch.Tensor:
+        ctx.layer = layer
+        scales = _full_scales(layer)
+        scales = scales + 1
+        return functional.linear(activations, _unpacked(layer), layer.bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        scales = _full_scales(ctx.layer)
+        weight = _unpacked(ctx.layer)
+        del scales
+        return torch.matmul(gradient, weight), None
+
+
+class _Int8Product(torch.autograd.Function):
+    """`MatMul8bitLt`, and `MatMul8bitFp` where that is taken: both keep their activations until the backward."""
+
+    @staticmethod
+    def forward(ctx: Any, activations: torch.Tensor, layer: QuantizedStandIn) -> torch.Tensor:
+        ctx.layer, ctx.activations = layer, activations
+        if not layer.as_cuda:
+            return functional.linear(activations, _unpacked(layer), layer.bias)
+        rows = activations.reshape(-1, activations.shape[-1])
+        # They live until the end, as the local names there do.
+        quantised, scales = _empty(rows.to(torch.float16), torch.int8), rows.new_empty(len(rows), dtype=torch.float32)
+        products = torch.empty(len(quantised), layer.out_features, dtype=torch.int32, device=scales.device)
+        result = _empty(products, torch.float16)
+        return result.to(layer.dtype).reshape(*activations.shape[:-1], layer.out_features)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        rows = gradient.reshape(-1, gradient.shape[-1]).contiguous()
+        return torch.matmul(rows, _unpacked(ctx.layer)).view(ctx.activations.shape), None
+
+
+def _unpacked(layer: QuantizedStandIn) -> torch.Tensor:
+    return torch.empty(layer.out_features, layer.in_features, dtype=layer.dtype, device=layer.weight.device)
+
+
+def _full_scales(layer: QuantizedStandIn) -> torch.Tensor:
+    """The scales of 4-bit blocks in full precision, as they are before the weights are."""
+    return torch.empty(layer.get_buffer("scales").shape, dtype=torch.float32, device=layer.weight.device)
+
+
+def _empty(like: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return torch.empty(like.shape, dtype=dtype, device=like.device)
