@@ -43,7 +43,9 @@ def quantized_linear(
         # On some processors bitsandbytes repacks weights at the first evaluation into a form without gradients.
         made.support_avx512bf16_for_cpu = False
     else:
-        made = bnb.nn.Linear8bitLt(
+        from fluxtune.memory.eight_bit import FrozenLinear8bit
+
+        made = FrozenLinear8bit(
             layer.in_features, layer.out_features, bias=has_bias, has_fp16_weights=False, threshold=0.0, device="meta"
         )
         # Int8Params quantises only what moves from the CPU to a card, and would hold what is on the card whole.

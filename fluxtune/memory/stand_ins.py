@@ -72,11 +72,11 @@ class _Nf4Product(torch.autograd.Function):
 
 
 class _Int8Product(torch.autograd.Function):
-    """`MatMul8bitLt`, and `MatMul8bitFp` where that is taken: both keep their activations until the backward."""
+    """`eight_bit.FrozenLinear8bit`: forward as `MatMul8bitLt` or, on a processor, `MatMul8bitFp`; nothing is saved."""
 
     @staticmethod
     def forward(ctx: Any, activations: torch.Tensor, layer: QuantizedStandIn) -> torch.Tensor:
-        ctx.layer, ctx.activations = layer, activations
+        ctx.layer = layer
         if not layer.as_cuda:
             return functional.linear(activations, _unpacked(layer), layer.bias)
         rows = activations.reshape(-1, activations.shape[-1])
@@ -88,8 +88,7 @@ class _Int8Product(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        rows = gradient.reshape(-1, gradient.shape[-1]).contiguous()
-        return torch.matmul(rows, _unpacked(ctx.layer)).view(ctx.activations.shape), None
+        return torch.matmul(gradient, _unpacked(ctx.layer)), None
 
 
 def _unpacked(layer: QuantizedStandIn) -> torch.Tensor:

@@ -16,6 +16,7 @@ from fluxtune.config.model import ModelConfig
 from fluxtune.errors import BaseModelError, ExitCode
 from fluxtune.flux.denoise import encode_prompt
 from fluxtune.flux.load import Base, load_text_pipeline, load_transformer, load_vae, open_base
+from fluxtune.memory.eight_bit import FrozenLinear8bit
 
 Weights = dict[str, torch.Tensor]
 FP32 = MemoryConfig(base_precision="fp32", text_precision="fp32")
@@ -156,7 +157,7 @@ def test_the_text_length_is_what_the_tokenizer_says_up_to_the_familys(base: Base
     assert opened(own_copy).text_tokens == 512
 
 
-@pytest.mark.parametrize(("precision", "kind"), [("int8", bnb.nn.Linear8bitLt), ("nf4", bnb.nn.Linear4bit)])
+@pytest.mark.parametrize(("precision", "kind"), [("int8", FrozenLinear8bit), ("nf4", bnb.nn.Linear4bit)])
 def test_the_blocks_linear_layers_are_quantised_and_no_others(
     tiny_flux: Path, precision: str, kind: type[nn.Module]
 ) -> None:

@@ -5,9 +5,11 @@ import pytest
 import torch
 from torch import nn
 
+from fluxtune.memory.eight_bit import FrozenLinear8bit
+from fluxtune.memory.ledger import Ledger
 from fluxtune.memory.quantize import QuantizedPrecision, quantize_linears, quantized_linear
 
-KINDS = {"int8": bnb.nn.Linear8bitLt, "nf4": bnb.nn.Linear4bit}
+KINDS = {"int8": FrozenLinear8bit, "nf4": bnb.nn.Linear4bit}
 DTYPES = [torch.float32, torch.bfloat16]
 VALUES = 128 * 256
 
@@ -54,7 +56,7 @@ def test_activations_keep_the_precision_of_the_layer_after_a_float32_norm(precis
 def test_layers_to_keep_stay_as_they_are() -> None:
     model = nn.ModuleDict({"wi": nn.Linear(8, 8), "wo": nn.Linear(8, 8)})
     quantize_linears(model, "int8", torch.float32, "cpu", keep=("wo",))
-    assert [type(layer) for layer in model.values()] == [bnb.nn.Linear8bitLt, nn.Linear]
+    assert [type(layer) for layer in model.values()] == [FrozenLinear8bit, nn.Linear]
 
 
 @pytest.mark.parametrize("precision", ["int8", "nf4"])
@@ -101,4 +103,27 @@ def test_every_linear_layer_below_the_root_is_quantised_and_nothing_else() -> No
     root = nn.Sequential(nn.Linear(64, 64), nn.LayerNorm(64), nn.Sequential(nn.Linear(64, 64)), nn.Embedding(3, 64))
     quantize_linears(root, "int8", torch.float32, "cpu")
     kinds = [type(module) for module in root.modules() if not isinstance(module, nn.Sequential)]
-    assert kinds == [bnb.nn.Linear8bitLt, nn.LayerNorm, bnb.nn.Linear8bitLt, nn.Embedding]
+    assert kinds == [FrozenLinear8bit, nn.LayerNorm, FrozenLinear8bit, nn.Embedding]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_frozen_8_bit_layers_compute_what_bitsandbytes_does_to_the_bit(dtype: torch.dtype) -> None:
+    _, quantised = layer_of("int8", dtype)
+    inputs = torch.randn(2, 7, 256, dtype=dtype, requires_grad=True)
+    direction = torch.randn(2, 7, 128, dtype=dtype)
+    results = []
+    for layer in (quantised, lambda x: bnb.nn.Linear8bitLt.forward(quantised, x)):
+        output = layer(inputs.clone())
+        results.append((output, *torch.autograd.grad(output, inputs, direction)))
+    for ours, theirs in zip(*results, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_frozen_8_bit_layers_keep_no_input_for_the_backward() -> None:
+    _, quantised = layer_of("int8", torch.float32)
+    inputs = torch.randn(1000, 256, requires_grad=True)
+    with Ledger("cpu", as_cuda=False) as ledger:
+        output = quantised(inputs * 2)
+        held = output + 1
+    # Beside the two results there are the weights, which are small here; the input is not.
+    assert ledger.moments[-1].bytes < output.nbytes + held.nbytes + 0.1 * inputs.nbytes
