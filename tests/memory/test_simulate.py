@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import bitsandbytes as bnb
@@ -26,26 +27,49 @@ from fluxtune.training.optimizers import make_optimizer
 from fluxtune.training.step import Learner, MicroBatch, learn, update
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-SIDE, TEXT = 16, 64
-MODEL = {
-    "patch_size": 1,
-    "in_channels": 64,
-    "num_layers": 2,
-    "num_single_layers": 3,
-    "attention_head_dim": 64,
-    "num_attention_heads": 4,
-    "joint_attention_dim": 256,
-    "pooled_projection_dim": 128,
-    "guidance_embeds": True,
-    "axes_dims_rope": [8, 28, 28],
-}
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of a FLUX.1 model, of its pictures in tokens a side, and of its texts in tokens."""
+
+    double: int
+    single: int
+    heads: int
+    head: int
+    rope: tuple[int, int, int]
+    text_width: int
+    pooled_width: int
+    side: int
+    text: int
+
+    @property
+    def model(self) -> dict[str, object]:
+        """As the config of the transformer says it."""
+        return {
+            "patch_size": 1,
+            "in_channels": 64,
+            "num_layers": self.double,
+            "num_single_layers": self.single,
+            "attention_head_dim": self.head,
+            "num_attention_heads": self.heads,
+            "joint_attention_dim": self.text_width,
+            "pooled_projection_dim": self.pooled_width,
+            "guidance_embeds": True,
+            "axes_dims_rope": list(self.rope),
+        }
+
+
+SMALL = Size(2, 3, 4, 64, (8, 28, 28), 256, 128, side=16, text=64)
 """8 M parameters."""
+DEV = Size(19, 38, 24, 128, (16, 56, 56), 4096, 768, side=64, text=512)
+"""FLUX.1-dev at 1024 px: 11.9 billion."""
 
 
-def empty_transformer(config: Config, quantized: Callable[[nn.Linear], nn.Module] | None = None) -> nn.Module:
+def empty_transformer(size: Size, config: Config, quantized: Callable[[nn.Linear], nn.Module] | None) -> nn.Module:
     """On the meta device, the linear layers of its blocks as they are held, with its adapter."""
     with init_empty_weights():
-        transformer = diffusers.FluxTransformer2DModel.from_config(MODEL)
+        transformer = diffusers.FluxTransformer2DModel.from_config(size.model)
         transformer.requires_grad_(False)
     for path, layer in list(transformer.named_modules()):
         if quantized and type(layer) is nn.Linear and "transformer_blocks." in path:
@@ -55,11 +79,11 @@ def empty_transformer(config: Config, quantized: Callable[[nn.Linear], nn.Module
     return transformer
 
 
-def stand_in(config: Config) -> Callable[[nn.Linear], nn.Module] | None:
+def stand_in(config: Config, as_cuda: bool) -> Callable[[nn.Linear], nn.Module] | None:
     precision = config.memory.base_precision
     if precision not in ("int8", "nf4"):
         return None
-    return lambda layer: QuantizedStandIn(layer, precision, DTYPES[config.training.precision], as_cuda=False)
+    return lambda layer: QuantizedStandIn(layer, precision, DTYPES[config.training.precision], as_cuda)
 
 
 def real_layer(config: Config) -> Callable[[nn.Linear], nn.Module] | None:
@@ -90,23 +114,26 @@ def learner_of(transformer: nn.Module, config: Config) -> Learner:
     return Learner(FAMILIES[0], transformer, optimizer, accelerator, parameters, dtype, 1.0, 1.0)
 
 
-def batch(size: int) -> MicroBatch:
-    text = {"prompt_embeds": torch.zeros(size, TEXT, 256), "pooled_prompt_embeds": torch.zeros(size, 128)}
-    latents, noise = (torch.zeros(size, 64, SIDE, SIDE) for _ in range(2))
-    return MicroBatch(latents, noise, torch.full([size], 0.5), text)
+def batch(size: Size, number: int) -> MicroBatch:
+    text = {
+        "prompt_embeds": torch.zeros(number, size.text, size.text_width),
+        "pooled_prompt_embeds": torch.zeros(number, size.pooled_width),
+    }
+    latents, noise = (torch.zeros(number, 64, size.side, size.side) for _ in range(2))
+    return MicroBatch(latents, noise, torch.full([number], 0.5), text)
 
 
 def tensors_of(samples: MicroBatch) -> list[torch.Tensor]:
     return [samples.latents, samples.noise, samples.sigmas, *samples.text.values()]
 
 
-def simulated(config: Config) -> Ledger:
-    transformer = empty_transformer(config, stand_in(config))
+def simulated(config: Config, size: Size = SMALL, as_cuda: bool = False) -> Ledger:
+    transformer = empty_transformer(size, config, stand_in(config, as_cuda))
 
     def build(ledger: Ledger) -> tuple[Learner, MicroBatch]:
         for tensor in fake_parameters(transformer, "cpu", lambda _, each: dtype_of(config, each)):
             ledger.claim(tensor, "adapter" if tensor.requires_grad else "weights")
-        samples = batch(config.training.batch_size)
+        samples = batch(size, config.training.batch_size)
         for tensor in tensors_of(samples):
             ledger.claim(tensor, "inputs")
         return learner_of(transformer, config), samples
@@ -116,7 +143,7 @@ def simulated(config: Config) -> Ledger:
             learn(*work)
             update(work[0])
 
-    return simulate(build, step, Ledger("cpu", as_cuda=False))
+    return simulate(build, step, Ledger("cpu", as_cuda))
 
 
 def states_of(transformer: nn.Module) -> list[torch.Tensor]:
@@ -133,14 +160,14 @@ def states_of(transformer: nn.Module) -> list[torch.Tensor]:
 
 def recorded_peak(config: Config, trace: Path) -> int:
     """Bytes at the peak of two real steps, by the profiler's record of every allocation."""
-    transformer = empty_transformer(config, real_layer(config))
+    transformer = empty_transformer(SMALL, config, real_layer(config))
     for name, parameter in list(transformer.named_parameters()):
         if not parameter.is_meta:
             continue
         path, _, leaf = name.rpartition(".")
         real = nn.Parameter(torch.zeros(parameter.shape, dtype=dtype_of(config, parameter)), parameter.requires_grad)
         setattr(transformer.get_submodule(path), leaf, real)
-    learner, samples = learner_of(transformer, config), batch(config.training.batch_size)
+    learner, samples = learner_of(transformer, config), batch(SMALL, config.training.batch_size)
     held = [*transformer.parameters(), *states_of(transformer), *tensors_of(samples)]
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         for _ in range(2):
@@ -191,3 +218,18 @@ def test_recomputing_holds_less_and_the_same_weights() -> None:
     none, everything = plans["none"].peak, plans["all"].peak
     assert everything.alive[TEMPORARIES] < 0.6 * none.alive[TEMPORARIES]
     assert everything.alive["weights"] == none.alive["weights"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("base", "gib"), [("bf16", 24.8), ("int8", 13.9), ("nf4", 8.5)])
+def test_the_whole_of_flux_takes_so_much_with_every_block_recomputed(base: str, gib: float) -> None:
+    config = Config.model_validate(
+        {
+            "training": {"precision": "bf16", "optimizer": "adamw"},
+            "memory": {"recompute": "all", "base_precision": base},
+            "lora": {"rank": 16, "targets": "attention"},
+        }
+    )
+    ledger = simulated(config, DEV, as_cuda=True)
+    print(f"{base}: {ledger.peak.bytes / 2**30:.2f} GiB, reserved {ledger.reserved / 2**30:.2f} GiB, {ledger.peak}")
+    assert ledger.peak.bytes / 2**30 == pytest.approx(gib, abs=0.1)
