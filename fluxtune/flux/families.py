@@ -26,7 +26,10 @@ class Family:
     latents ``[batch, features, H / side_multiple, W / side_multiple]``.
     ``forward(transformer, noisy, sigmas, text, guidance) -> velocity``: both patchified; ``guidance`` is None for
     models that do not embed it.
+    ``decode_image(vae, latents) -> pixels``: the way back from ``encode_image``.
+    ``blank_text(config, batch, tokens) -> Text``: zeros in the shapes of ``encode_text``, for a transformer's config.
     ``generate``: text to picture through the family's own pipeline.
+    ``blocks`` names the transformer's lists of blocks, ``depths`` the keys of its config that say how long each is.
     """
 
     name: str
@@ -35,14 +38,18 @@ class Family:
     text_folders: tuple[str, ...]
     text_tokens: Callable[[bool, int], int]
     text_values: Callable[[Sequence[Mapping[str, Any]], int], int]
+    text_lengths: Callable[[Sequence[Any], int], tuple[int, ...]]
     side_multiple: int
     sampling_guidance: float
     sampling_steps: Callable[[bool], int]
     lora_targets: Mapping[str, tuple[str, ...]]
     architecture: Callable[[bool], str]
     blocks: tuple[str, ...]
+    depths: tuple[str, ...]
     encode_text: Callable[..., Text]
+    blank_text: Callable[[Mapping[str, Any], int, int], Text]
     encode_image: Callable[..., torch.Tensor]
+    decode_image: Callable[..., torch.Tensor]
     forward: Callable[..., torch.Tensor]
     generate: Callable[..., object]
 
@@ -54,14 +61,18 @@ FLUX1 = Family(
     text_folders=("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
     text_tokens=flux1.text_tokens,
     text_values=flux1.text_values,
+    text_lengths=flux1.text_lengths,
     side_multiple=16,
     sampling_guidance=3.5,
     sampling_steps=flux1.sampling_steps,
     lora_targets=flux1.LORA_TARGETS,
     architecture=lambda embeds_guidance: f"flux-1-{'dev' if embeds_guidance else 'schnell'}/lora",
     blocks=("transformer_blocks", "single_transformer_blocks"),
+    depths=("num_layers", "num_single_layers"),
     encode_text=flux1.encode_text,
+    blank_text=flux1.blank_text,
     encode_image=flux1.encode_image,
+    decode_image=flux1.decode_image,
     forward=flux1.forward,
     generate=flux1.generate,
 )

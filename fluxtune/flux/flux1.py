@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from fluxtune.flux.latents import image_ids, pack, patchify, unpack
+from fluxtune.flux.latents import image_ids, pack, patchify, unpack, unpatchify
 
 _ATTENTION = (
     "transformer_blocks.*.attn.to_[qkv]",
@@ -45,6 +45,12 @@ def text_values(encoders: Sequence[Mapping[str, Any]], tokens: int) -> int:
     return int(clip["hidden_size"]) + tokens * int(t5["d_model"])
 
 
+def text_lengths(encoders: Sequence[Any], tokens: int) -> tuple[int, ...]:
+    """How many tokens each text encoder reads: CLIP as many as it can, T5 ``tokens``."""
+    clip, _ = encoders
+    return int(clip.config.max_position_embeddings), tokens
+
+
 def sampling_steps(embeds_guidance: bool) -> int:
     """Denoising steps of a picture: dev's usual 28; schnell is distilled to 4 (the models' cards)."""
     return 28 if embeds_guidance else 4
@@ -64,6 +70,18 @@ def encode_text(pipeline: Any, caption: str, tokens: int) -> dict[str, torch.Ten
     return {"prompt_embeds": prompt_embeds, "pooled_prompt_embeds": pooled}
 
 
+def blank_text(config: Mapping[str, Any], batch: int, tokens: int) -> dict[str, torch.Tensor]:
+    """Zeros in the shapes of ``encode_text`` for ``batch`` captions.
+
+    Args:
+        config: of the transformer.
+    """
+    return {
+        "prompt_embeds": torch.zeros(batch, tokens, config["joint_attention_dim"]),
+        "pooled_prompt_embeds": torch.zeros(batch, config["pooled_projection_dim"]),
+    }
+
+
 def encode_image(vae: Any, pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """``[batch, 3, H, W]`` in [-1, 1] to patchified latents ``[batch, 64, H / 16, W / 16]``.
 
@@ -71,6 +89,12 @@ def encode_image(vae: Any, pixels: torch.Tensor, generator: torch.Generator) -> 
     """
     sample = vae.encode(pixels).latent_dist.sample(generator)
     return patchify((sample - vae.config.shift_factor) * vae.config.scaling_factor)
+
+
+def decode_image(vae: Any, latents: torch.Tensor) -> torch.Tensor:
+    """Patchified latents ``[batch, 64, h, w]`` to ``[batch, 3, 16 h, 16 w]`` in [-1, 1], as the pipeline does it."""
+    pixels: torch.Tensor = vae.decode(unpatchify(latents) / vae.config.scaling_factor + vae.config.shift_factor).sample
+    return pixels
 
 
 def forward(

@@ -17,6 +17,13 @@ def patchify(latents: torch.Tensor) -> torch.Tensor:
     return patches.permute(0, 1, 3, 5, 2, 4).reshape(batch, channels * 4, height // 2, width // 2)
 
 
+def unpatchify(patches: torch.Tensor) -> torch.Tensor:
+    """The inverse of ``patchify``: ``[batch, 4 * channels, h, w] -> [batch, channels, 2h, 2w]``."""
+    batch, features, height, width = patches.shape
+    latents = patches.reshape(batch, features // 4, 2, 2, height, width).permute(0, 1, 4, 2, 5, 3)
+    return latents.reshape(batch, features // 4, height * 2, width * 2)
+
+
 def pack(latents: torch.Tensor) -> torch.Tensor:
     """``[batch, features, h, w] -> [batch, h * w, features]``, row by row."""
     return latents.flatten(2).transpose(1, 2)

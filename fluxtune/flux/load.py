@@ -28,6 +28,9 @@ from fluxtune.hub.layouts import INDEX
 from fluxtune.hub.locate import locate
 from fluxtune.memory.quantize import quantize_linears, quantized_linear, replace_module
 
+TEXT_KEEPS = {"int8": ("wo",)}
+"""Layers of the text encoders that stay as they are: int8 products pass through float16, whose range T5's last
+projections exceed."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -51,14 +54,18 @@ class Base:
         """The hub's commit that the files are of, as the hub's cache names its folder; None for other folders."""
         return self.folder.name if self.folder.parent.name == "snapshots" else None
 
+    @property
+    def text_encoders(self) -> list[str]:
+        """Folders of the text encoders, in their order."""
+        return [part for part in self.family.text_folders if not part.startswith("tokenizer")]
+
     def text_bytes(self, dtype: torch.dtype) -> int:
         """Bytes of the embeddings of one caption in ``dtype``, as the configs of the text encoders tell.
 
         Raises:
             BaseModelError: a config is missing or damaged.
         """
-        parts = [part for part in self.family.text_folders if not part.startswith("tokenizer")]
-        configs = [_read_json(self.folder / part / "config.json") for part in parts]
+        configs = [_read_json(self.folder / part / "config.json") for part in self.text_encoders]
         with _told_as_damage(self.folder):
             return self.family.text_values(configs, self.text_tokens) * dtype.itemsize
 
@@ -153,7 +160,6 @@ def build_transformer(
         transformer = getattr(diffusers, family.transformer).from_config(config)
     precision = memory.base_precision
     held = DTYPES.get(precision, dtype)
-    blocks = tuple(f"{name}." for name in family.blocks)
     for name, tensor in tensors:
         path, _, leaf = name.rpartition(".")
         try:
@@ -163,8 +169,7 @@ def build_transformer(
             raise _wrong_weights(where, f"unexpected tensor {name}") from None
         if tensor.shape != expected.shape:
             raise _wrong_weights(where, f"{name} is {list(tensor.shape)}, should be {list(expected.shape)}")
-        is_weight = leaf == "weight" and type(module) is nn.Linear and path.startswith(blocks)
-        if is_weight and precision in ("int8", "nf4"):
+        if leaf == "weight" and precision in ("int8", "nf4") and is_held_quantized(path, module, family):
             replace_module(transformer, path, quantized_linear(module, tensor, precision, dtype, device))
         else:
             setattr(module, leaf, nn.Parameter(tensor.to(device=device, dtype=held), requires_grad=False))
@@ -173,6 +178,11 @@ def build_transformer(
         raise _wrong_weights(where, f"{len(absent)} tensors are missing, the first is {absent[0]}")
     transformer.requires_grad_(False)
     return transformer.eval()
+
+
+def is_held_quantized(path: str, module: nn.Module, family: Family) -> bool:
+    """Whether a layer of the transformer is quantised where the precision says so: the linear ones of the blocks."""
+    return type(module) is nn.Linear and path.startswith(tuple(f"{name}." for name in family.blocks))
 
 
 def load_vae(base: Base, dtype: torch.dtype, device: str) -> Any:
@@ -203,9 +213,7 @@ def load_text_pipeline(base: Base, memory: MemoryConfig, dtype: torch.dtype, dev
     with _told_as_damage(base.folder):
         pipeline = _pipeline_class(base).from_pretrained(base.folder, transformer=None, vae=None, torch_dtype=held)
     if precision in ("int8", "nf4"):
-        # int8 products pass through float16, whose range T5's last projections exceed.
-        keep = ("wo",) if precision == "int8" else ()
-        quantize_linears(pipeline.text_encoder_2, precision, dtype, device, keep)
+        quantize_linears(pipeline.text_encoder_2, precision, dtype, device, TEXT_KEEPS.get(precision, ()))
     for encoder in (pipeline.text_encoder, pipeline.text_encoder_2):
         encoder.requires_grad_(False)
         encoder.to(device)

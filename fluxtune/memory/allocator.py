@@ -70,6 +70,13 @@ class CachingAllocator:
                 block = _joined(block, neighbour)
         insort(self._free[block.small], block, key=lambda each: each.rank)
 
+    def empty(self) -> None:
+        """Gives the segments that are free as a whole back to the card."""
+        for small, blocks in self._free.items():
+            whole = [block for block in blocks if block.before is None and block.behind is None]
+            self.reserved -= sum(block.size for block in whole)
+            self._free[small] = [block for block in blocks if block not in whole]
+
     def _segment(self, size: int, small: bool) -> _Block:
         if small:
             taken = _SMALL_SEGMENT

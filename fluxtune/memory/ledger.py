@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
@@ -37,10 +38,11 @@ class _Held:
 
 @dataclass(frozen=True)
 class Moment:
-    """What was alive after an operation, in bytes by category."""
+    """What was alive after an operation, in bytes by category, and what the allocator had taken from the card."""
 
     phase: str
     alive: dict[str, int]
+    reserved: int = 0
 
     @property
     def bytes(self) -> int:
@@ -90,7 +92,7 @@ class Ledger(TorchDispatchMode):
     def claim(self, tensor: torch.Tensor, category: str) -> None:
         """Counts what holds a tensor under a category, whether it is known already or not."""
         storage = tensor.untyped_storage()
-        if tensor.device.type != self._device:
+        if _device_of(tensor) != self._device:
             return
         held = self._held.get(storage._cdata)
         if held is None:
@@ -106,6 +108,11 @@ class Ledger(TorchDispatchMode):
                 self._move(held, category)
         self._note()
 
+    def empty_cache(self) -> None:
+        """As ``torch.cuda.empty_cache``: the allocator gives back what is free to the card."""
+        if self._allocator is not None:
+            self._allocator.empty()
+
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """The time in which moments are of a phase."""
@@ -118,9 +125,9 @@ class Ledger(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         returned = func(*args, **(kwargs or {}))
         for tensor in tree_iter(returned):
-            if isinstance(tensor, torch.Tensor) and tensor.device.type == self._device:
+            if isinstance(tensor, torch.Tensor):
                 storage = tensor.untyped_storage()
-                if storage._cdata not in self._held:
+                if storage._cdata not in self._held and _device_of(tensor) == self._device:
                     self._take(storage, TEMPORARIES)
         self._note()
         return returned
@@ -150,4 +157,11 @@ class Ledger(TorchDispatchMode):
     def _note(self) -> None:
         if self._changed:
             self._changed = False
-            self.moments.append(Moment(self._phase, {name: size for name, size in self._alive.items() if size}))
+            alive = {name: size for name, size in self._alive.items() if size}
+            self.moments.append(Moment(self._phase, alive, self.reserved))
+
+
+def _device_of(tensor: torch.Tensor) -> str:
+    """The kind of its device; asked of a fake tensor itself, whose ``device`` goes through all of dispatch."""
+    device: torch.device = tensor.fake_device if isinstance(tensor, FakeTensor) else tensor.device
+    return device.type

@@ -33,7 +33,8 @@ class QuantizedStandIn(nn.Linear):
         self.precision, self.dtype, self.as_cuda = precision, dtype, as_cuda
         values = layer.in_features * layer.out_features
         if precision == "nf4":
-            packed = torch.empty(values // 2, 1, dtype=torch.uint8, device="meta")
+            # Labelled with the precision of the products, as the real ones are.
+            packed = torch.empty(values // 2 // dtype.itemsize, 1, dtype=dtype, device="meta")
             blocks = -(-values // _BLOCK)
             self._hold("scales", blocks, torch.uint8)
             self._hold("scales_of_scales", -(-blocks // _NESTED), torch.float32)

@@ -12,6 +12,7 @@ from fluxtune import rng
 from fluxtune.config.schema import Config
 from fluxtune.config.training import TrainingConfig
 from fluxtune.events import Phase, Sink
+from fluxtune.flux.families import Family
 from fluxtune.flux.load import DTYPES, Base, load_transformer
 from fluxtune.lora.adapter import adapter_parameters, attach, start_from
 from fluxtune.lora.files import read_lora
@@ -51,23 +52,29 @@ def load(config: Config, base: Base, prepared: Prepared, device: str, on_event: 
     if config.lora.init_from and not goes_on:
         path = Path(config.lora.init_from)
         start_from(transformer, read_lora(path, base.family), config.lora, str(path))
+    learner = learner_of(transformer, config, base.family, base.embeds_guidance, device)
+    parameters = adapter_parameters(transformer)
+    average = MovingAverage(parameters, config.training.ema_decay)
+    return Loaded(learner, parameters, average, SampleSource(config, prepared, priors, device))
+
+
+def learner_of(transformer: Any, config: Config, family: Family, embeds_guidance: bool, device: str) -> Learner:
+    """What a step works on, around a transformer with its adapter; the memory simulator makes its own through this."""
     if config.memory.recompute == "all":
         transformer.enable_gradient_checkpointing()
     transformer.train()
-    parameters = adapter_parameters(transformer)
+    parameters = list(adapter_parameters(transformer).values())
     accelerator = make_accelerator(config.training, device)
-    learner = Learner(
-        family=base.family,
+    return Learner(
+        family=family,
         transformer=transformer,
-        optimizer=accelerator.prepare_optimizer(make_optimizer(list(parameters.values()), config.training)),
+        optimizer=accelerator.prepare_optimizer(make_optimizer(parameters, config.training)),
         accelerator=accelerator,
-        parameters=list(parameters.values()),
-        dtype=dtype,
-        guidance=config.training.guidance if base.embeds_guidance else None,
+        parameters=parameters,
+        dtype=DTYPES[config.training.precision],
+        guidance=config.training.guidance if embeds_guidance else None,
         max_grad_norm=config.training.max_grad_norm,
     )
-    average = MovingAverage(parameters, config.training.ema_decay)
-    return Loaded(learner, parameters, average, SampleSource(config, prepared, priors, device))
 
 
 def make_accelerator(training: TrainingConfig, device: str) -> Any:

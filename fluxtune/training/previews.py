@@ -50,6 +50,8 @@ def make_previews(
         The pictures' paths.
     """
     on_event(Phase("previews", f"{len(requests)} pictures at step {step}"))
+    # What the steps left free is in pieces that fit steps.
+    free_memory()
     device, dtype = transformer.device, transformer.dtype
     pipeline = image_pipeline(base, transformer, load_vae(base, dtype, str(device)))
     paths = []

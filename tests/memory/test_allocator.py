@@ -76,3 +76,15 @@ def test_when_all_is_given_back_all_of_it_can_be_had_again() -> None:
     reserved = allocator.reserved
     held = [allocator.allocate(2 * MIB) for _ in range(allocator.reserved // (2 * MIB) // 2)]
     assert allocator.reserved == reserved
+
+
+def test_emptying_gives_back_whole_free_segments_and_no_others() -> None:
+    allocator = CachingAllocator()
+    large, small, other = allocator.allocate(30 * MIB), allocator.allocate(1000), allocator.allocate(1000)
+    allocator.release(large)
+    allocator.release(small)
+    allocator.empty()
+    assert allocator.reserved == 2 * MIB
+    allocator.release(other)
+    allocator.empty()
+    assert allocator.reserved == 0

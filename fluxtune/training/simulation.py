@@ -1,0 +1,258 @@
+"""A run's phases on fake tensors: what each takes in memory, by the very functions that the run calls.
+
+Fake tensors of a graphics card need a torch that is built for one; here they pretend to be on the processor, and are
+counted as the card's allocator would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, get_args
+
+import torch
+from accelerate import init_empty_weights
+from torch import nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+
+from fluxtune import rng
+from fluxtune.config.schema import Config
+from fluxtune.dataset.images import Size
+from fluxtune.flux.empty import empty_text_encoders, empty_transformer, empty_vae, transformer_config
+from fluxtune.flux.load import DTYPES, TEXT_KEEPS, Base, is_held_quantized
+from fluxtune.lora.adapter import adapter_parameters, as_saved, attach, scale_of
+from fluxtune.memory.forecast import Forecast, phase_peaks, thinned
+from fluxtune.memory.ledger import TEMPORARIES, Ledger
+from fluxtune.memory.quantize import QuantizedPrecision, replace_module
+from fluxtune.memory.simulate import fake_parameters, simulate
+from fluxtune.memory.stand_ins import QuantizedStandIn
+from fluxtune.training.ema import MovingAverage
+from fluxtune.training.load import learner_of
+from fluxtune.training.step import Learner, MicroBatch, learn, preserve, update
+
+STEP = ("forward", "backward", "update")
+"""The phases of a training step."""
+_DEVICE = "cpu"
+
+
+@dataclass(frozen=True)
+class Work:
+    """What decides how much memory a run takes. Sizes are (width, height) in pixels.
+
+    Attributes:
+        size: of the largest pictures that are trained on.
+        preview: of the previews; None makes none.
+        depths: blocks of each kind, where not as many as the base has.
+        as_cuda: count as a graphics card does, else as the processor.
+    """
+
+    config: Config
+    base: Base
+    size: Size
+    preview: Size | None
+    depths: tuple[int, ...] | None = None
+    as_cuda: bool = True
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What is computed in."""
+        return DTYPES[self.config.training.precision]
+
+
+def foresee(work: Work) -> Forecast:
+    """Simulates all phases of a run."""
+    before = (*_encoding_captions(work).moments, *_encoding_pictures(work).moments)
+    training = _training(work).moments
+    step = [moment for moment in training if moment.phase in STEP]
+    return Forecast(phase_peaks([*before, *training]), thinned(step))
+
+
+def foresee_training(work: Work) -> Forecast:
+    """Simulates loading the transformer, a training step and a preview alone."""
+    moments = _training(work).moments
+    return Forecast(phase_peaks(moments), thinned([moment for moment in moments if moment.phase in STEP]))
+
+
+def _encoding_captions(work: Work) -> Ledger:
+    base, precision = work.base, work.config.memory.text_precision
+    encoders = empty_text_encoders(base)
+    if precision in get_args(QuantizedPrecision):
+        kept = TEXT_KEEPS.get(precision, ())
+        _put_stand_ins(encoders[-1], precision, work, lambda path, layer: path.rpartition(".")[2] not in kept)
+
+    def build(ledger: Ledger) -> list[Any]:
+        with ledger.phase("encode captions"):
+            for encoder in encoders:
+                _claim_weights(encoder, DTYPES.get(precision, work.dtype), ledger)
+        return encoders
+
+    def step(encoders: list[Any], ledger: Ledger) -> None:
+        with ledger.phase("encode captions"), torch.no_grad():
+            for encoder, tokens in zip(encoders, base.family.text_lengths(encoders, base.text_tokens), strict=True):
+                encoder(torch.zeros(1, tokens, dtype=torch.long))
+
+    return simulate(build, step, Ledger(_DEVICE, work.as_cuda), steps=1)
+
+
+def _encoding_pictures(work: Work) -> Ledger:
+    vae, (width, height) = empty_vae(work.base), work.size
+
+    def build(ledger: Ledger) -> Any:
+        with ledger.phase("encode pictures"):
+            _claim_weights(vae, work.dtype, ledger)
+        return vae
+
+    def step(vae: Any, ledger: Ledger) -> None:
+        with ledger.phase("encode pictures"), torch.no_grad():
+            pixels = torch.zeros(1, 3, height, width, dtype=work.dtype)
+            work.base.family.encode_image(vae, pixels, torch.Generator())
+
+    return simulate(build, step, Ledger(_DEVICE, work.as_cuda), steps=1)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What the training of a run works on."""
+
+    learner: Learner
+    batch: MicroBatch
+    average: MovingAverage
+
+
+def _training(work: Work) -> Ledger:
+    """Loading, a training step of a run that has gone on for a while, and a preview."""
+    config, base = work.config, work.base
+    transformer = empty_transformer(base, work.depths)
+    precision = config.memory.base_precision
+    if precision in get_args(QuantizedPrecision):
+        _put_stand_ins(transformer, precision, work, lambda path, layer: is_held_quantized(path, layer, base.family))
+    with init_empty_weights():
+        attach(transformer, config.lora, base.family, rng.derive(config.training.seed, "adapter"))
+    vae = empty_vae(base) if work.preview else None
+
+    def build(ledger: Ledger) -> _Run:
+        with ledger.phase("load"):
+            _load(transformer, work, ledger)
+            # Some optimizers compute tables when they are made, which tensors without content cannot.
+            with unset_fake_temporarily():
+                learner = learner_of(transformer, config, base.family, base.embeds_guidance, _DEVICE)
+            _watch(learner, ledger)
+            average = MovingAverage(adapter_parameters(transformer), config.training.ema_decay)
+            for tensor in average.average.values():
+                ledger.claim(tensor, "optimizer")
+            _warm_up(learner, work.as_cuda, ledger)
+            return _Run(_Announcing.backwards_of(learner, ledger), _batch(work, ledger), average)
+
+    def step(run: _Run, ledger: Ledger) -> None:
+        with ledger.phase("forward"):
+            learn(run.learner, run.batch)
+            if config.training.preservation.method != "none":
+                preserve(run.learner, run.batch, 1.0)
+        with ledger.phase("update"):
+            update(run.learner)
+            run.average.update()
+        if work.preview is not None:
+            ledger.empty_cache()
+            with ledger.phase("preview"):
+                _preview(run, vae, work, work.preview, ledger)
+
+    return simulate(build, step, Ledger(_DEVICE, work.as_cuda), steps=1)
+
+
+def _load(transformer: Any, work: Work, ledger: Ledger) -> None:
+    """The weights, and while the last of them comes its own precision beside what it is held in; then the adapter."""
+    precision = work.config.memory.base_precision
+    _claim_weights(transformer, DTYPES.get(precision, work.dtype), ledger)
+    if precision in get_args(QuantizedPrecision):
+        largest = max(
+            each.in_features * each.out_features for each in transformer.modules() if isinstance(each, nn.Linear)
+        )
+        sources = [torch.empty(largest, dtype=work.dtype), torch.empty(largest, dtype=torch.float16)]
+        for source in sources:
+            ledger.claim(source, TEMPORARIES)
+
+
+def _claim_weights(module: nn.Module, dtype: torch.dtype, ledger: Ledger) -> None:
+    """Gives a module on the meta device weights: frozen ones in ``dtype``, those of an adapter in float32."""
+    made = fake_parameters(module, _DEVICE, lambda _, each: torch.float32 if each.requires_grad else dtype)
+    for tensor in made:
+        ledger.claim(tensor, "adapter" if tensor.requires_grad else "weights")
+
+
+def _put_stand_ins(
+    module: nn.Module, precision: QuantizedPrecision, work: Work, wanted: Callable[[str, nn.Module], bool]
+) -> None:
+    for path, layer in list(module.named_modules()):
+        if type(layer) is nn.Linear and wanted(path, layer):
+            replace_module(module, path, QuantizedStandIn(layer, precision, work.dtype, work.as_cuda))
+
+
+def _batch(work: Work, ledger: Ledger) -> MicroBatch:
+    """As `SampleSource` draws one, of the largest size."""
+    config, number, (width, height) = transformer_config(work.base), work.config.training.batch_size, work.size
+    multiple = work.base.family.side_multiple
+    shape = (number, config["in_channels"], height // multiple, width // multiple)
+    text = work.base.family.blank_text(config, number, work.base.text_tokens)
+    text = {name: tensor.to(work.dtype) for name, tensor in text.items()}
+    batch = MicroBatch(torch.zeros(shape), torch.zeros(shape), torch.zeros(number), text, torch.zeros(shape)[:, :1])
+    for tensor in (batch.latents, batch.noise, batch.sigmas, batch.weights, *text.values()):
+        assert tensor is not None
+        ledger.claim(tensor, "inputs")
+    return batch
+
+
+def _watch(learner: Learner, ledger: Ledger) -> None:
+    """Tells gradients apart as they come."""
+    for parameter in learner.parameters:
+        parameter.register_post_accumulate_grad_hook(lambda each: ledger.claim(each.grad, "gradients"))
+
+
+def _warm_up(learner: Learner, as_cuda: bool, ledger: Ledger) -> None:
+    """A first update, so that the optimizer has its state."""
+    optimizer = learner.optimizer.optimizer
+    if as_cuda and isinstance(optimizer, torch.optim.AdamW):
+        # What torch chooses by itself for parameters on a card.
+        optimizer.param_groups[0]["foreach"] = True
+    for parameter in learner.parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    update(learner)
+    for state in optimizer.state.values():
+        for each in state.values():
+            if isinstance(each, torch.Tensor):
+                ledger.claim(each, "optimizer")
+
+
+class _Announcing:
+    """An accelerator that tells the ledger when a backward begins, and what is kept for it."""
+
+    def __init__(self, accelerator: Any, ledger: Ledger) -> None:
+        self._accelerator = accelerator
+        self._ledger = ledger
+
+    @classmethod
+    def backwards_of(cls, learner: Learner, ledger: Ledger) -> Learner:
+        """The same learner, announced."""
+        return replace(learner, accelerator=cls(learner.accelerator, ledger))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._accelerator, name)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """As the accelerator does it."""
+        self._ledger.claim_rest("activations")
+        with self._ledger.phase("backward"):
+            self._accelerator.backward(loss)
+
+
+def _preview(run: _Run, vae: Any, work: Work, size: Size, ledger: Ledger) -> None:
+    """One denoising step and the picture that comes of it, as `previews.py` makes them."""
+    learner, family, (width, height) = run.learner, work.base.family, size
+    _claim_weights(vae, work.dtype, ledger)
+    shape = (1, run.batch.latents.shape[1], height // family.side_multiple, width // family.side_multiple)
+    text = {name: tensor[:1] for name, tensor in run.batch.text.items()}
+    file_dtype = DTYPES[work.config.checkpoints.dtype]
+    saved = as_saved(adapter_parameters(learner.transformer), scale_of(work.config.lora), file_dtype, learner.dtype)
+    with run.average.applied(), saved, torch.no_grad():
+        latents = torch.zeros(shape, dtype=learner.dtype)
+        latents = latents + family.forward(learner.transformer, latents, torch.zeros(1), text, learner.guidance)
+        family.decode_image(vae, latents)
