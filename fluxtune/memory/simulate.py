@@ -1,35 +1,43 @@
 """What work would take in memory, before it runs: the work itself, on tensors that have sizes and no content.
 
-Knows callables, not models; `training/preflight.py` hands in the model and the very step that `train` runs.
+They live on torch's meta device, where operations compute shapes alone: the whole training step of FLUX.1-dev takes
+seconds so. Autocast does not see them; work that needs it is not simulated right. Knows callables, not models;
+`training/simulation.py` hands in the model and the very step that `train` runs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional
 
 from fluxtune.memory.ledger import Ledger
 
 T = TypeVar("T")
 
+DEVICE = "meta"
+_FLASH_HEADS = 256
+"""The widest attention heads that flash attention takes."""
 
-def simulate(build: Callable[[Ledger], T], step: Callable[[T, Ledger], None], ledger: Ledger, steps: int = 2) -> Ledger:
-    """Runs work on fake tensors and counts what it would hold.
+
+def simulate(build: Callable[[Ledger], T], step: Callable[[T, Ledger], None], as_cuda: bool, steps: int = 1) -> Ledger:
+    """Runs work on the meta device and counts what it would hold.
 
     Args:
         build: makes what the steps work on, and claims all of it for its categories; nothing else that it makes is
-            counted. Modules it takes from outside, from the meta device, for ``fake_parameters``.
+            counted.
         step: one step of the work, with its phases.
-        steps: more than one, so that what the first leaves behind, such as the optimizer's state, is there.
+        as_cuda: allocate, and compute attention, as on a graphics card, else as on the processor.
 
     Returns:
         The ledger, with what it counted.
     """
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    ledger = Ledger(DEVICE, as_cuda)
+    with _attention(as_cuda):
         work = build(ledger)
         with ledger:
             for _ in range(steps):
@@ -37,10 +45,10 @@ def simulate(build: Callable[[Ledger], T], step: Callable[[T, Ledger], None], le
     return ledger
 
 
-def fake_parameters(
-    module: nn.Module, device: str, dtype_of: Callable[[str, nn.Parameter], torch.dtype]
+def give_content(
+    module: nn.Module, dtype_of: Callable[[str, nn.Parameter], torch.dtype]
 ) -> list[torch.Tensor]:
-    """Gives a module on the meta device fake parameters and buffers on ``device``, in place.
+    """Gives a module parameters and buffers on the meta device that are its own, in place.
 
     Args:
         dtype_of: (name, parameter) -> precision that a parameter of fractions is held in.
@@ -52,11 +60,65 @@ def fake_parameters(
     for name, parameter in list(module.named_parameters()):
         dtype = dtype_of(name, parameter) if parameter.is_floating_point() else parameter.dtype
         path, _, leaf = name.rpartition(".")
-        empty = torch.empty(parameter.shape, dtype=dtype, device=device)
+        empty = torch.empty(parameter.shape, dtype=dtype, device=DEVICE)
         made.append(nn.Parameter(empty, requires_grad=parameter.requires_grad))
         setattr(module.get_submodule(path), leaf, made[-1])
     for name, buffer in list(module.named_buffers()):
         path, _, leaf = name.rpartition(".")
-        made.append(torch.empty_like(buffer, device=device))
+        made.append(torch.empty_like(buffer, device=DEVICE))
         module.get_submodule(path).register_buffer(leaf, made[-1])
     return made
+
+
+@contextmanager
+def _attention(as_cuda: bool) -> Iterator[None]:
+    """Inside, attention takes the kernel that the device would choose: on the meta device torch chooses none, but
+    builds the whole matrix of weights."""
+    usual, kernel = functional.scaled_dot_product_attention, _as_a_card if as_cuda else _as_the_processor
+
+    def attend(query: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        result: torch.Tensor = (kernel if query.is_meta else usual)(query, *args, **kwargs)
+        return result
+
+    # torch's own ways to stand in between, such as TorchFunctionMode, do not act where a checkpoint computes again.
+    functional.scaled_dot_product_attention = attend  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        functional.scaled_dot_product_attention = usual
+
+
+def _as_a_card(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> torch.Tensor:
+    """Flash attention where it can be, else the memory-efficient one."""
+    is_half = query.dtype in (torch.float16, torch.bfloat16)
+    if attn_mask is None and is_half and query.shape[-1] <= _FLASH_HEADS:
+        flash = torch.ops.aten._scaled_dot_product_flash_attention
+        return flash(query, key, value, dropout_p, is_causal, False, scale=scale)[0]
+    needs_sums = torch.is_grad_enabled() and query.requires_grad
+    efficient = torch.ops.aten._scaled_dot_product_efficient_attention
+    if attn_mask is not None:
+        attn_mask = attn_mask.expand(*query.shape[:-1], key.shape[-2])
+    return efficient(query, key, value, attn_mask, needs_sums, dropout_p, is_causal, scale=scale)[0]
+
+
+def _as_the_processor(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> torch.Tensor:
+    flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    return flash(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]

@@ -1,8 +1,4 @@
-"""A run's phases on fake tensors: what each takes in memory, by the very functions that the run calls.
-
-Fake tensors of a graphics card need a torch that is built for one; here they pretend to be on the processor, and are
-counted as the card's allocator would.
-"""
+"""A run's phases on tensors without content: what each takes in memory, by the very functions that the run calls."""
 
 from __future__ import annotations
 
@@ -13,7 +9,6 @@ from typing import Any, get_args
 import torch
 from accelerate import init_empty_weights
 from torch import nn
-from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from fluxtune import rng
 from fluxtune.config.schema import Config
@@ -24,7 +19,7 @@ from fluxtune.lora.adapter import adapter_parameters, as_saved, attach, scale_of
 from fluxtune.memory.forecast import Forecast, phase_peaks, thinned
 from fluxtune.memory.ledger import TEMPORARIES, Ledger
 from fluxtune.memory.quantize import QuantizedPrecision, replace_module
-from fluxtune.memory.simulate import fake_parameters, simulate
+from fluxtune.memory.simulate import DEVICE, give_content, simulate
 from fluxtune.memory.stand_ins import QuantizedStandIn
 from fluxtune.training.ema import MovingAverage
 from fluxtune.training.load import learner_of
@@ -32,7 +27,6 @@ from fluxtune.training.step import Learner, MicroBatch, learn, preserve, update
 
 STEP = ("forward", "backward", "update")
 """The phases of a training step."""
-_DEVICE = "cpu"
 
 
 @dataclass(frozen=True)
@@ -87,11 +81,11 @@ def _encoding_captions(work: Work) -> Ledger:
         return encoders
 
     def step(encoders: list[Any], ledger: Ledger) -> None:
-        with ledger.phase("encode captions"), torch.no_grad():
+        with ledger.phase("encode captions"), torch.no_grad(), torch.device(DEVICE):
             for encoder, tokens in zip(encoders, base.family.text_lengths(encoders, base.text_tokens), strict=True):
                 encoder(torch.zeros(1, tokens, dtype=torch.long))
 
-    return simulate(build, step, Ledger(_DEVICE, work.as_cuda), steps=1)
+    return simulate(build, step, work.as_cuda)
 
 
 def _encoding_pictures(work: Work) -> Ledger:
@@ -104,10 +98,10 @@ def _encoding_pictures(work: Work) -> Ledger:
 
     def step(vae: Any, ledger: Ledger) -> None:
         with ledger.phase("encode pictures"), torch.no_grad():
-            pixels = torch.zeros(1, 3, height, width, dtype=work.dtype)
+            pixels = torch.zeros(1, 3, height, width, dtype=work.dtype, device=DEVICE)
             work.base.family.encode_image(vae, pixels, torch.Generator())
 
-    return simulate(build, step, Ledger(_DEVICE, work.as_cuda), steps=1)
+    return simulate(build, step, work.as_cuda)
 
 
 @dataclass(frozen=True)
@@ -133,9 +127,7 @@ def _training(work: Work) -> Ledger:
     def build(ledger: Ledger) -> _Run:
         with ledger.phase("load"):
             _load(transformer, work, ledger)
-            # Some optimizers compute tables when they are made, which tensors without content cannot.
-            with unset_fake_temporarily():
-                learner = learner_of(transformer, config, base.family, base.embeds_guidance, _DEVICE)
+            learner = learner_of(transformer, config, base.family, base.embeds_guidance, DEVICE)
             _watch(learner, ledger)
             average = MovingAverage(adapter_parameters(transformer), config.training.ema_decay)
             for tensor in average.average.values():
@@ -156,7 +148,7 @@ def _training(work: Work) -> Ledger:
             with ledger.phase("preview"):
                 _preview(run, vae, work, work.preview, ledger)
 
-    return simulate(build, step, Ledger(_DEVICE, work.as_cuda), steps=1)
+    return simulate(build, step, work.as_cuda)
 
 
 def _load(transformer: Any, work: Work, ledger: Ledger) -> None:
@@ -167,14 +159,13 @@ def _load(transformer: Any, work: Work, ledger: Ledger) -> None:
         largest = max(
             each.in_features * each.out_features for each in transformer.modules() if isinstance(each, nn.Linear)
         )
-        sources = [torch.empty(largest, dtype=work.dtype), torch.empty(largest, dtype=torch.float16)]
-        for source in sources:
+        for source in [torch.empty(largest, dtype=dtype, device=DEVICE) for dtype in (work.dtype, torch.float16)]:
             ledger.claim(source, TEMPORARIES)
 
 
 def _claim_weights(module: nn.Module, dtype: torch.dtype, ledger: Ledger) -> None:
     """Gives a module on the meta device weights: frozen ones in ``dtype``, those of an adapter in float32."""
-    made = fake_parameters(module, _DEVICE, lambda _, each: torch.float32 if each.requires_grad else dtype)
+    made = give_content(module, lambda _, each: torch.float32 if each.requires_grad else dtype)
     for tensor in made:
         ledger.claim(tensor, "adapter" if tensor.requires_grad else "weights")
 
@@ -193,8 +184,10 @@ def _batch(work: Work, ledger: Ledger) -> MicroBatch:
     multiple = work.base.family.side_multiple
     shape = (number, config["in_channels"], height // multiple, width // multiple)
     text = work.base.family.blank_text(config, number, work.base.text_tokens)
-    text = {name: tensor.to(work.dtype) for name, tensor in text.items()}
-    batch = MicroBatch(torch.zeros(shape), torch.zeros(shape), torch.zeros(number), text, torch.zeros(shape)[:, :1])
+    text = {name: tensor.to(DEVICE, work.dtype) for name, tensor in text.items()}
+    with torch.device(DEVICE):
+        latents, noise, weights = torch.zeros(shape), torch.zeros(shape), torch.zeros(number, 1, *shape[2:])
+        batch = MicroBatch(latents, noise, torch.zeros(number), text, weights)
     for tensor in (batch.latents, batch.noise, batch.sigmas, batch.weights, *text.values()):
         assert tensor is not None
         ledger.claim(tensor, "inputs")
@@ -253,6 +246,6 @@ def _preview(run: _Run, vae: Any, work: Work, size: Size, ledger: Ledger) -> Non
     file_dtype = DTYPES[work.config.checkpoints.dtype]
     saved = as_saved(adapter_parameters(learner.transformer), scale_of(work.config.lora), file_dtype, learner.dtype)
     with run.average.applied(), saved, torch.no_grad():
-        latents = torch.zeros(shape, dtype=learner.dtype)
-        latents = latents + family.forward(learner.transformer, latents, torch.zeros(1), text, learner.guidance)
+        latents, sigmas = torch.zeros(shape, dtype=learner.dtype, device=DEVICE), torch.zeros(1, device=DEVICE)
+        latents = latents + family.forward(learner.transformer, latents, sigmas, text, learner.guidance)
         family.decode_image(vae, latents)
