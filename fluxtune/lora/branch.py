@@ -21,7 +21,7 @@ from fluxtune.memory.recompute import kept_product
 
 
 class AdaptedLinear(Linear):  # type: ignore[misc]
-    """peft's layer around any frozen linear layer, quantised or not; peft makes it, and turns its adapter off and on."""
+    """peft's layer around a frozen linear layer, quantised or not; peft makes it, and turns its adapter off and on."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``[..., in]`` -> ``[..., out]``, in the precision of autocast or else of ``x``."""

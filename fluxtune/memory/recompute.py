@@ -13,7 +13,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from inspect import signature
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -94,9 +93,7 @@ _thread = threading.local()
 """`mode`: that of the block which is being computed."""
 
 
-def _checkpointed(
-    forward: Callable[..., T], operations: frozenset[str] | None, /, *args: Any, **kwargs: Any
-) -> T:
+def _checkpointed(forward: Callable[..., T], operations: frozenset[str] | None, /, *args: Any, **kwargs: Any) -> T:
     """``forward`` under a checkpoint. Its arguments go in by place: torch looks for devices among those alone."""
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)

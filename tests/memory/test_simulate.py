@@ -22,7 +22,7 @@ from fluxtune.memory.ledger import TEMPORARIES, Ledger
 from fluxtune.memory.quantize import quantized_linear, replace_module
 from fluxtune.memory.simulate import fake_parameters, simulate
 from fluxtune.memory.stand_ins import QuantizedStandIn
-from fluxtune.training.load import make_accelerator
+from fluxtune.training.load import make_accelerator, recompute
 from fluxtune.training.optimizers import make_optimizer
 from fluxtune.training.step import Learner, MicroBatch, learn, update
 
@@ -104,11 +104,10 @@ def dtype_of(config: Config, parameter: nn.Parameter) -> torch.dtype:
 
 
 def learner_of(transformer: nn.Module, config: Config) -> Learner:
-    if config.memory.recompute == "all":
-        transformer.enable_gradient_checkpointing()
+    recompute(transformer, FAMILIES[0], config.memory)
     transformer.train()
     parameters = list(adapter_parameters(transformer).values())
-    accelerator = make_accelerator(config.training, "cpu")
+    accelerator = make_accelerator(config, "cpu")
     optimizer = accelerator.prepare_optimizer(make_optimizer(parameters, config.training))
     dtype = DTYPES[config.training.precision]
     return Learner(FAMILIES[0], transformer, optimizer, accelerator, parameters, dtype, 1.0, 1.0)
