@@ -42,6 +42,15 @@ def contradictions(
             where=_place(culprit, origins),
             hint=f"set {other} too",
         )
+    keep = config.memory.keep
+    kept = next((name for name in ("attention", "products", "everything") if any(getattr(keep, name))), None)
+    if config.memory.recompute == "none" and kept is not None:
+        culprit = _highest(("memory.recompute", f"memory.keep.{kept}"), ranks)
+        yield UsageError(
+            f'memory.recompute is "none", which keeps everything, but memory.keep.{kept} is set',
+            where=_place(culprit, origins),
+            hint='set memory.recompute = "all", or leave memory.keep out',
+        )
 
 
 def _preservation(config: Config, origins: dict[str, str], ranks: dict[str, int]) -> Iterator[FluxtuneError]:

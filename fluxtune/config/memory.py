@@ -2,9 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from fluxtune.config.base import Section, setting
+from pydantic import Field
+
+from fluxtune.config.base import Section, section, setting
+
+Count = Annotated[int, Field(ge=0, le=1000)]
+
+
+class KeepConfig(Section):
+    """``[memory.keep]``: blocks that keep more than their input, although `memory.recompute` is all.
+
+    For each kind of block, in the order in which the model runs them, how many: of FLUX.1 the 19 double and the 38
+    single blocks. The last blocks of a kind keep everything, those before them products, those before them attention.
+    """
+
+    attention: list[Count] = setting([], "How many blocks of each kind keep the results of attention.")
+    products: list[Count] = setting(
+        [],
+        "How many blocks of each kind keep the results of matrix products and attention, so that only what goes "
+        "element by element is computed again.",
+    )
+    everything: list[Count] = setting([], "How many blocks of each kind recompute nothing.")
 
 
 class MemoryConfig(Section):
@@ -17,5 +37,8 @@ class MemoryConfig(Section):
         "bf16", "How the text encoders are held while captions are encoded."
     )
     recompute: Literal["none", "all"] = setting(
-        "all", "Gradient checkpointing: all recomputes every block in the backward pass, none keeps everything."
+        "all",
+        "Gradient checkpointing: all recomputes blocks in the backward pass, save what memory.keep says; none keeps "
+        "everything.",
     )
+    keep: KeepConfig = section(KeepConfig, "What blocks keep all the same, by kind of block.")

@@ -1,6 +1,7 @@
 """The adapter inside the transformer: ``W x + scale * B (A x)``, only A and B trained (arXiv 2106.09685).
 
-peft does the injection, on plain and on quantised layers alike; A and B are always float32.
+peft does the injection, on plain and on quantised layers alike, of the layer in ``branch.py``; A and B are always
+float32.
 """
 
 from __future__ import annotations
@@ -46,21 +47,22 @@ def attach(transformer: Any, config: LoraConfig, family: Family, seed: int) -> l
     """
     from peft import LoraConfig as PeftConfig
 
+    from fluxtune.lora.branch import AdaptedLinear
+
     paths = target_layers(transformer, config, family)
     exactly = "|".join(re.escape(path) for path in paths)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        transformer.add_adapter(
-            PeftConfig(
-                r=config.rank,
-                lora_alpha=config.rank if config.alpha is None else config.alpha,
-                target_modules=f"^(?:{exactly})$",
-                lora_dropout=config.dropout,
-                use_rslora=config.rank_stabilized,
-                init_lora_weights=True,
-            ),
-            adapter_name=ADAPTER,
+        wanted = PeftConfig(
+            r=config.rank,
+            lora_alpha=config.rank if config.alpha is None else config.alpha,
+            target_modules=f"^(?:{exactly})$",
+            lora_dropout=config.dropout,
+            use_rslora=config.rank_stabilized,
+            init_lora_weights=True,
         )
+        wanted._register_custom_module({nn.Linear: AdaptedLinear})
+        transformer.add_adapter(wanted, adapter_name=ADAPTER)
     for name, parameter in transformer.named_parameters():
         parameter.requires_grad_(_is_adapter(name))
         if parameter.requires_grad:

@@ -11,6 +11,8 @@ from typing import Any
 import bitsandbytes as bnb
 import torch
 
+from fluxtune.memory.recompute import kept_product
+
 
 class FrozenLinear8bit(bnb.nn.Linear8bitLt):  # type: ignore[misc]
     """`Linear8bitLt` whose weights are not trained."""
@@ -25,6 +27,12 @@ class FrozenLinear8bit(bnb.nn.Linear8bitLt):  # type: ignore[misc]
         result: torch.Tensor = super().forward(x)
         return result
 
+    def unpacked(self, dtype: torch.dtype) -> torch.Tensor:
+        """The weight ``[out, in]`` in ``dtype``."""
+        rows, scales = self.state.CB, self.state.SCB
+        weight: torch.Tensor = rows.to(dtype, copy=True).mul_(scales.unsqueeze(1).mul(1.0 / 127.0))
+        return weight
+
 
 class _Product(torch.autograd.Function):
     """The same values as bitsandbytes' `MatMul8bitLt`, forward and backward."""
@@ -32,10 +40,8 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, layer: FrozenLinear8bit) -> torch.Tensor:
         ctx.layer, ctx.dtype = layer, x.dtype
-        return layer.product(x)
+        return kept_product(lambda: layer.product(x))
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        rows, scales = ctx.layer.state.CB, ctx.layer.state.SCB
-        weight = rows.to(ctx.dtype, copy=True).mul_(scales.unsqueeze(1).mul(1.0 / 127.0))
-        return torch.matmul(gradient.to(ctx.dtype), weight), None
+        return torch.matmul(gradient.to(ctx.dtype), ctx.layer.unpacked(ctx.dtype)), None

@@ -45,9 +45,7 @@ def simulate(build: Callable[[Ledger], T], step: Callable[[T, Ledger], None], as
     return ledger
 
 
-def give_content(
-    module: nn.Module, dtype_of: Callable[[str, nn.Parameter], torch.dtype]
-) -> list[torch.Tensor]:
+def give_content(module: nn.Module, dtype_of: Callable[[str, nn.Parameter], torch.dtype]) -> list[torch.Tensor]:
     """Gives a module parameters and buffers on the meta device that are its own, in place.
 
     Args:

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from fluxtune.memory.quantize import QuantizedPrecision
+from fluxtune.memory.recompute import kept_product
 
 _BLOCK, _NESTED = 64, 256
 """Values of a 4-bit block, and scales of a block of scales."""
@@ -49,47 +50,48 @@ class QuantizedStandIn(nn.Linear):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """``[..., in]`` -> ``[..., out]``, in the precision of activations."""
-        product = _Nf4Product if self.precision == "nf4" else _Int8Product
-        result: torch.Tensor = product.apply(input.to(self.dtype), self)
+        result: torch.Tensor = _Product.apply(input.to(self.dtype), self)
         return result
 
-
-class _Nf4Product(torch.autograd.Function):
-    """`MatMul4Bit`: the weights are unpacked for each product, forward and backward, and nothing else is saved."""
-
-    @staticmethod
-    def forward(ctx: Any, activations: torch.Tensor, layer: QuantizedStandIn) -> torch.Tensor:
-        ctx.layer = layer
-        scales = _full_scales(layer)
-        scales = scales + 1
-        return functional.linear(activations, _unpacked(layer), layer.bias)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        scales = _full_scales(ctx.layer)
-        weight = _unpacked(ctx.layer)
+    def unpacked(self, dtype: torch.dtype) -> torch.Tensor:
+        """A weight ``[out, in]`` in ``dtype``."""
+        scales = _full_scales(self) if self.precision == "nf4" else None
+        weight = _unpacked(self)
         del scales
-        return torch.matmul(gradient, weight), None
+        return weight.to(dtype)
 
 
-class _Int8Product(torch.autograd.Function):
-    """`eight_bit.FrozenLinear8bit`: forward as `MatMul8bitLt` or, on a processor, `MatMul8bitFp`; nothing is saved."""
+class _Product(torch.autograd.Function):
+    """Quantised layers save nothing for the backward, and unpack their weights there."""
 
     @staticmethod
     def forward(ctx: Any, activations: torch.Tensor, layer: QuantizedStandIn) -> torch.Tensor:
         ctx.layer = layer
-        if not layer.as_cuda:
-            return functional.linear(activations, _unpacked(layer), layer.bias)
-        rows = activations.reshape(-1, activations.shape[-1])
-        # They live until the end, as the local names there do.
-        quantised, scales = _empty(rows.to(torch.float16), torch.int8), rows.new_empty(len(rows), dtype=torch.float32)
-        products = torch.empty(len(quantised), layer.out_features, dtype=torch.int32, device=scales.device)
-        result = _empty(products, torch.float16)
-        return result.to(layer.dtype).reshape(*activations.shape[:-1], layer.out_features)
+        product = _nf4_product if layer.precision == "nf4" else _int8_product
+        return kept_product(lambda: product(activations, layer))
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return torch.matmul(gradient, _unpacked(ctx.layer)), None
+        return torch.matmul(gradient, ctx.layer.unpacked(ctx.layer.dtype)), None
+
+
+def _nf4_product(activations: torch.Tensor, layer: QuantizedStandIn) -> torch.Tensor:
+    """`MatMul4Bit`."""
+    scales = _full_scales(layer)
+    scales = scales + 1
+    return functional.linear(activations, _unpacked(layer), layer.bias)
+
+
+def _int8_product(activations: torch.Tensor, layer: QuantizedStandIn) -> torch.Tensor:
+    """`eight_bit.FrozenLinear8bit`: `MatMul8bitLt` or, on a processor, `MatMul8bitFp`."""
+    if not layer.as_cuda:
+        return functional.linear(activations, _unpacked(layer), layer.bias)
+    rows = activations.reshape(-1, activations.shape[-1])
+    # They live until the end, as the local names there do.
+    quantised, scales = _empty(rows.to(torch.float16), torch.int8), rows.new_empty(len(rows), dtype=torch.float32)
+    products = torch.empty(len(quantised), layer.out_features, dtype=torch.int32, device=scales.device)
+    result = _empty(products, torch.float16)
+    return result.to(layer.dtype).reshape(*activations.shape[:-1], layer.out_features)
 
 
 def _unpacked(layer: QuantizedStandIn) -> torch.Tensor:

@@ -9,13 +9,15 @@ from typing import Any
 import torch
 
 from fluxtune import rng
+from fluxtune.config.memory import MemoryConfig
 from fluxtune.config.schema import Config
-from fluxtune.config.training import TrainingConfig
+from fluxtune.errors import UsageError
 from fluxtune.events import Phase, Sink
 from fluxtune.flux.families import Family
 from fluxtune.flux.load import DTYPES, Base, load_transformer
 from fluxtune.lora.adapter import adapter_parameters, attach, start_from
 from fluxtune.lora.files import read_lora
+from fluxtune.memory.recompute import keep_last, recompute_blocks
 from fluxtune.training.ema import MovingAverage
 from fluxtune.training.examples import Prepared
 from fluxtune.training.optimizers import make_optimizer
@@ -60,11 +62,10 @@ def load(config: Config, base: Base, prepared: Prepared, device: str, on_event: 
 
 def learner_of(transformer: Any, config: Config, family: Family, embeds_guidance: bool, device: str) -> Learner:
     """What a step works on, around a transformer with its adapter; the memory simulator makes its own through this."""
-    if config.memory.recompute == "all":
-        transformer.enable_gradient_checkpointing()
+    recompute(transformer, family, config.memory)
     transformer.train()
     parameters = list(adapter_parameters(transformer).values())
-    accelerator = make_accelerator(config.training, device)
+    accelerator = make_accelerator(config, device)
     return Learner(
         family=family,
         transformer=transformer,
@@ -77,14 +78,43 @@ def learner_of(transformer: Any, config: Config, family: Family, embeds_guidance
     )
 
 
-def make_accelerator(training: TrainingConfig, device: str) -> Any:
-    """accelerate with our device and precision; its process-wide state is made anew for every run."""
+def recompute(transformer: torch.nn.Module, family: Family, memory: MemoryConfig) -> None:
+    """Makes each block keep for the backward what ``memory`` says.
+
+    Raises:
+        UsageError: more blocks are named than there are.
+    """
+    if memory.recompute == "none":
+        return
+    kinds = [list(transformer.get_submodule(name).children()) for name in family.blocks]
+    counts = {name: getattr(memory.keep, name) for name in ("attention", "products", "everything")}
+    for kind, blocks in enumerate(kinds):
+        asked = {name: numbers[kind] if kind < len(numbers) else 0 for name, numbers in counts.items()}
+        if sum(asked.values()) > len(blocks):
+            raise _too_many(f"{sum(asked.values())} of the {len(blocks)} {family.blocks[kind]}")
+        recompute_blocks(blocks, keep_last(len(blocks), **asked))
+    if any(len(numbers) > len(kinds) for numbers in counts.values()):
+        raise _too_many(f"more than {len(kinds)} kinds of blocks")
+
+
+def _too_many(what: str) -> UsageError:
+    return UsageError(f"memory.keep names {what}", where="memory.keep", hint="lower its numbers, or leave it out")
+
+
+def make_accelerator(config: Config, device: str) -> Any:
+    """accelerate with our device and precision; its process-wide state is made anew for every run.
+
+    No autocast: the base computes in the precision that it is held in, as it does in sampling, and the adapter's layers
+    cast their own weights. Autocast would compute norms in float32 and keep both copies of what goes in and comes out.
+    Only a base that is held in float32 is computed with in bfloat16 by it.
+    """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state(reset_partial_state=True)
+    casts = config.training.precision == "bf16" and config.memory.base_precision == "fp32"
     return Accelerator(
-        cpu=device == "cpu",
-        mixed_precision="bf16" if training.precision == "bf16" else "no",
-        gradient_accumulation_steps=training.accumulation,
+        cpu=device != "cuda",
+        mixed_precision="bf16" if casts else "no",
+        gradient_accumulation_steps=config.training.accumulation,
     )

@@ -19,6 +19,7 @@ from fluxtune.errors import DivergedError, ExitCode, some_names
 from fluxtune.events import Sink, Step
 from fluxtune.training.ema import MovingAverage
 from fluxtune.training.optimizers import learning_rate_at, set_learning_rate
+from fluxtune.training.rehearsal import rehearse
 from fluxtune.training.samples import SampleSource
 from fluxtune.training.step import Learner, learn, preserve, update
 
@@ -47,6 +48,8 @@ def train_steps(
     Raises:
         DivergedError: the loss or the gradients are not finite.
     """
+    if first_step < config.steps:
+        rehearse(learner, source)
     clock = _Clock(config.steps)
     guard_weight = config.preservation.weight * config.preservation.every
     for step in range(first_step, config.steps):

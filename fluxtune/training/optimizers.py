@@ -21,6 +21,19 @@ def make_optimizer(parameters: list[torch.nn.Parameter], config: TrainingConfig)
     return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
 
 
+def missing_state(optimizer: torch.optim.Optimizer) -> int:
+    """Bytes of the two moments of AdamW that the first step makes, of the parameters that have none yet.
+
+    In 8 bits they have a float32 scale for every 256 values; tensors of fewer than 4096 values stay in float32.
+    """
+    in_8_bits = "8bit" in type(getattr(optimizer, "optimizer", optimizer)).__name__
+    parameters = [each for group in optimizer.param_groups for each in group["params"] if each not in optimizer.state]
+    return sum(
+        2 * (each.numel() + 4 * -(-each.numel() // 256) if in_8_bits and each.numel() >= 4096 else 4 * each.numel())
+        for each in parameters
+    )
+
+
 def learning_rate_at(step: int, config: TrainingConfig) -> float:
     """The learning rate of optimizer step ``step`` (0 is the first), a pure function, so that resuming is exact."""
     if step < config.warmup:

@@ -1,0 +1,228 @@
+"""What each block keeps from the forward for the backward; the rest it computes again when its turn comes.
+
+Gradient checkpointing (arXiv 1604.06174), block by block, with four choices of what is kept beside a block's input. A
+block that keeps its products computes only what goes element by element again: per byte that saves most time.
+
+Of what a policy would keep, only that is kept from which something is computed again that the backward asks for. The
+last product of a residual branch is not: its sum with the residual is the next block's input. `create_selective_
+checkpoint_contexts` of torch would keep that too, and both the product of a frozen layer and its sum with an adapter's.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_iter, tree_unflatten
+from torch.utils.checkpoint import checkpoint
+
+Kept = Literal["nothing", "attention", "products", "everything"]
+"""From the least memory and the most work to the most memory and none."""
+
+T = TypeVar("T")
+
+_ATTENTION = (
+    "aten::_scaled_dot_product_flash_attention",
+    "aten::_scaled_dot_product_flash_attention_for_cpu",
+    "aten::_scaled_dot_product_efficient_attention",
+    "aten::_scaled_dot_product_cudnn_attention",
+    "aten::_scaled_dot_product_fused_attention_overrideable",
+)
+_PRODUCTS = (
+    *_ATTENTION,
+    "aten::mm",
+    "aten::addmm",
+    "aten::bmm",
+    "aten::baddbmm",
+    "aten::linear",
+    "aten::_int_mm",
+    "aten::_scaled_mm",
+    "bitsandbytes::int8_scaled_mm",
+    "bitsandbytes::int8_mixed_scaled_mm",
+    "bitsandbytes::gemm_4bit",
+    "bitsandbytes::gemv_4bit",
+)
+_OPERATIONS: dict[Kept, frozenset[str]] = {"attention": frozenset(_ATTENTION), "products": frozenset(_PRODUCTS)}
+
+
+def recompute_blocks(blocks: Sequence[nn.Module], kept: Sequence[Kept]) -> None:
+    """Makes each block keep what ``kept`` says of it, from now on; gradients stay what they were, to the bit.
+
+    Args:
+        kept: one for each block. ``nothing``: only the block's input. ``attention``: the results of attention, too.
+            ``products``: those of matrix products and attention, neither of which is computed again.
+            ``everything``: as autograd does by itself.
+    """
+    for block, what in zip(blocks, kept, strict=True):
+        if what != "everything":
+            block.forward = partial(_checkpointed, block.forward, _OPERATIONS.get(what))
+
+
+def keep_last(number: int, attention: int = 0, products: int = 0, everything: int = 0) -> list[Kept]:
+    """What each of ``number`` blocks in a row keeps, when so many keep so much: the last ones most.
+
+    What the last blocks keep is free again before the first ones, which keep least, are computed again.
+    """
+    rest = number - attention - products - everything
+    return (
+        ["nothing"] * rest + ["attention"] * attention + ["products"] * products + ["everything"] * everything  # type: ignore[return-value]
+    )
+
+
+def kept_product(compute: Callable[[], T]) -> T:
+    """The result of ``compute``: of a matrix product and all that belongs to it, such as unpacking its weights.
+
+    Where products are kept, the result is kept as a whole, and when the block is computed again, nothing of it runs.
+    To be called where autograd does not look, in the forward of a ``torch.autograd.Function``.
+
+    Args:
+        compute: returns new tensors, one or a tuple.
+    """
+    mode: _Mode | None = getattr(_thread, "mode", None)
+    result: T = mode.result_of(compute) if mode is not None and mode.keeps_products else compute()
+    return result
+
+
+_thread = threading.local()
+"""`mode`: that of the block which is being computed."""
+
+
+def _checkpointed(forward: Callable[..., T], operations: frozenset[str] | None, /, *args: Any, **kwargs: Any) -> T:
+    """``forward`` under a checkpoint. Its arguments go in by place: torch looks for devices among those alone."""
+    if not torch.is_grad_enabled():
+        return forward(*args, **kwargs)
+    names, values = list(kwargs), list(kwargs.values())
+
+    def run(*given: Any) -> T:
+        return forward(*given[: len(args)], **dict(zip(names, given[len(args) :], strict=True)))
+
+    contexts = {} if operations is None else {"context_fn": partial(_contexts, operations)}
+    result: T = checkpoint(run, *args, *values, use_reentrant=False, **contexts)
+    return result
+
+
+def _contexts(operations: frozenset[str]) -> tuple[_Recording, _Replaying]:
+    results: list[_Result] = []
+    return _Recording(operations, results), _Replaying(operations, results)
+
+
+class _Result:
+    """What an operation returned. ``leaves``: tensors, or how to make empty ones of their kind, and other values."""
+
+    def __init__(self, returned: Any) -> None:
+        leaves, self._spec = tree_flatten(returned)
+        # Not the tensors themselves: autograd hangs the graph on them.
+        self.leaves = [leaf.detach() if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
+
+    def keep_only(self, needed: set[int]) -> None:
+        """Lets go of all other tensors: since nothing is computed from them, empty ones will do."""
+        for place, leaf in enumerate(self.leaves):
+            if isinstance(leaf, torch.Tensor) and place not in needed:
+                kind = {"dtype": leaf.dtype, "device": leaf.device}
+                self.leaves[place] = partial(torch.empty_strided, leaf.size(), leaf.stride(), **kind)
+
+    def take(self) -> Any:
+        """What was returned, once: it is not held any longer."""
+        leaves, self.leaves = self.leaves, []
+        return tree_unflatten([leaf() if isinstance(leaf, partial) else leaf for leaf in leaves], self._spec)
+
+
+class _Mode(TorchDispatchMode):
+    """Sees every operation of a block, below autograd, and those that autograd does not see."""
+
+    def __init__(self, operations: frozenset[str], results: list[_Result]) -> None:
+        super().__init__()
+        self.keeps_products = operations == _OPERATIONS["products"]
+        self._operations, self._results = operations, results
+
+    def __enter__(self) -> Any:
+        _thread.mode = self
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        _thread.mode = None
+        super().__exit__(*error)
+
+    def result_of(self, compute: Callable[[], Any]) -> Any:
+        """The result of work that is not to be done twice."""
+        raise NotImplementedError
+
+
+class _Recording(_Mode):
+    """The forward: keeps results, and at its end lets go of those that no saved tensor is computed from.
+
+    `_sources` has, by storage, the kept tensors (result, place in it) that its content was computed from.
+    """
+
+    def __enter__(self) -> Any:
+        self._sources: dict[int, frozenset[tuple[int, int]]] = {}
+        self._needed: set[tuple[int, int]] = set()
+        self._inside = False
+        pack, unpack = torch._C._autograd._top_saved_tensors_default_hooks(True)
+
+        def pack_and_note(tensor: torch.Tensor) -> Any:
+            self._needed |= self._sources.get(tensor.untyped_storage()._cdata, frozenset())
+            return pack(tensor)
+
+        self._hooks = saved_tensors_hooks(pack_and_note, unpack)
+        self._hooks.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._hooks.__exit__(*error)
+        # It leads back to the block's checkpoint, and so to its input, in a circle.
+        del self._hooks
+        for number, result in enumerate(self._results):
+            result.keep_only({place for each, place in self._needed if each == number})
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        work = partial(func, *args, **(kwargs or {}))
+        if self._inside:
+            return work()
+        if func._schema.name in self._operations:
+            return self.result_of(work)
+        returned = work()
+        given = [self._sources.get(tensor.untyped_storage()._cdata, frozenset()) for tensor in _tensors((args, kwargs))]
+        sources = frozenset().union(*given)
+        for tensor in _tensors(returned):
+            self._sources[tensor.untyped_storage()._cdata] = sources
+        return returned
+
+    def result_of(self, compute: Callable[[], Any]) -> Any:
+        if self._inside:
+            return compute()
+        self._inside = True
+        returned = compute()
+        result = _Result(returned)
+        self._inside = False
+        for place, leaf in enumerate(result.leaves):
+            if isinstance(leaf, torch.Tensor):
+                self._sources[leaf.untyped_storage()._cdata] = frozenset([(len(self._results), place)])
+        self._results.append(result)
+        return returned
+
+
+class _Replaying(_Mode):
+    """The forward once more: what was kept comes in the order in which it was made."""
+
+    def __enter__(self) -> Any:
+        self._next = iter(self._results)
+        return super().__enter__()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        work = partial(func, *args, **(kwargs or {}))
+        return self.result_of(work) if func._schema.name in self._operations else work()
+
+    def result_of(self, compute: Callable[[], Any]) -> Any:
+        return next(self._next).take()
+
+
+def _tensors(tree: Any) -> Iterator[torch.Tensor]:
+    return (leaf for leaf in tree_iter(tree) if isinstance(leaf, torch.Tensor))

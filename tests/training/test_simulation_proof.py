@@ -1,0 +1,105 @@
+"""The simulator against an independent record of what a real run allocates on a processor: the profiler's."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_flux import small_flux
+from torch.profiler import ProfilerActivity, profile
+
+from fluxtune import rng
+from fluxtune.config.schema import Config
+from fluxtune.flux.load import DTYPES, Base, load_transformer
+from fluxtune.lora.adapter import adapter_parameters, attach
+from fluxtune.memory.forecast import Forecast
+from fluxtune.training.ema import MovingAverage
+from fluxtune.training.load import learner_of
+from fluxtune.training.simulation import STEP, Work, foresee_training
+from fluxtune.training.step import MicroBatch, learn, update
+
+SIDE = 256
+BATCH = 2
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
+    return small_flux(tmp_path_factory.mktemp("small") / "flux")
+
+
+def settings(precision: str, base_precision: str, targets: str, ema: float = 0.0, **memory: Any) -> Config:
+    return Config.model_validate(
+        {
+            "training": {"precision": precision, "optimizer": "adamw", "batch_size": BATCH, "ema_decay": ema},
+            "memory": {"base_precision": base_precision, **memory},
+            "lora": {"rank": 16, "targets": targets},
+        }
+    )
+
+
+def recorded_peak(config: Config, base: Base, trace: Path) -> int:
+    """Bytes at the peak of loading and two steps, by the profiler's record of every allocation."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        _train(config, base)
+    record.export_chrome_trace(str(trace))
+    events = [event for event in json.loads(trace.read_text())["traceEvents"] if event["name"] == "[memory]"]
+    now = peak = 0
+    for event in sorted(events, key=lambda each: each["ts"]):
+        now += event["args"]["Bytes"]
+        peak = max(peak, now)
+    assert len(events) > 1000
+    return peak
+
+
+def _train(config: Config, base: Base) -> None:
+    dtype = DTYPES[config.training.precision]
+    transformer = load_transformer(base, config.memory, dtype, "cpu")
+    attach(transformer, config.lora, base.family, rng.derive(1, "adapter"))
+    learner = learner_of(transformer, config, base.family, base.embeds_guidance, "cpu")
+    average = MovingAverage(adapter_parameters(transformer), config.training.ema_decay)
+    for _ in range(2):
+        shape = (BATCH, 64, SIDE // 16, SIDE // 16)
+        text = base.family.blank_text(dict(transformer.config), BATCH, base.text_tokens)
+        text = {name: tensor.to(dtype) for name, tensor in text.items()}
+        weights = torch.ones(BATCH, 1, *shape[2:])
+        learn(learner, MicroBatch(torch.randn(shape), torch.randn(shape), torch.full([BATCH], 0.5), text, weights))
+        update(learner)
+        average.update()
+
+
+PLANS = [
+    settings("fp32", "fp32", "all-linear", recompute="none"),
+    settings("fp32", "fp32", "attention", recompute="all"),
+    settings("fp32", "fp32", "attention", recompute="all", keep={"products": [1, 2]}),
+    settings("bf16", "bf16", "attention", recompute="none", ema=0.9),
+    settings("bf16", "bf16", "all-linear", recompute="all"),
+    settings("bf16", "bf16", "attention", recompute="all", keep={"attention": [2, 1], "everything": [0, 1]}),
+    settings("fp32", "nf4", "attention", recompute="none"),
+    settings("fp32", "nf4", "all-linear", recompute="all"),
+    settings("fp32", "int8", "all-linear", recompute="none"),
+    settings("fp32", "int8", "attention", recompute="all", keep={"products": [2, 3]}),
+]
+
+
+@pytest.mark.parametrize("config", PLANS, ids=range(len(PLANS)))
+def test_the_peak_of_a_run_is_foretold_within_one_percent(config: Config, base: Base, tmp_path: Path) -> None:
+    foreseen = foresee_training(Work(config, base, (SIDE, SIDE), None, as_cuda=False)).peak.bytes
+    assert foreseen == pytest.approx(recorded_peak(config, base, tmp_path / "trace.json"), rel=0.01)
+
+
+def test_recomputing_holds_less_and_the_same_weights(base: Base) -> None:
+    none, everything = (
+        _backward(
+            foresee_training(Work(settings("fp32", "fp32", "attention", recompute=how), base, (SIDE, SIDE), None))
+        )
+        for how in ("none", "all")
+    )
+    assert everything["activations"] < 0.6 * none["activations"]
+    assert everything["weights"] == none["weights"]
+
+
+def _backward(forecast: Forecast) -> dict[str, int]:
+    return next(phase.alive for phase in forecast.phases if phase.phase == STEP[1])
