@@ -31,7 +31,7 @@ from fluxtune.environment import memory_in_use, pick_device, versions
 from fluxtune.flux.families import FLUX1
 from fluxtune.flux.load import DTYPES, build_transformer, free_memory
 from fluxtune.lora.adapter import adapter_parameters, attach
-from fluxtune.training.load import make_accelerator
+from fluxtune.training.load import make_accelerator, recompute
 from fluxtune.training.optimizers import make_optimizer
 from fluxtune.training.step import Learner, MicroBatch, learn, update
 
@@ -88,8 +88,7 @@ def step_operations(config: dict[str, Any], settings: Config, side: int) -> int:
     with torch.device("meta"):
         transformer = FluxTransformer2DModel.from_config(config).to(torch.bfloat16)
     attach(transformer, settings.lora, FLUX1, 0)
-    if settings.memory.recompute == "all":
-        transformer.enable_gradient_checkpointing()
+    recompute(transformer, FLUX1, settings.memory)
     batch = micro_batch(config, side, settings.training.batch_size, "meta", torch.bfloat16)
     with FlopCounterMode(display=False) as counter:
         FLUX1.forward(
@@ -125,10 +124,9 @@ def measure(preset: str, scale: str, steps: int, side: int | None) -> dict[str, 
     )
     loaded, load_peak = time.monotonic() - started, memory_in_use(device)
     attach(transformer, settings.lora, FLUX1, rng.derive(0, "adapter"))
-    if settings.memory.recompute == "all":
-        transformer.enable_gradient_checkpointing()
+    recompute(transformer, FLUX1, settings.memory)
     parameters = list(adapter_parameters(transformer.train()).values())
-    accelerator = make_accelerator(settings.training, device)
+    accelerator = make_accelerator(settings, device)
     optimizer = accelerator.prepare_optimizer(make_optimizer(parameters, settings.training))
     learner = Learner(FLUX1, transformer, optimizer, accelerator, parameters, dtype, 1.0, 1.0)
     batch = micro_batch(config, side, settings.training.batch_size, device, dtype)

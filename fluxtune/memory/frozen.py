@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -12,14 +14,16 @@ def weight_of(layer: nn.Module, dtype: torch.dtype) -> torch.Tensor:
     Args:
         layer: an ``nn.Linear``, bitsandbytes' of 4 bits, or one with a method ``unpacked(dtype)``.
     """
+    weight: torch.Tensor
     unpacked = getattr(layer, "unpacked", None)
     if unpacked is not None:
-        weight: torch.Tensor = unpacked(dtype)
+        weight = unpacked(dtype)
         return weight
-    held: torch.Tensor = layer.weight
+    held: Any = layer.weight
     state = getattr(held, "quant_state", None)
     if state is not None:
         from bitsandbytes.functional import dequantize_4bit
 
         held = dequantize_4bit(held.data, state)
-    return held.to(dtype)
+    weight = held.to(dtype)
+    return weight

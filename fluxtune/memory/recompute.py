@@ -11,15 +11,15 @@ checkpoint_contexts` of torch would keep that too, and both the product of a fro
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache, partial
 from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_iter, tree_unflatten
 from torch.utils.checkpoint import checkpoint
 
 Kept = Literal["nothing", "attention", "products", "everything"]
@@ -48,7 +48,11 @@ _PRODUCTS = (
     "bitsandbytes::gemm_4bit",
     "bitsandbytes::gemv_4bit",
 )
-_OPERATIONS: dict[Kept, frozenset[str]] = {"attention": frozenset(_ATTENTION), "products": frozenset(_PRODUCTS)}
+_OPERATIONS: dict[Kept, frozenset[str]] = {
+    "nothing": frozenset(),
+    "attention": frozenset(_ATTENTION),
+    "products": frozenset(_PRODUCTS),
+}
 
 
 def recompute_blocks(blocks: Sequence[nn.Module], kept: Sequence[Kept]) -> None:
@@ -61,7 +65,7 @@ def recompute_blocks(blocks: Sequence[nn.Module], kept: Sequence[Kept]) -> None:
     """
     for block, what in zip(blocks, kept, strict=True):
         if what != "everything":
-            block.forward = partial(_checkpointed, block.forward, _OPERATIONS.get(what))
+            block.forward = partial(_checkpointed, block.forward, _OPERATIONS[what])
 
 
 def keep_last(number: int, attention: int = 0, products: int = 0, everything: int = 0) -> list[Kept]:
@@ -69,10 +73,13 @@ def keep_last(number: int, attention: int = 0, products: int = 0, everything: in
 
     What the last blocks keep is free again before the first ones, which keep least, are computed again.
     """
-    rest = number - attention - products - everything
-    return (
-        ["nothing"] * rest + ["attention"] * attention + ["products"] * products + ["everything"] * everything  # type: ignore[return-value]
-    )
+    counts: dict[Kept, int] = {
+        "nothing": number - attention - products - everything,
+        "attention": attention,
+        "products": products,
+        "everything": everything,
+    }
+    return [kept for kept, count in counts.items() for _ in range(count)]
 
 
 def kept_product(compute: Callable[[], T]) -> T:
@@ -93,7 +100,7 @@ _thread = threading.local()
 """`mode`: that of the block which is being computed."""
 
 
-def _checkpointed(forward: Callable[..., T], operations: frozenset[str] | None, /, *args: Any, **kwargs: Any) -> T:
+def _checkpointed(forward: Callable[..., T], operations: frozenset[str], /, *args: Any, **kwargs: Any) -> T:
     """``forward`` under a checkpoint. Its arguments go in by place: torch looks for devices among those alone."""
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
@@ -102,35 +109,38 @@ def _checkpointed(forward: Callable[..., T], operations: frozenset[str] | None, 
     def run(*given: Any) -> T:
         return forward(*given[: len(args)], **dict(zip(names, given[len(args) :], strict=True)))
 
-    contexts = {} if operations is None else {"context_fn": partial(_contexts, operations)}
-    result: T = checkpoint(run, *args, *values, use_reentrant=False, **contexts)
+    result: T = checkpoint(run, *args, *values, use_reentrant=False, context_fn=partial(_contexts, operations))
     return result
 
 
-def _contexts(operations: frozenset[str]) -> tuple[_Recording, _Replaying]:
+def _contexts(operations: frozenset[str]) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+    if not operations:
+        return nullcontext(), nullcontext()
     results: list[_Result] = []
     return _Recording(operations, results), _Replaying(operations, results)
 
 
 class _Result:
-    """What an operation returned. ``leaves``: tensors, or how to make empty ones of their kind, and other values."""
+    """What an operation returned: tensors, or how to make empty ones of their kind, and other values."""
 
     def __init__(self, returned: Any) -> None:
-        leaves, self._spec = tree_flatten(returned)
+        self._is_one = isinstance(returned, torch.Tensor)
         # Not the tensors themselves: autograd hangs the graph on them.
-        self.leaves = [leaf.detach() if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
+        values = (returned,) if self._is_one else returned
+        self.values = [value.detach() if isinstance(value, torch.Tensor) else value for value in values]
 
     def keep_only(self, needed: set[int]) -> None:
         """Lets go of all other tensors: since nothing is computed from them, empty ones will do."""
-        for place, leaf in enumerate(self.leaves):
-            if isinstance(leaf, torch.Tensor) and place not in needed:
-                kind = {"dtype": leaf.dtype, "device": leaf.device}
-                self.leaves[place] = partial(torch.empty_strided, leaf.size(), leaf.stride(), **kind)
+        for place, value in enumerate(self.values):
+            if isinstance(value, torch.Tensor) and place not in needed:
+                self.values[place] = partial(
+                    torch.empty_strided, value.size(), value.stride(), dtype=value.dtype, device=value.device
+                )
 
     def take(self) -> Any:
         """What was returned, once: it is not held any longer."""
-        leaves, self.leaves = self.leaves, []
-        return tree_unflatten([leaf() if isinstance(leaf, partial) else leaf for leaf in leaves], self._spec)
+        values, self.values = [each() if isinstance(each, partial) else each for each in self.values], []
+        return values[0] if self._is_one else tuple(values)
 
 
 class _Mode(TorchDispatchMode):
@@ -142,11 +152,11 @@ class _Mode(TorchDispatchMode):
         self._operations, self._results = operations, results
 
     def __enter__(self) -> Any:
-        _thread.mode = self
+        self._before, _thread.mode = getattr(_thread, "mode", None), self
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
-        _thread.mode = None
+        _thread.mode = self._before
         super().__exit__(*error)
 
     def result_of(self, compute: Callable[[], Any]) -> Any:
@@ -157,7 +167,8 @@ class _Mode(TorchDispatchMode):
 class _Recording(_Mode):
     """The forward: keeps results, and at its end lets go of those that no saved tensor is computed from.
 
-    `_sources` has, by storage, the kept tensors (result, place in it) that its content was computed from.
+    `_sources` has, by storage, the kept tensors (result, place in it) that its content was computed from. What passes
+    through numbers of Python is not followed: blocks compute with tensors.
     """
 
     def __enter__(self) -> Any:
@@ -167,7 +178,7 @@ class _Recording(_Mode):
         pack, unpack = torch._C._autograd._top_saved_tensors_default_hooks(True)
 
         def pack_and_note(tensor: torch.Tensor) -> Any:
-            self._needed |= self._sources.get(tensor.untyped_storage()._cdata, frozenset())
+            self._needed |= self._sources.get(_place(tensor), frozenset())
             return pack(tensor)
 
         self._hooks = saved_tensors_hooks(pack_and_note, unpack)
@@ -183,16 +194,17 @@ class _Recording(_Mode):
             result.keep_only({place for each, place in self._needed if each == number})
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        work = partial(func, *args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if not self._inside and _name(func) in self._operations:
+            return self.result_of(partial(func, *args, **kwargs))
+        returned = func(*args, **kwargs)
         if self._inside:
-            return work()
-        if func._schema.name in self._operations:
-            return self.result_of(work)
-        returned = work()
-        given = [self._sources.get(tensor.untyped_storage()._cdata, frozenset()) for tensor in _tensors((args, kwargs))]
-        sources = frozenset().union(*given)
-        for tensor in _tensors(returned):
-            self._sources[tensor.untyped_storage()._cdata] = sources
+            return returned
+        sources: frozenset[tuple[int, int]] = frozenset()
+        for tensor in _tensors([*args, *kwargs.values()]):
+            sources |= self._sources.get(_place(tensor), sources)
+        for tensor in _tensors([returned]):
+            self._sources[_place(tensor)] = sources
         return returned
 
     def result_of(self, compute: Callable[[], Any]) -> Any:
@@ -202,9 +214,9 @@ class _Recording(_Mode):
         returned = compute()
         result = _Result(returned)
         self._inside = False
-        for place, leaf in enumerate(result.leaves):
-            if isinstance(leaf, torch.Tensor):
-                self._sources[leaf.untyped_storage()._cdata] = frozenset([(len(self._results), place)])
+        for place, value in enumerate(result.values):
+            if isinstance(value, torch.Tensor):
+                self._sources[_place(value)] = frozenset([(len(self._results), place)])
         self._results.append(result)
         return returned
 
@@ -218,11 +230,29 @@ class _Replaying(_Mode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         work = partial(func, *args, **(kwargs or {}))
-        return self.result_of(work) if func._schema.name in self._operations else work()
+        return self.result_of(work) if _name(func) in self._operations else work()
 
     def result_of(self, compute: Callable[[], Any]) -> Any:
         return next(self._next).take()
 
 
-def _tensors(tree: Any) -> Iterator[torch.Tensor]:
-    return (leaf for leaf in tree_iter(tree) if isinstance(leaf, torch.Tensor))
+@cache
+def _name(operation: Any) -> str:
+    name: str = operation._schema.name
+    return name
+
+
+def _place(tensor: torch.Tensor) -> int:
+    """Of what holds the tensor's content, which its views and what works in place on it share."""
+    return tensor.untyped_storage()._cdata
+
+
+def _tensors(given: Sequence[Any]) -> list[torch.Tensor]:
+    """The tensors in a list, and in lists in it."""
+    found: list[torch.Tensor] = []
+    for each in given:
+        if isinstance(each, torch.Tensor):
+            found.append(each)
+        elif isinstance(each, list | tuple):
+            found += _tensors(each)
+    return found

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import diffusers
 import pytest
 import torch
-from test_simulate import DEV, DTYPES, Size, batch, dtype_of, empty_transformer, stand_in, tensors_of
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -20,15 +19,26 @@ from fluxtune.config.lora import LoraConfig
 from fluxtune.config.schema import Config
 from fluxtune.errors import UsageError
 from fluxtune.flux.families import FLUX1
+from fluxtune.flux.known import known_base
 from fluxtune.lora.adapter import adapter_parameters, attach
-from fluxtune.memory.ledger import TEMPORARIES, Ledger
 from fluxtune.memory.quantize import quantized_linear, replace_module
 from fluxtune.memory.recompute import Kept, keep_last, recompute_blocks
-from fluxtune.memory.simulate import fake_parameters
 from fluxtune.nano import model_folder
 from fluxtune.training.load import recompute
+from fluxtune.training.simulation import Work, foresee_training
 
-TINY = Size(2, 2, 4, 16, (4, 6, 6), 32, 32, side=4, text=6)
+TINY = {
+    "patch_size": 1,
+    "in_channels": 64,
+    "num_layers": 2,
+    "num_single_layers": 2,
+    "attention_head_dim": 16,
+    "num_attention_heads": 4,
+    "joint_attention_dim": 32,
+    "pooled_projection_dim": 32,
+    "guidance_embeds": True,
+    "axes_dims_rope": [4, 6, 6],
+}
 KEPT: list[list[Kept]] = [
     ["nothing"] * 4,
     ["attention"] * 4,
@@ -45,7 +55,7 @@ def blocks_of(transformer: Any) -> list[nn.Module]:
 def random_flux(precision: str | None = None, **lora: Any) -> nn.Module:
     """The same random model each time, with an adapter that has some effect; ``precision`` of its blocks' layers."""
     torch.manual_seed(0)
-    transformer = diffusers.FluxTransformer2DModel.from_config(TINY.model).requires_grad_(False)
+    transformer = diffusers.FluxTransformer2DModel.from_config(TINY).requires_grad_(False)
     for path, layer in list(transformer.named_modules()):
         if precision and type(layer) is nn.Linear and "transformer_blocks." in path:
             replace_module(
@@ -179,6 +189,24 @@ def test_quantised_layers_are_neither_multiplied_nor_unpacked_again(
     assert seen["nothing"][products] > seen["everything"][products]
 
 
+@pytest.mark.parametrize("kept", ["nothing", "attention", "products"])
+def test_after_the_backward_a_block_holds_nothing_even_before_garbage_is_collected(kept: Kept) -> None:
+    transformer = random_flux()
+    recompute_blocks(blocks_of(transformer), [kept] * 4)
+    seen: list[weakref.ref[torch.Tensor]] = []
+    for block in blocks_of(transformer):
+        block.register_forward_pre_hook(
+            lambda _, __, given: seen.append(weakref.ref(given["hidden_states"])), with_kwargs=True
+        )
+    gc.disable()
+    try:
+        loss_of(transformer).backward()
+        assert len(seen) >= 4
+        assert [reference() for reference in seen] == [None] * len(seen)
+    finally:
+        gc.enable()
+
+
 def test_without_gradients_a_block_computes_as_ever() -> None:
     plain, policy = random_flux(), random_flux()
     recompute_blocks(blocks_of(policy), ["products"] * 4)
@@ -187,24 +215,15 @@ def test_without_gradients_a_block_computes_as_ever() -> None:
 
 
 def held_by(double: int, single: int, base: str, kept: Kept, targets: str) -> int:
-    """Bytes held between forward and backward at 1024 px, besides weights and inputs."""
-    config = Config.model_validate({"memory": {"base_precision": base}, "lora": {"rank": 16, "targets": targets}})
-    size = replace(DEV, double=double, single=single)
-    transformer = empty_transformer(size, config, stand_in(config, as_cuda=True)).train()
-    recompute_blocks(blocks_of(transformer), [kept] * (double + single))
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        ledger = Ledger("cpu", as_cuda=False)
-        for tensor in fake_parameters(transformer, "cpu", lambda _, each: dtype_of(config, each)):
-            ledger.claim(tensor, "weights")
-        samples = batch(size, 1)
-        for tensor in tensors_of(samples):
-            ledger.claim(tensor, "inputs")
-        with ledger:
-            noisy = samples.latents.to(DTYPES["bf16"])
-            velocity = FLUX1.forward(transformer, noisy, samples.sigmas, samples.text, 1.0)
-            held = ledger.moments[-1].alive[TEMPORARIES]
-            del velocity
-    return held
+    """Bytes held between forward and backward of FLUX.1-dev in that depth at 1024 px, besides weights and inputs."""
+    keep = {} if kept == "nothing" else {kept: [double, single]}
+    config = Config.model_validate(
+        {"memory": {"base_precision": base, "keep": keep}, "lora": {"rank": 16, "targets": targets}}
+    )
+    dev = known_base("black-forest-labs/FLUX.1-dev")
+    assert dev is not None
+    forecast = foresee_training(Work(config, dev, (1024, 1024), None, depths=(double, single)))
+    return next(alive["activations"] for phase, alive in forecast.timeline if phase == "backward")
 
 
 WIDE = 4608 * 3072 * 2 / 2**20
