@@ -27,6 +27,7 @@ class Family:
     ``forward(transformer, noisy, sigmas, text, guidance) -> velocity``: both patchified; ``guidance`` is None for
     models that do not embed it.
     ``generate``: text to picture through the family's own pipeline.
+    ``modulation``: patterns of the modulation layers, which map what ``conditioner``, a module, answers.
     """
 
     name: str
@@ -41,6 +42,8 @@ class Family:
     lora_targets: Mapping[str, tuple[str, ...]]
     architecture: Callable[[bool], str]
     blocks: tuple[str, ...]
+    modulation: tuple[str, ...]
+    conditioner: str
     encode_text: Callable[..., Text]
     encode_image: Callable[..., torch.Tensor]
     forward: Callable[..., torch.Tensor]
@@ -60,6 +63,8 @@ FLUX1 = Family(
     lora_targets=flux1.LORA_TARGETS,
     architecture=lambda embeds_guidance: f"flux-1-{'dev' if embeds_guidance else 'schnell'}/lora",
     blocks=("transformer_blocks", "single_transformer_blocks"),
+    modulation=flux1.MODULATION,
+    conditioner="time_text_embed",
     encode_text=flux1.encode_text,
     encode_image=flux1.encode_image,
     forward=flux1.forward,

@@ -27,6 +27,12 @@ _MLP = (
     "single_transformer_blocks.*.proj_mlp",
     "single_transformer_blocks.*.proj_out",
 )
+MODULATION = (
+    "transformer_blocks.*.norm1.linear",
+    "transformer_blocks.*.norm1_context.linear",
+    "single_transformer_blocks.*.norm.linear",
+    "norm_out.linear",
+)
 LORA_TARGETS = {"attention": _ATTENTION, "attention+mlp": (*_ATTENTION, *_MLP), "all-linear": ("*",)}
 
 
