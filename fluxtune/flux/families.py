@@ -27,7 +27,8 @@ class Family:
     ``forward(transformer, noisy, sigmas, text, guidance) -> velocity``: both patchified; ``guidance`` is None for
     models that do not embed it.
     ``generate``: text to picture through the family's own pipeline.
-    ``modulation``: patterns of the modulation layers, which map what ``conditioner``, a module, answers.
+    ``modulation``: patterns of the modulation layers, which map what ``conditioner``, a module, answers; ``embedders``
+    are its linear layers.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Family:
     blocks: tuple[str, ...]
     modulation: tuple[str, ...]
     conditioner: str
+    embedders: tuple[str, ...]
     encode_text: Callable[..., Text]
     encode_image: Callable[..., torch.Tensor]
     forward: Callable[..., torch.Tensor]
@@ -65,6 +67,7 @@ FLUX1 = Family(
     blocks=("transformer_blocks", "single_transformer_blocks"),
     modulation=flux1.MODULATION,
     conditioner="time_text_embed",
+    embedders=flux1.EMBEDDERS,
     encode_text=flux1.encode_text,
     encode_image=flux1.encode_image,
     forward=flux1.forward,

@@ -168,7 +168,7 @@ def build_transformer(
         is_weight = leaf == "weight" and type(module) is nn.Linear and path.startswith(blocks)
         if leaf == "weight" and memory.modulation != "card" and is_modulation(path, family):
             # Where the precision is that of the file, the weight stays a part of the mapped file: no process memory.
-            module.weight = nn.Parameter(tensor.to(held), requires_grad=False)
+            module.weight = nn.Parameter(tensor.to(device="cpu", dtype=held), requires_grad=False)
         elif is_weight and precision in ("int8", "nf4"):
             replace_module(transformer, path, quantized_linear(module, tensor, precision, dtype, device))
         else:

@@ -14,10 +14,11 @@ from fluxtune.dataset.pictures import CaptionBare, Picture, check_folders, pictu
 from fluxtune.environment import pick_device, versions, warn_of_the_processor, warn_without_bf16
 from fluxtune.errors import ConfigError, FluxtuneError, Refusal, UsageError, some_names
 from fluxtune.events import Phase, Sink, Warning
+from fluxtune.flux.families import Family
 from fluxtune.flux.load import Base, open_base
 from fluxtune.lora.adapter import require_fit
 from fluxtune.lora.files import read_lora
-from fluxtune.lora.targets import target_layers
+from fluxtune.lora.targets import target_layers, targeted_embedders
 from fluxtune.nano import EMBEDDED
 from fluxtune.training.prior import prior_prompts
 from fluxtune.training.samples import EMPTY_CAPTION
@@ -84,7 +85,7 @@ def preflight(
         paths = target_layers(transformer, config.lora, base.family)
         if start:
             require_fit(layers, transformer, paths, config.lora, str(start))
-    settled_memory(config, base)
+    settled_memory(config, base.family)
     # Last, for captions can take an hour, too.
     pictures = pictures_of(usable, config.dataset, on_event, caption_bare)
     preview_prompts = (config.previews.prompts or [_shown_caption(pictures)]) if config.previews.every else []
@@ -106,17 +107,15 @@ def preflight(
     )
 
 
-def settled_memory(config: Config, base: Base) -> MemoryConfig:
+def settled_memory(config: Config, family: Family) -> MemoryConfig:
     """``config.memory`` with a decision on ``modulation``.
 
     Raises:
         UsageError: it is to be computed ahead, from embedders that are trained.
     """
-    memory, family = config.memory, base.family
+    memory, trained = config.memory, targeted_embedders(config.lora, family)
     if memory.modulation == "card":
         return memory
-    paths = target_layers(_without_weights(base), config.lora, family)
-    trained = [path for path in paths if path.startswith(f"{family.conditioner}.")]
     if trained and memory.modulation == "ahead":
         raise UsageError(
             f'memory.modulation is "ahead", but lora.targets trains {some_names(trained)}, and with these the '

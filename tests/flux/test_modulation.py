@@ -23,7 +23,7 @@ from fluxtune.lora.adapter import attach
 from fluxtune.memory.simulate import fake_parameters
 
 SIGMAS = torch.tensor([0.3, 0.6])
-EMBEDDERS, NORMS = ["time_text_embed.*"], ["*norm*.linear"]
+EMBEDDERS, NORMS = [f"{FLUX1.conditioner}.*"], ["*norm*.linear"]
 
 
 def loaded(base: Base, modulation: str, precision: str = "fp32", dtype: torch.dtype = torch.float32) -> Any:
@@ -95,6 +95,7 @@ def test_the_layers_are_those_that_read_the_conditioning(base: Base) -> None:
     vectors = {path for path, shape in read if len(shape) == 2 and not path.startswith(FLUX1.conditioner)}
     assert vectors == {path for path, _ in transformer.named_modules() if is_modulation(path, FLUX1)}
     assert len(vectors) == 2 * 2 + 2 + 1
+    assert {path for path, shape in read if path.startswith(FLUX1.conditioner)} == set(FLUX1.embedders)
 
 
 def test_the_weights_are_no_part_of_what_moves_to_a_device(base: Base) -> None:

@@ -10,12 +10,11 @@ import torch
 from PIL import Image
 from tiny_runs import Trained, config_for, plain_config, stop_after, train_in
 
-from fluxtune import rng
-from fluxtune.config.memory import MemoryConfig
 from fluxtune.config.model import ModelConfig
 from fluxtune.config.schema import Config
 from fluxtune.errors import Stopped, UsageError
 from fluxtune.events import Step, ignore
+from fluxtune.flux.families import FLUX1
 from fluxtune.flux.load import DTYPES, Base, load_transformer, open_base
 from fluxtune.flux.modulation import RowLinear, foreseen, is_modulation
 from fluxtune.lora.adapter import adapter_parameters, attach
@@ -117,21 +116,29 @@ def test_losses_and_gradients_are_the_same_to_the_bit(
     )
     card, ahead = (two_steps(nano, modulation, config) for modulation in ("card", "ahead"))
     assert same(ahead, card)
-    assert all(float(norm) > 0 for norm in ahead[2:4])
+    assert all(float(seen.detach().norm()) > 0 for seen in ahead)
     layers = [path for path, _ in learner_for(nano, "card", config).transformer.named_modules()]
     layers = {path.removesuffix(".base_layer") for path in layers}
     assert passes() == sum(is_modulation(path, nano.family) for path in layers)
 
 
 @pytest.mark.parametrize("precision", ["int8", "nf4"])
-def test_a_quantised_base_learns_with_whole_modulation_weights(nano: Base, precision: str) -> None:
-    config = Config.model_validate(
-        {"training": {"precision": "fp32"}, "memory": {"base_precision": precision}, "lora": {"rank": 4}}
+def test_a_quantised_base_is_nearer_to_the_whole_one_with_its_modulation_ahead(nano: Base, precision: str) -> None:
+    config = Config.model_validate({"training": {"precision": "fp32"}, "memory": {"base_precision": "fp32"}})
+    whole = _velocity_of(nano, "card", config)
+    quantised = changed(config, base_precision=precision)
+    card, ahead = (
+        float((_velocity_of(nano, modulation, quantised) - whole).norm() / whole.norm())
+        for modulation in ("card", "ahead")
     )
-    quantised, ahead = (two_steps(nano, modulation, config) for modulation in ("card", "ahead"))
-    whole = two_steps(nano, "card", config.model_copy(update={"memory": MemoryConfig(base_precision="fp32")}))
-    assert not same(ahead, quantised)
-    assert float((ahead[0] - whole[0]).abs()) < 0.1 * float(whole[0])
+    assert 0 < ahead < card
+
+
+def _velocity_of(base: Base, modulation: str, config: Config) -> torch.Tensor:
+    learner = learner_for(base, modulation, config)
+    learner.transformer.disable_adapters()
+    with torch.no_grad():
+        return velocity(learner, micro_batch(base, learner))
 
 
 def changed(config: Config, **memory: str) -> Config:
@@ -148,9 +155,8 @@ def assert_same_run(ours: Trained, theirs: Trained) -> None:
         assert np.array_equal(np.asarray(Image.open(mine)), np.asarray(Image.open(other)))
 
 
-@pytest.mark.parametrize("recompute", ["none", "all"])
 def test_a_run_on_nano_ends_with_the_same_file_and_previews_to_the_bit(
-    few_pictures: Path, tmp_path: Path, cache: Path, recompute: str, monkeypatch: pytest.MonkeyPatch
+    few_pictures: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(foresight, "_SAMPLES_AHEAD", 8)  # two steps, and the previews between
     config = config_for(
@@ -158,7 +164,7 @@ def test_a_run_on_nano_ends_with_the_same_file_and_previews_to_the_bit(
         few_pictures,
         training__steps=5,
         training__accumulation=2,
-        memory__recompute=recompute,
+        memory__recompute="all",
         lora__targets=NORMS,
     )
     card = train_in(tmp_path / "card" / "mug", config, cache=cache)
@@ -233,9 +239,8 @@ def test_training_the_embedders_with_modulation_ahead_is_refused_before_anything
 def test_auto_computes_ahead_unless_the_embedders_are_trained(
     tiny_flux: Path, few_pictures: Path, targets: str, settled: str
 ) -> None:
-    base = open_base(ModelConfig(base=str(tiny_flux)))
     config = changed(config_for(tiny_flux, few_pictures, lora__targets=targets), modulation="auto")
-    assert settled_memory(config, base) == config.memory.model_copy(update={"modulation": settled})
+    assert settled_memory(config, FLUX1) == config.memory.model_copy(update={"modulation": settled})
 
 
 def test_under_auto_everything_can_be_trained(tiny_flux: Path, few_pictures: Path, tmp_path: Path, cache: Path) -> None:
