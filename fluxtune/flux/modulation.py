@@ -105,6 +105,7 @@ class Modulation:
 
     def __init__(self, layers: list[RowLinear]) -> None:
         self._layers = layers
+        self._width = sum(layer.out_features for layer in layers)
         self._rows: dict[_Key, torch.Tensor] = {}
         self.heard: list[torch.Tensor] | None = None
 
@@ -137,11 +138,11 @@ class Modulation:
     def _row(self, conditioning: torch.Tensor) -> torch.Tensor:
         if isinstance(conditioning, FakeTensor):
             # A simulation: there is no content to find a row by, and the row has none.
-            return conditioning.new_empty(len(conditioning) * sum(layer.out_features for layer in self._layers))
+            return conditioning.new_empty(len(conditioning) * self._width)
         row = self._rows.get(_key(conditioning))
         if row is None:
             (row,) = self._compute([conditioning])
-        return row.to(conditioning.device, non_blocking=True)
+        return row.to(conditioning.device)
 
     # Rows that are made for pictures must serve training, too.
     @torch.inference_mode(False)
@@ -151,17 +152,16 @@ class Modulation:
         if not conditionings:
             return []
         inputs = [functional.silu(each) for each in conditionings]
-        width = sum(layer.out_features for layer in self._layers)
-        pinned = inputs[0].is_cuda
-        rows = [torch.empty(len(each) * width, dtype=each.dtype, pin_memory=pinned) for each in inputs]
-        done = [0] * len(rows)
+        rows = [torch.empty(len(each) * self._width, dtype=each.dtype) for each in inputs]
+        done = 0
         # No autocast: the inputs have its precision already.
         with torch.autocast(inputs[0].device.type, enabled=False):
             for layer in self._layers:
-                for index, product in enumerate(layer.products(inputs)):
-                    part = rows[index][done[index] : done[index] + product.numel()]
-                    part.copy_(product.flatten(), non_blocking=pinned)
-                    done[index] += product.numel()
+                products = torch.cat([each.flatten() for each in layer.products(inputs)]).to("cpu")
+                sizes = [len(each) * layer.out_features for each in inputs]
+                for row, each, product in zip(rows, inputs, products.split(sizes), strict=True):
+                    row[len(each) * done :][: len(product)] = product
+                done += layer.out_features
         return rows
 
 
