@@ -166,9 +166,9 @@ def build_transformer(
         if tensor.shape != expected.shape:
             raise _wrong_weights(where, f"{name} is {list(tensor.shape)}, should be {list(expected.shape)}")
         is_weight = leaf == "weight" and type(module) is nn.Linear and path.startswith(blocks)
-        if leaf == "weight" and memory.modulation != "card" and is_modulation(path, family):
-            # Where the precision is that of the file, the weight stays a part of the mapped file: no process memory.
-            module.weight = nn.Parameter(tensor.to(device="cpu", dtype=held), requires_grad=False)
+        if memory.modulation != "card" and is_modulation(path, family):
+            # Where the precision is that of the file, this stays a part of the mapped file: no process memory.
+            setattr(module, leaf, nn.Parameter(tensor.to(device="cpu", dtype=held), requires_grad=False))
         elif is_weight and precision in ("int8", "nf4"):
             replace_module(transformer, path, quantized_linear(module, tensor, precision, dtype, device))
         else:

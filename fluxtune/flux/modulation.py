@@ -33,7 +33,7 @@ def is_modulation(path: str, family: Family) -> bool:
 def compute_ahead(transformer: Any, family: Family) -> None:
     """Make the modulation layers of a transformer answer with rows computed ahead, in place, before any adapter.
 
-    Their weights are kept where they are, and are no parameters any more: nothing moves or casts them. A forward call
+    Their weights and biases are kept where they are, and are no parameters any more: nothing moves or casts them. A forward call
     whose vector was not ``foreseen`` takes them over the bus by itself. While its backward recomputes blocks, no other
     forward call may come between.
     """
@@ -70,16 +70,16 @@ class RowLinear(nn.Linear):
     """A linear layer that answers with the row of the forward call under way.
 
     Attributes:
-        held: the weight ``[out, in]``, wherever it was.
+        held, held_bias: the weight ``[out, in]`` and the bias, wherever they were; no parameters.
         row: ``[batch, out]``.
     """
 
     def __init__(self, layer: nn.Linear, device: torch.device) -> None:
-        super().__init__(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
+        super().__init__(layer.in_features, layer.out_features, bias=False, device="meta")
         self.held = layer.weight.detach()
+        self.held_bias = None if layer.bias is None else layer.bias.detach()
         # Empty, it still tells peft and diffusers where the layer computes, and in which precision.
         self.weight = nn.Parameter(torch.empty(0, device=device, dtype=self.held.dtype), requires_grad=False)
-        self.bias = layer.bias
         self.row: torch.Tensor | None = None
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
@@ -91,7 +91,7 @@ class RowLinear(nn.Linear):
         """What the layer answers to each of ``inputs`` (``[batch, in]``, of one precision): the weight is taken to
         them once. The precision is theirs, as under autocast."""
         weight = self.held.to(inputs[0])
-        bias = None if self.bias is None else self.bias.to(inputs[0])
+        bias = None if self.held_bias is None else self.held_bias.to(inputs[0])
         for each in inputs:
             yield functional.linear(each, weight, bias)
 

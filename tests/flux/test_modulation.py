@@ -100,15 +100,17 @@ def test_the_layers_are_those_that_read_the_conditioning(base: Base) -> None:
 
 def test_the_weights_are_no_part_of_what_moves_to_a_device(base: Base) -> None:
     card, ahead = loaded(base, "card"), loaded(base, "ahead")
-    weights = {path: layer.weight for path, layer in card.named_modules() if is_modulation(path, FLUX1)}
-    assert held_bytes(card) - held_bytes(ahead) == sum(weight.nbytes for weight in weights.values())
+    layers = {path: layer for path, layer in card.named_modules() if is_modulation(path, FLUX1)}
+    saved = sum(layer.weight.nbytes + layer.bias.nbytes for layer in layers.values())
+    assert held_bytes(card) - held_bytes(ahead) == saved
     ahead.to(torch.bfloat16).to("meta")
     assert all(parameter.is_meta for parameter in ahead.parameters())
     assert (ahead.device, ahead.dtype) == (torch.device("meta"), torch.bfloat16)
-    for path, weight in weights.items():
-        held = ahead.get_submodule(path).held
-        assert held.device.type == "cpu"
-        assert torch.equal(held, weight)
+    for path, layer in layers.items():
+        held = ahead.get_submodule(path)
+        assert {held.held.device.type, held.held_bias.device.type} == {"cpu"}
+        assert torch.equal(held.held, layer.weight)
+        assert torch.equal(held.held_bias, layer.bias)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the process's memory map")

@@ -173,6 +173,7 @@ def recorded_peak(config: Config, trace: Path) -> int:
     for layer in transformer.modules():
         if isinstance(layer, RowLinear):
             layer.held = torch.zeros(layer.held.shape, dtype=layer.weight.dtype)
+            layer.held_bias = torch.zeros(layer.out_features, dtype=layer.weight.dtype)
     learner, samples = learner_of(transformer, config), batch(SMALL, config.training.batch_size)
     held = [*transformer.parameters(), *states_of(transformer), *tensors_of(samples)]
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
