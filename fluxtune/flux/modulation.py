@@ -33,9 +33,9 @@ def is_modulation(path: str, family: Family) -> bool:
 def compute_ahead(transformer: Any, family: Family) -> None:
     """Make the modulation layers of a transformer answer with rows computed ahead, in place, before any adapter.
 
-    Their weights and biases are kept where they are, and are no parameters any more: nothing moves or casts them. A forward call
-    whose vector was not ``foreseen`` takes them over the bus by itself. While its backward recomputes blocks, no other
-    forward call may come between.
+    Their weights and biases are kept where they are, and are no parameters any more: nothing moves or casts them. A
+    forward call whose vector was not ``foreseen`` takes them over the bus by itself. While its backward recomputes
+    blocks, no other forward call may come between.
     """
     conditioner, layers = transformer.get_submodule(family.conditioner), []
     device = next(conditioner.parameters()).device
