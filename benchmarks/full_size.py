@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -30,10 +31,11 @@ from fluxtune.config.schema import Config
 from fluxtune.environment import memory_in_use, pick_device, versions
 from fluxtune.flux.families import FLUX1
 from fluxtune.flux.load import DTYPES, build_transformer, free_memory
+from fluxtune.flux.modulation import foreseen
 from fluxtune.lora.adapter import adapter_parameters, attach
 from fluxtune.training.load import make_accelerator, recompute
 from fluxtune.training.optimizers import make_optimizer
-from fluxtune.training.step import Learner, MicroBatch, learn, update
+from fluxtune.training.step import Learner, MicroBatch, learn, update, velocity
 
 SCALES = {
     "dev": {
@@ -56,6 +58,7 @@ SCALES = {
     },
 }
 TEXT_TOKENS = 512
+SAMPLES_AHEAD = 64
 
 
 def transformer_config(scale: str) -> dict[str, Any]:
@@ -131,13 +134,20 @@ def measure(preset: str, scale: str, steps: int, side: int | None) -> dict[str, 
     learner = Learner(FLUX1, transformer, optimizer, accelerator, parameters, dtype, 1.0, 1.0)
     batch = micro_batch(config, side, settings.training.batch_size, device, dtype)
     _forget_peak(device)
-    seconds = []
-    for _ in range(steps):
-        begun = _now(device)
-        for _ in range(settings.training.accumulation):
-            learn(learner, batch)
-        update(learner)
-        seconds.append(_now(device) - begun)
+
+    def many_samples() -> None:
+        for sigmas in (batch.sigmas, *torch.rand(SAMPLES_AHEAD - 1, *batch.sigmas.shape, device=device)):
+            velocity(learner, replace(batch, sigmas=sigmas))
+
+    seconds, begun = [], _now(device)
+    with foreseen(transformer, many_samples):
+        ahead = _now(device) - begun
+        for _ in range(steps):
+            begun = _now(device)
+            for _ in range(settings.training.accumulation):
+                learn(learner, batch)
+            update(learner)
+            seconds.append(_now(device) - begun)
     second = statistics.median(seconds[min(3, steps - 1) :])
     operations = step_operations(config, settings, side)
     return {
@@ -146,6 +156,8 @@ def measure(preset: str, scale: str, steps: int, side: int | None) -> dict[str, 
         "side": side,
         "base_precision": settings.memory.base_precision,
         "recompute": settings.memory.recompute,
+        "modulation": settings.memory.modulation,
+        "modulation_seconds_a_sample": round(ahead / SAMPLES_AHEAD, 4),
         "load_seconds": round(loaded, 1),
         "load_peak_gib": round(load_peak, 2),
         "step_seconds": round(second, 4),

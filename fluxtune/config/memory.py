@@ -36,6 +36,11 @@ class MemoryConfig(Section):
     text_precision: Literal["fp32", "bf16", "int8", "nf4"] = setting(
         "bf16", "How the text encoders are held while captions are encoded."
     )
+    modulation: Literal["card", "ahead", "auto"] = setting(
+        "card",
+        "Where the modulation (adaLN) weights live, 27 % of the model: card; ahead, in system memory and unquantised, "
+        "what they answer being computed ahead; auto, ahead unless the LoRA trains the embedders before them.",
+    )
     recompute: Literal["none", "all"] = setting(
         "all",
         "Gradient checkpointing: all recomputes blocks in the backward pass, save what memory.keep says; none keeps "

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from PIL import Image
 
+from fluxtune.flux.families import Text
 from fluxtune.flux.load import Base
+from fluxtune.flux.modulation import foreseen
+
+_STEPS_AHEAD = 256
+"""Denoising steps whose modulation is computed ahead: half a GiB of FLUX.1-dev's, and some nine prompts of it."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,37 @@ def generate_latents(base: Base, pipeline: Any, text: dict[str, torch.Tensor], r
     latents = base.family.generate(pipeline, text, as_latents=True, **_settings(request))
     assert isinstance(latents, torch.Tensor)
     return latents
+
+
+def looking_ahead(
+    base: Base, pipeline: Any, requests: Sequence[Request], text_of: Callable[[str], Text]
+) -> Iterator[Request]:
+    """The requests, one after the other, each given out when the modulation of its steps is there.
+
+    Args:
+        text_of: the encoded text of a prompt, on the device.
+    """
+
+    def generate_each(group: Sequence[Request]) -> None:
+        for request in {replace(each, seed=0) for each in group}:
+            generate_latents(base, pipeline, text_of(request.prompt), request)
+
+    for group in _groups(requests):
+        with foreseen(pipeline.transformer, partial(generate_each, group)):
+            yield from group
+
+
+def _groups(requests: Sequence[Request]) -> Iterator[list[Request]]:
+    """The requests in their order, as many together as are to be looked ahead. Seeds share their steps."""
+    group: list[Request] = []
+    for request in requests:
+        different = {replace(each, seed=0) for each in (*group, request)}
+        if group and sum(each.steps for each in different) > _STEPS_AHEAD:
+            yield group
+            group = []
+        group.append(request)
+    if group:
+        yield group
 
 
 def _settings(request: Request) -> dict[str, Any]:

@@ -30,6 +30,8 @@ class Family:
     ``blank_text(config, batch, tokens) -> Text``: zeros in the shapes of ``encode_text``, for a transformer's config.
     ``generate``: text to picture through the family's own pipeline.
     ``blocks`` names the transformer's lists of blocks, ``depths`` the keys of its config that say how long each is.
+    ``modulation``: patterns of the modulation layers, which map what ``conditioner``, a module, answers; ``embedders``
+    are its linear layers.
     """
 
     name: str
@@ -46,6 +48,9 @@ class Family:
     architecture: Callable[[bool], str]
     blocks: tuple[str, ...]
     depths: tuple[str, ...]
+    modulation: tuple[str, ...]
+    conditioner: str
+    embedders: tuple[str, ...]
     encode_text: Callable[..., Text]
     blank_text: Callable[[Mapping[str, Any], int, int], Text]
     encode_image: Callable[..., torch.Tensor]
@@ -69,6 +74,9 @@ FLUX1 = Family(
     architecture=lambda embeds_guidance: f"flux-1-{'dev' if embeds_guidance else 'schnell'}/lora",
     blocks=("transformer_blocks", "single_transformer_blocks"),
     depths=("num_layers", "num_single_layers"),
+    modulation=flux1.MODULATION,
+    conditioner="time_text_embed",
+    embedders=flux1.EMBEDDERS,
     encode_text=flux1.encode_text,
     blank_text=flux1.blank_text,
     encode_image=flux1.encode_image,

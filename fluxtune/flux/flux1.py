@@ -27,6 +27,17 @@ _MLP = (
     "single_transformer_blocks.*.proj_mlp",
     "single_transformer_blocks.*.proj_out",
 )
+EMBEDDERS = tuple(
+    f"time_text_embed.{embedder}.linear_{number}"
+    for embedder in ("timestep_embedder", "guidance_embedder", "text_embedder")
+    for number in (1, 2)
+)
+MODULATION = (
+    "transformer_blocks.*.norm1.linear",
+    "transformer_blocks.*.norm1_context.linear",
+    "single_transformer_blocks.*.norm.linear",
+    "norm_out.linear",
+)
 LORA_TARGETS = {"attention": _ATTENTION, "attention+mlp": (*_ATTENTION, *_MLP), "all-linear": ("*",)}
 
 

@@ -24,6 +24,7 @@ from fluxtune.errors import BaseModelError
 from fluxtune.events import Sink, ignore
 from fluxtune.files import fingerprint_of
 from fluxtune.flux.families import FAMILIES, Family, family_of
+from fluxtune.flux.modulation import compute_ahead, is_modulation
 from fluxtune.hub.layouts import INDEX
 from fluxtune.hub.locate import locate
 from fluxtune.memory.quantize import quantize_linears, quantized_linear, replace_module
@@ -122,7 +123,8 @@ def _family_in(index: Path) -> Family:
 def load_transformer(base: Base, memory: MemoryConfig, dtype: torch.dtype, device: str) -> Any:
     """The frozen transformer on ``device``.
 
-    Linear layers of the blocks are held as ``memory.base_precision`` says; everything else is in ``dtype``.
+    Linear layers of the blocks are held as ``memory.base_precision`` says; everything else is in ``dtype``. Modulation
+    weights that are not on the card are never quantised.
 
     Raises:
         BaseModelError: a weight is missing, of the wrong shape, or unreadable.
@@ -169,7 +171,10 @@ def build_transformer(
             raise _wrong_weights(where, f"unexpected tensor {name}") from None
         if tensor.shape != expected.shape:
             raise _wrong_weights(where, f"{name} is {list(tensor.shape)}, should be {list(expected.shape)}")
-        if leaf == "weight" and precision in ("int8", "nf4") and is_held_quantized(path, module, family):
+        if memory.modulation != "card" and is_modulation(path, family):
+            # Where the precision is that of the file, this stays a part of the mapped file: no process memory.
+            setattr(module, leaf, nn.Parameter(tensor.to(device="cpu", dtype=held), requires_grad=False))
+        elif leaf == "weight" and precision in ("int8", "nf4") and is_held_quantized(path, module, family):
             replace_module(transformer, path, quantized_linear(module, tensor, precision, dtype, device))
         else:
             setattr(module, leaf, nn.Parameter(tensor.to(device=device, dtype=held), requires_grad=False))
@@ -177,6 +182,8 @@ def build_transformer(
     if absent:
         raise _wrong_weights(where, f"{len(absent)} tensors are missing, the first is {absent[0]}")
     transformer.requires_grad_(False)
+    if memory.modulation != "card":
+        compute_ahead(transformer, family)
     return transformer.eval()
 
 

@@ -21,7 +21,7 @@ def target_layers(transformer: nn.Module, config: LoraConfig, family: Family) ->
         ConfigError: there is no pattern, or one matches no linear layer.
     """
     linears = [path for path, module in transformer.named_modules() if _is_linear(module)]
-    patterns = family.lora_targets[config.targets] if isinstance(config.targets, str) else tuple(config.targets)
+    patterns = _patterns(config, family)
     problems: list[UsageError] = []
     if not patterns:
         problems.append(
@@ -44,6 +44,16 @@ def target_layers(transformer: nn.Module, config: LoraConfig, family: Family) ->
     if problems:
         raise ConfigError(list(problems))
     return [path for path in linears if any(fnmatchcase(path, pattern) for pattern in patterns)]
+
+
+def targeted_embedders(config: LoraConfig, family: Family) -> list[str]:
+    """Those of the family's embedders that ``config.targets`` names."""
+    patterns = _patterns(config, family)
+    return [path for path in family.embedders if any(fnmatchcase(path, pattern) for pattern in patterns)]
+
+
+def _patterns(config: LoraConfig, family: Family) -> tuple[str, ...]:
+    return family.lora_targets[config.targets] if isinstance(config.targets, str) else tuple(config.targets)
 
 
 def _is_linear(module: nn.Module) -> bool:

@@ -3,7 +3,7 @@
 After `c10/cuda/CUDACachingAllocator.cpp` of PyTorch 2.x: what is asked for is rounded up to 512 bytes; up to 1 MiB it
 comes out of segments of 2 MiB, up to 10 MiB out of segments of 20 MiB, above out of its own, rounded up to 2 MiB. The
 smallest free block that is large enough is taken and split, unless little would be left; freed blocks join their free
-neighbours, and stay reserved.
+neighbours, and stay reserved. When the card has no more, segments that are free as a whole go back to it first.
 """
 
 from __future__ import annotations
@@ -43,10 +43,15 @@ class _Block:
 
 
 class CachingAllocator:
-    """The state of the allocator; `reserved` is what it has taken from the card, in bytes."""
+    """The state of the allocator; `reserved` is what it has taken from the card, in bytes.
 
-    def __init__(self) -> None:
+    Args:
+        capacity: bytes that the card has; what is asked for beyond that is given all the same, and shows in `reserved`.
+    """
+
+    def __init__(self, capacity: int | None = None) -> None:
         self.reserved = 0
+        self._capacity = capacity
         self._free: dict[bool, list[_Block]] = {True: [], False: []}
         self._numbers = count()
 
@@ -84,6 +89,8 @@ class CachingAllocator:
             taken = _LARGE_SEGMENT
         else:
             taken = -(-size // _ROUND_LARGE) * _ROUND_LARGE
+        if self._capacity is not None and self.reserved + taken > self._capacity:
+            self.empty()
         self.reserved += taken
         return _Block(taken, next(self._numbers), small)
 

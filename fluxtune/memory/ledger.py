@@ -16,7 +16,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
@@ -54,19 +53,20 @@ class Ledger(TorchDispatchMode):
     """Counts what is alive on one device. Open it as a context, around or inside that of fake tensors.
 
     Args:
-        device: ``cpu`` or ``cuda``; what lives elsewhere is not counted.
+        device: ``cpu``, ``cuda`` or ``meta``; what lives elsewhere is not counted.
         as_cuda: count in the blocks of CUDA's caching allocator, and what it reserves; else byte for byte.
+        capacity: bytes that the allocator gets from the card before it gives back what is free.
 
     Attributes:
         moments: one after every operation that changed what is alive, in their order.
         reserved: most bytes that the allocator had taken from the card; 0 without ``as_cuda``.
     """
 
-    def __init__(self, device: str, as_cuda: bool = True) -> None:
+    def __init__(self, device: str, as_cuda: bool = True, capacity: int | None = None) -> None:
         super().__init__()
         self.moments: list[Moment] = []
         self._device = device
-        self._allocator = CachingAllocator() if as_cuda else None
+        self._allocator = CachingAllocator(capacity) if as_cuda else None
         self._held: dict[int, _Held] = {}
         self._alive: Counter[str] = Counter()
         self._phase = ""
@@ -92,7 +92,7 @@ class Ledger(TorchDispatchMode):
     def claim(self, tensor: torch.Tensor, category: str) -> None:
         """Counts what holds a tensor under a category, whether it is known already or not."""
         storage = tensor.untyped_storage()
-        if _device_of(tensor) != self._device:
+        if tensor.device.type != self._device:
             return
         held = self._held.get(storage._cdata)
         if held is None:
@@ -127,7 +127,7 @@ class Ledger(TorchDispatchMode):
         for tensor in tree_iter(returned):
             if isinstance(tensor, torch.Tensor):
                 storage = tensor.untyped_storage()
-                if storage._cdata not in self._held and _device_of(tensor) == self._device:
+                if storage._cdata not in self._held and tensor.device.type == self._device:
                     self._take(storage, TEMPORARIES)
         self._note()
         return returned
@@ -159,9 +159,3 @@ class Ledger(TorchDispatchMode):
             self._changed = False
             alive = {name: size for name, size in self._alive.items() if size}
             self.moments.append(Moment(self._phase, alive, self.reserved))
-
-
-def _device_of(tensor: torch.Tensor) -> str:
-    """The kind of its device; asked of a fake tensor itself, whose ``device`` goes through all of dispatch."""
-    device: torch.device = tensor.fake_device if isinstance(tensor, FakeTensor) else tensor.device
-    return device.type

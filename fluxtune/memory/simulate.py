@@ -24,24 +24,29 @@ _FLASH_HEADS = 256
 """The widest attention heads that flash attention takes."""
 
 
-def simulate(build: Callable[[Ledger], T], step: Callable[[T, Ledger], None], as_cuda: bool, steps: int = 1) -> Ledger:
+def simulate(
+    build: Callable[[Ledger], T],
+    step: Callable[[T, Ledger], None],
+    as_cuda: bool,
+    capacity: int | None = None,
+) -> Ledger:
     """Runs work on the meta device and counts what it would hold.
 
     Args:
         build: makes what the steps work on, and claims all of it for its categories; nothing else that it makes is
             counted.
-        step: one step of the work, with its phases.
+        step: the work, with its phases.
         as_cuda: allocate, and compute attention, as on a graphics card, else as on the processor.
+        capacity: see ``Ledger``.
 
     Returns:
         The ledger, with what it counted.
     """
-    ledger = Ledger(DEVICE, as_cuda)
+    ledger = Ledger(DEVICE, as_cuda, capacity)
     with _attention(as_cuda):
         work = build(ledger)
         with ledger:
-            for _ in range(steps):
-                step(work, ledger)
+            step(work, ledger)
     return ledger
 
 

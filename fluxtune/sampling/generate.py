@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from fluxtune import files
 from fluxtune.environment import pick_device, warn_of_the_processor, warn_without_bf16
 from fluxtune.errors import UsageError
 from fluxtune.events import Phase, Progress, Sink, ignore
-from fluxtune.flux.denoise import Request, encode_prompt, generate
+from fluxtune.flux.denoise import Request, encode_prompt, generate, looking_ahead
+from fluxtune.flux.families import Text
 from fluxtune.flux.load import (
     DTYPES,
     Base,
@@ -96,11 +98,11 @@ def _paint(request: SampleRequest, base: Base, loras: list[Lora], device: str, o
     for column in columns:
         if column.loras:
             apply_to_transformer(pipeline, column.loras)
+        text_of = partial(_text, column, device)
         painted = []
-        for name, picture in zip(names, wanted, strict=True):
+        for name, picture in zip(names, looking_ahead(base, pipeline, wanted, text_of), strict=True):
             path = request.output / f"{name}{column.suffix}.png"
-            text = {key: tensor.to(device) for key, tensor in column.texts[picture.prompt].items()}
-            image = generate(base, pipeline, text, picture, count_step)
+            image = generate(base, pipeline, text_of(picture.prompt), picture, count_step)
             facts = picture_facts(request, of_base, picture, column.loras, device)
             _save(path, image, pnginfo=png_text(facts, column.loras))
             painted.append((path, facts))
@@ -108,6 +110,10 @@ def _paint(request: SampleRequest, base: Base, loras: list[Lora], device: str, o
     rows = list(zip(*made, strict=True))
     grid = _save_grid(wanted, rows, [column.heading for column in columns]) if request.compare else None
     return SampleResult([path for row in rows for path, _ in row], grid)
+
+
+def _text(column: _Column, device: str, prompt: str) -> Text:
+    return {key: tensor.to(device) for key, tensor in column.texts[prompt].items()}
 
 
 def _check_size(request: SampleRequest, base: Base) -> None:

@@ -48,6 +48,7 @@ def picture_facts(
         "height": picture.height,
         **base,
         "base_precision": sampled.memory.base_precision,
+        "modulation": sampled.memory.modulation,
         "text_precision": sampled.memory.text_precision,
         "precision": sampled.precision,
         "device": device,

@@ -26,12 +26,16 @@ _CACHE_FORMAT = 2
 
 @dataclass(frozen=True)
 class Example:
-    """One crop of a picture at one size: where it was, where its latents, mask and texts are. Sizes in pixels."""
+    """One crop of a picture at one size: where it was, where its latents, mask and texts are. Sizes in pixels.
+
+    ``tokens`` are those of its latents.
+    """
 
     picture: Picture
     crop: Crop
     width: int
     height: int
+    tokens: int
     latents: str
     mask: str | None
     caption: str
@@ -74,6 +78,7 @@ def examples_of(
                 crop=crop,
                 width=sample.width,
                 height=sample.height,
+                tokens=sample.width * sample.height // base.family.side_multiple**2,
                 latents=_latents_key(encoder, picture, sample, dataset.background, crop),
                 mask=_mask_key(picture, sample, base.family.side_multiple, crop),
                 caption=mirrored(picture.caption) if crop.mirrored else picture.caption,

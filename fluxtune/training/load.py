@@ -21,6 +21,7 @@ from fluxtune.memory.recompute import keep_last, recompute_blocks
 from fluxtune.training.ema import MovingAverage
 from fluxtune.training.examples import Prepared
 from fluxtune.training.optimizers import make_optimizer
+from fluxtune.training.preflight import settled_memory
 from fluxtune.training.prior import make_priors
 from fluxtune.training.samples import SampleSource
 from fluxtune.training.step import Learner
@@ -48,7 +49,7 @@ def load(config: Config, base: Base, prepared: Prepared, device: str, on_event: 
     """
     dtype = DTYPES[config.training.precision]
     on_event(Phase("load", f"{base.name} in {config.memory.base_precision} on {device}"))
-    transformer = load_transformer(base, config.memory, dtype, device)
+    transformer = load_transformer(base, settled_memory(config, base.family), dtype, device)
     priors = make_priors(base, prepared, transformer, on_event) if prepared.prior_requests else []
     attach(transformer, config.lora, base.family, rng.derive(config.training.seed, "adapter"))
     if config.lora.init_from and not goes_on:

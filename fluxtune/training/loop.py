@@ -18,6 +18,7 @@ from fluxtune.environment import memory_in_use
 from fluxtune.errors import DivergedError, ExitCode, some_names
 from fluxtune.events import Sink, Step
 from fluxtune.training.ema import MovingAverage
+from fluxtune.training.foresight import looking_ahead
 from fluxtune.training.optimizers import learning_rate_at, set_learning_rate
 from fluxtune.training.rehearsal import rehearse
 from fluxtune.training.samples import SampleSource
@@ -52,7 +53,7 @@ def train_steps(
         rehearse(learner, source)
     clock = _Clock(config.steps)
     guard_weight = config.preservation.weight * config.preservation.every
-    for step in range(first_step, config.steps):
+    for step in looking_ahead(config, learner, source, first_step):
         asked = should_stop()
         if asked is not None:
             return step, asked

@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from fluxtune.config.checks import contradictions
+from fluxtune.config.memory import MemoryConfig
 from fluxtune.config.schema import Config
 from fluxtune.dataset.pictures import CaptionBare, Picture, check_folders, pictures_of
 from fluxtune.environment import pick_device, versions, warn_of_the_processor, warn_without_bf16
-from fluxtune.errors import ConfigError, FluxtuneError, Refusal, UsageError
+from fluxtune.errors import ConfigError, FluxtuneError, Refusal, UsageError, some_names
 from fluxtune.events import Phase, Sink, Warning
+from fluxtune.flux.families import Family
 from fluxtune.flux.load import Base, open_base
 from fluxtune.lora.adapter import require_fit
 from fluxtune.lora.files import read_lora
-from fluxtune.lora.targets import target_layers
+from fluxtune.lora.targets import target_layers, targeted_embedders
 from fluxtune.nano import EMBEDDED
 from fluxtune.training.prior import prior_prompts
 from fluxtune.training.samples import EMPTY_CAPTION
@@ -51,7 +53,8 @@ def preflight(
 
     Raises:
         ConfigError: settings that do not go together, or a pattern of ``lora.targets`` that names no layer.
-        UsageError: there is no file ``lora.init_from``, or it does not fit ``lora.targets`` and ``lora.rank``.
+        UsageError: there is no file ``lora.init_from``, or it does not fit ``lora.targets`` and ``lora.rank``; or the
+            modulation cannot be computed ahead.
         DataError: pictures or captions cannot be used.
         BaseModelError: the base model, or the captioner, cannot be had or used.
         OutOfMemoryError: the captioner does not fit.
@@ -82,6 +85,7 @@ def preflight(
         paths = target_layers(transformer, config.lora, base.family)
         if start:
             require_fit(layers, transformer, paths, config.lora, str(start))
+    settled_memory(config, base.family)
     # Last, for captions can take an hour, too.
     pictures = pictures_of(usable, config.dataset, on_event, caption_bare)
     preview_prompts = (config.previews.prompts or [_shown_caption(pictures)]) if config.previews.every else []
@@ -101,6 +105,25 @@ def preflight(
         },
         accepted=frozenset(accept),
     )
+
+
+def settled_memory(config: Config, family: Family) -> MemoryConfig:
+    """``config.memory`` with a decision on ``modulation``.
+
+    Raises:
+        UsageError: it is to be computed ahead, from embedders that are trained.
+    """
+    memory, trained = config.memory, targeted_embedders(config.lora, family)
+    if memory.modulation == "card":
+        return memory
+    if trained and memory.modulation == "ahead":
+        raise UsageError(
+            f'memory.modulation is "ahead", but lora.targets trains {some_names(trained)}, and with these the '
+            "modulation changes every step",
+            where="memory.modulation",
+            hint='set memory.modulation = "auto" or "card"; or name other layers in lora.targets',
+        )
+    return memory.model_copy(update={"modulation": "card" if trained else "ahead"})
 
 
 def _shown_caption(pictures: list[Picture]) -> str:

@@ -8,7 +8,8 @@ from typing import Any
 from fluxtune import files
 from fluxtune.config.schema import Config
 from fluxtune.events import Phase, Preview, Sink
-from fluxtune.flux.denoise import Request, generate
+from fluxtune.flux.denoise import Request, generate, looking_ahead
+from fluxtune.flux.families import Text
 from fluxtune.flux.load import Base, free_memory, image_pipeline, load_vae
 from fluxtune.runs import Run
 from fluxtune.training.examples import Prepared
@@ -54,11 +55,15 @@ def make_previews(
     free_memory()
     device, dtype = transformer.device, transformer.dtype
     pipeline = image_pipeline(base, transformer, load_vae(base, dtype, str(device)))
+
+    def text_of(prompt: str) -> Text:
+        return {name: tensor.to(device) for name, tensor in prepared.text(prompt).items()}
+
     paths = []
     transformer.eval()
-    for index, request in requests:
-        text = {name: tensor.to(device) for name, tensor in prepared.text(request.prompt).items()}
-        picture = generate(base, pipeline, text, request)
+    ahead = looking_ahead(base, pipeline, [request for _, request in requests], text_of)
+    for (index, _), request in zip(requests, ahead, strict=True):
+        picture = generate(base, pipeline, text_of(request.prompt), request)
         path = run.preview_path(step, index, request.seed)
         files.write_with(path, lambda temporary, picture=picture: picture.save(temporary, format="PNG"))  # type: ignore[misc]
         on_event(Preview(step, request.prompt, request.seed, str(path)))

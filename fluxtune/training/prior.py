@@ -13,7 +13,8 @@ from fluxtune import rng
 from fluxtune.config.schema import Config
 from fluxtune.dataset.cache import key_of
 from fluxtune.events import Phase, Progress, Sink
-from fluxtune.flux.denoise import Request, generate_latents
+from fluxtune.flux.denoise import Request, generate_latents, looking_ahead
+from fluxtune.flux.families import Text
 from fluxtune.flux.load import Base, free_memory, image_pipeline, load_vae
 from fluxtune.training.examples import Prepared
 
@@ -49,7 +50,8 @@ def prior_requests(
     prompts = prior_prompts(config)
     side = config.dataset.resolution[0]
     mark = base.fingerprint("transformer", "scheduler")
-    how = (mark, config.memory.base_precision, str(dtype), torch.device(device).type)
+    memory = config.memory
+    how = (mark, memory.base_precision, memory.modulation, str(dtype), torch.device(device).type)
     requests = [
         Request(
             prompt=prompts[index % len(prompts)],
@@ -71,12 +73,16 @@ def make_priors(base: Base, prepared: Prepared, transformer: Any, on_event: Sink
     on_event(Phase("make prior pictures", f"{len(missing)} new, {len(requests) - len(missing)} from the cache"))
     if missing:
         pipeline = image_pipeline(base, transformer, load_vae(base, transformer.dtype, str(transformer.device)))
+
+        def text_of(prompt: str) -> Text:
+            return {name: tensor.to(transformer.device) for name, tensor in prepared.text(prompt).items()}
+
         started = time.monotonic()
+        ahead = looking_ahead(base, pipeline, [requests[key] for key in missing], text_of)
         with store.writing() as write:
-            for done, key in enumerate(missing, start=1):
-                request = requests[key]
-                text = {name: tensor.to(transformer.device) for name, tensor in prepared.text(request.prompt).items()}
-                write(key, {"latents": generate_latents(base, pipeline, text, request)[0].float().cpu()})
+            for done, (key, request) in enumerate(zip(missing, ahead, strict=True), start=1):
+                latents = generate_latents(base, pipeline, text_of(request.prompt), request)
+                write(key, {"latents": latents[0].float().cpu()})
                 rate = done / max(1e-9, time.monotonic() - started)
                 on_event(Progress("prior pictures", done, len(missing), "pictures", rate, (len(missing) - done) / rate))
         del pipeline

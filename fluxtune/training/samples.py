@@ -19,6 +19,14 @@ EMPTY_CAPTION = ""
 
 
 @dataclass(frozen=True)
+class Condition:
+    """What a forward call is told beside its pictures, on the device: ``sigmas [batch]`` and the captions' text."""
+
+    sigmas: torch.Tensor
+    text: Text
+
+
+@dataclass(frozen=True)
 class Samples:
     """Everything a micro-step needs from the data.
 
@@ -59,46 +67,66 @@ class SampleSource:
 
     def at(self, micro_step: int) -> Samples:
         """The samples of one micro-step, on the device."""
-        batch = self._order.at(micro_step)
-        examples = [self._prepared.examples[index] for index in batch.indices]
+        batch, examples = self._drawn(micro_step)
+        told, *guarded = self._conditions(micro_step, batch, examples)
         latents = torch.stack([self._prepared.latents.read(example.latents)["latents"] for example in examples])
-        captions = [self._caption(example, draw) for example, draw in zip(examples, batch.draws, strict=True)]
-        subject = self._micro_batch(latents, captions, batch.draws, "subject", self._weights(examples, latents))
-        guarded = micro_step % self._config.training.preservation.every == 0
-        preserved = self._preserved(examples, batch, subject) if guarded else None
+        weights = self._weights(examples, latents)
+        subject = self._micro_batch(latents, told, batch.draws, "subject", weights)
+        preserved = self._preserved(guarded[0], batch.draws, subject) if guarded else None
         return Samples(subject, preserved, batch.epoch, tuple(str(example.picture.path) for example in examples))
 
-    def _preserved(self, examples: list[Example], batch: Batch, subject: MicroBatch) -> MicroBatch | None:
-        preservation = self._config.training.preservation
+    def conditions(self, micro_step: int) -> list[Condition]:
+        """Those of one micro-step, the subject's and then, where something is preserved, that batch's: as in ``at``,
+        without a look at the pictures."""
+        return self._conditions(micro_step, *self._drawn(micro_step))
+
+    def _drawn(self, micro_step: int) -> tuple[Batch, list[Example]]:
+        batch = self._order.at(micro_step)
+        return batch, [self._prepared.examples[index] for index in batch.indices]
+
+    def _conditions(self, micro_step: int, batch: Batch, examples: list[Example]) -> list[Condition]:
+        preservation, draws = self._config.training.preservation, batch.draws
+        captions = [self._caption(example, draw) for example, draw in zip(examples, draws, strict=True)]
+        subject = Condition(self._sigmas(examples[0].tokens, draws, "subject"), self._texts(captions))
+        if preservation.method == "none" or micro_step % preservation.every:
+            return [subject]
         if preservation.method == "output":
             captions = [
                 self._chosen(preservation.prompts, draw) if preservation.prompts else example.class_caption or ""
-                for example, draw in zip(examples, batch.draws, strict=True)
+                for example, draw in zip(examples, draws, strict=True)
             ]
-            return MicroBatch(subject.latents, subject.noise, subject.sigmas, self._texts(captions))
-        if preservation.method == "prior":
-            priors = [self._priors[self._number("prior", draw) % len(self._priors)] for draw in batch.draws]
-            latents = torch.stack([prior.latents for prior in priors])
-            return self._micro_batch(latents, [prior.prompt for prior in priors], batch.draws, "prior")
-        return None
+            return [subject, Condition(subject.sigmas, self._texts(captions))]
+        priors = self._priors_of(draws)
+        sigmas = self._sigmas(priors[0].latents[0].numel(), draws, "prior")
+        return [subject, Condition(sigmas, self._texts([prior.prompt for prior in priors]))]
+
+    def _preserved(self, told: Condition, draws: tuple[int, ...], subject: MicroBatch) -> MicroBatch:
+        if self._config.training.preservation.method == "output":
+            return MicroBatch(subject.latents, subject.noise, told.sigmas, told.text)
+        latents = torch.stack([prior.latents for prior in self._priors_of(draws)])
+        return self._micro_batch(latents, told, draws, "prior")
+
+    def _priors_of(self, draws: tuple[int, ...]) -> list[Prior]:
+        return [self._priors[self._number("prior", draw) % len(self._priors)] for draw in draws]
 
     def _micro_batch(
         self,
         latents: torch.Tensor,
-        captions: list[str],
+        told: Condition,
         draws: tuple[int, ...],
         stream: str,
         weights: torch.Tensor | None = None,
     ) -> MicroBatch:
-        training = self._config.training
-        tokens = latents.shape[-2] * latents.shape[-1]
+        seed, device = self._config.training.seed, self._device
         noise = torch.stack(
-            [
-                torch.randn(latents.shape[1:], generator=rng.generator(training.seed, stream, "noise", draw))
-                for draw in draws
-            ]
+            [torch.randn(latents.shape[1:], generator=rng.generator(seed, stream, "noise", draw)) for draw in draws]
         )
-        sigmas = torch.stack(
+        weights = None if weights is None else weights.to(device)
+        return MicroBatch(latents.to(device), noise.to(device), told.sigmas, told.text, weights)
+
+    def _sigmas(self, tokens: int, draws: tuple[int, ...], stream: str) -> torch.Tensor:
+        training = self._config.training
+        return torch.stack(
             [
                 sigma_of(
                     rng.generator(training.seed, stream, "sigma", draw),
@@ -110,10 +138,7 @@ class SampleSource:
                 )
                 for draw in draws
             ]
-        )
-        device = self._device
-        weights = None if weights is None else weights.to(device)
-        return MicroBatch(latents.to(device), noise.to(device), sigmas.to(device), self._texts(captions), weights)
+        ).to(self._device)
 
     def _weights(self, examples: list[Example], latents: torch.Tensor) -> torch.Tensor | None:
         """``[batch, 1, h, w]``: the mask of each picture times its folder's weight; None where all is 1."""

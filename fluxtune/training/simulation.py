@@ -15,6 +15,7 @@ from fluxtune.config.schema import Config
 from fluxtune.dataset.images import Size
 from fluxtune.flux.empty import empty_text_encoders, empty_transformer, empty_vae, transformer_config
 from fluxtune.flux.load import DTYPES, TEXT_KEEPS, Base, is_held_quantized
+from fluxtune.flux.modulation import compute_ahead
 from fluxtune.lora.adapter import adapter_parameters, as_saved, attach, scale_of
 from fluxtune.memory.forecast import Forecast, phase_peaks, thinned
 from fluxtune.memory.ledger import TEMPORARIES, Ledger
@@ -23,6 +24,7 @@ from fluxtune.memory.simulate import DEVICE, give_content, simulate
 from fluxtune.memory.stand_ins import QuantizedStandIn
 from fluxtune.training.ema import MovingAverage
 from fluxtune.training.load import learner_of
+from fluxtune.training.preflight import settled_memory
 from fluxtune.training.step import Learner, MicroBatch, learn, preserve, update
 
 STEP = ("forward", "backward", "update")
@@ -38,6 +40,7 @@ class Work:
         preview: of the previews; None makes none.
         depths: blocks of each kind, where not as many as the base has.
         as_cuda: count as a graphics card does, else as the processor.
+        capacity: bytes of the card that the allocator can have; None for as many as it asks for.
     """
 
     config: Config
@@ -46,6 +49,7 @@ class Work:
     preview: Size | None
     depths: tuple[int, ...] | None = None
     as_cuda: bool = True
+    capacity: int | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -85,7 +89,7 @@ def _encoding_captions(work: Work) -> Ledger:
             for encoder, tokens in zip(encoders, base.family.text_lengths(encoders, base.text_tokens), strict=True):
                 encoder(torch.zeros(1, tokens, dtype=torch.long))
 
-    return simulate(build, step, work.as_cuda)
+    return simulate(build, step, work.as_cuda, work.capacity)
 
 
 def _encoding_pictures(work: Work) -> Ledger:
@@ -101,7 +105,7 @@ def _encoding_pictures(work: Work) -> Ledger:
             pixels = torch.zeros(1, 3, height, width, dtype=work.dtype, device=DEVICE)
             work.base.family.encode_image(vae, pixels, torch.Generator())
 
-    return simulate(build, step, work.as_cuda)
+    return simulate(build, step, work.as_cuda, work.capacity)
 
 
 @dataclass(frozen=True)
@@ -117,7 +121,9 @@ def _training(work: Work) -> Ledger:
     """Loading, a training step of a run that has gone on for a while, and a preview."""
     config, base = work.config, work.base
     transformer = empty_transformer(base, work.depths)
-    precision = config.memory.base_precision
+    memory, precision = settled_memory(config, base.family), config.memory.base_precision
+    if memory.modulation == "ahead":
+        compute_ahead(transformer, base.family)
     if precision in get_args(QuantizedPrecision):
         _put_stand_ins(transformer, precision, work, lambda path, layer: is_held_quantized(path, layer, base.family))
     with init_empty_weights():
@@ -148,7 +154,7 @@ def _training(work: Work) -> Ledger:
             with ledger.phase("preview"):
                 _preview(run, vae, work, work.preview, ledger)
 
-    return simulate(build, step, work.as_cuda)
+    return simulate(build, step, work.as_cuda, work.capacity)
 
 
 def _load(transformer: Any, work: Work, ledger: Ledger) -> None:

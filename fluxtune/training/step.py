@@ -57,7 +57,7 @@ class MicroBatch:
 def learn(learner: Learner, batch: MicroBatch) -> torch.Tensor:
     """Forward and backward of the flow-matching loss; returns the loss, detached."""
     target = velocity_target(batch.latents, batch.noise)
-    loss = flow_matching_loss(_velocity(learner, batch), target, batch.weights)
+    loss = flow_matching_loss(velocity(learner, batch), target, batch.weights)
     learner.accelerator.backward(loss)
     return loss.detach()
 
@@ -68,13 +68,14 @@ def preserve(learner: Learner, batch: MicroBatch, weight: float) -> torch.Tensor
     Two backward passes, this and ``learn``, give the gradient of the sum in half the memory.
     """
     with torch.no_grad(), adapter_disabled(learner.transformer):
-        target = _velocity(learner, batch)
-    loss = flow_matching_loss(_velocity(learner, batch), target)
+        target = velocity(learner, batch)
+    loss = flow_matching_loss(velocity(learner, batch), target)
     learner.accelerator.backward(weight * loss)
     return loss.detach()
 
 
-def _velocity(learner: Learner, batch: MicroBatch) -> torch.Tensor:
+def velocity(learner: Learner, batch: MicroBatch) -> torch.Tensor:
+    """The model's velocity at the noised batch, in the precision of training."""
     noisy = interpolate(batch.latents, batch.noise, batch.sigmas).to(learner.dtype)
     with learner.accelerator.autocast():
         return learner.family.forward(learner.transformer, noisy, batch.sigmas, batch.text, learner.guidance)

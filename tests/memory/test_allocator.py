@@ -88,3 +88,12 @@ def test_emptying_gives_back_whole_free_segments_and_no_others() -> None:
     allocator.release(other)
     allocator.empty()
     assert allocator.reserved == 0
+
+
+def test_when_the_card_has_no_more_what_is_free_goes_back_first() -> None:
+    plain, short = CachingAllocator(), CachingAllocator(capacity=50 * MIB)
+    for allocator in (plain, short):
+        allocator.release(allocator.allocate(30 * MIB))
+        allocator.allocate(40 * MIB)
+    assert plain.reserved == 70 * MIB
+    assert short.reserved == 40 * MIB

@@ -83,6 +83,8 @@ PLANS = [
     settings("bf16", "bf16", "attention", recompute="all", keep={"attention": [2, 1], "everything": [0, 1]}),
     settings("fp32", "nf4", "attention", recompute="none"),
     settings("fp32", "nf4", "all-linear", recompute="all"),
+    settings("bf16", "bf16", "attention+mlp", recompute="all", modulation="ahead"),
+    settings("fp32", "int8", "attention", recompute="none", modulation="ahead"),
     settings("fp32", "int8", "all-linear", recompute="none"),
     settings("fp32", "int8", "attention", recompute="all", keep={"products": [2, 3]}),
 ]
