@@ -27,9 +27,6 @@ from fluxtune.memory.transfers import Transfers
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_WORTH_IT = 2**20
-"""Bytes from which a tensor is offloaded: below, as with a sample's modulation, there is nothing to gain."""
-
 
 class ActivationOffload:
     """Takes what checkpoints keep to system memory, and brings it back block by block, ahead of the backward.
@@ -38,18 +35,16 @@ class ActivationOffload:
         device: where the blocks compute; tensors that are elsewhere stay there.
         ahead: how many blocks' inputs are on their way back while one block is computed again.
         transfers: how they go and come; by default over a stream of their own.
-        smallest: bytes below which a tensor stays.
+
+    Attributes:
+        smallest: bytes below which a tensor stays: with a sample's modulation there is nothing to gain.
     """
 
-    def __init__(
-        self,
-        device: str | torch.device,
-        ahead: int = 2,
-        transfers: Transfers | None = None,
-        smallest: int = _WORTH_IT,
-    ) -> None:
+    smallest = 2**20
+
+    def __init__(self, device: str | torch.device, ahead: int = 2, transfers: Transfers | None = None) -> None:
         self.transfers = transfers or Transfers(device)
-        self._ahead, self._smallest = ahead, smallest
+        self._ahead = ahead
         self._last: weakref.ref[_Parcel] | None = None
 
     def around(self, checkpointed: Callable[P, T]) -> Callable[P, T]:
@@ -66,7 +61,7 @@ class ActivationOffload:
             self._last = weakref.ref(parcel)
 
             def pack(tensor: torch.Tensor) -> Any:
-                small = tensor.nbytes < self._smallest or tensor.device.type != self.transfers.device.type
+                small = tensor.nbytes < self.smallest or tensor.device.type != self.transfers.device.type
                 return tensor if small else (parcel, parcel.send(tensor))
 
             def unpack(packed: Any) -> torch.Tensor:

@@ -40,6 +40,14 @@ def spread(items: Sequence[T], number: int) -> list[T]:
     return [items[(2 * index + 1) * len(items) // (2 * number)] for index in range(number)]
 
 
+def to_system_memory(module: nn.Module) -> None:
+    """Moves what a module holds and is not trained off the device, what bitsandbytes' layers hold beside it as well."""
+    moved: dict[tuple[int, ...], torch.Tensor] = {}
+    for holder, name, tensor in list(_frozen(module)):
+        here = moved.setdefault(_key(tensor), tensor.detach().cpu())
+        _put(holder, name, tensor, here)
+
+
 def stream_blocks(
     blocks: Sequence[nn.Module], device: str | torch.device, ahead: int = 2, transfers: Transfers | None = None
 ) -> BlockStream:
@@ -109,10 +117,7 @@ class BlockStream:
             views[key] = _view(slot, offset, tensor)
             offset += _aligned(tensor)
         for holder, name, tensor in list(_frozen(block)):
-            if isinstance(tensor, nn.Parameter):
-                tensor.data = views[_key(tensor)]
-            else:
-                holder[name] = views[_key(tensor)]
+            _put(holder, name, tensor, views[_key(tensor)])
         return master
 
     def _slot(self, index: int) -> _Slot:
@@ -185,7 +190,7 @@ def _frozen(block: nn.Module) -> Iterator[tuple[dict[str, Any], str, torch.Tenso
     for module in block.modules():
         for holder in _holders(module):
             for name, tensor in holder.items():
-                if isinstance(tensor, torch.Tensor) and not tensor.requires_grad:
+                if isinstance(tensor, torch.Tensor) and not tensor.requires_grad and tensor.numel():
                     yield holder, name, tensor
 
 
@@ -202,6 +207,14 @@ def _holders(module: nn.Module) -> Iterator[dict[str, Any]]:
                 state = state.state2
     if isinstance(module, nn.Linear) and hasattr(module, "state"):
         yield vars(module.state)
+
+
+def _put(holder: dict[str, Any], name: str, tensor: torch.Tensor, instead: torch.Tensor) -> None:
+    if isinstance(tensor, nn.Parameter):
+        # The object stays: it carries what bitsandbytes knows of the weight.
+        tensor.data = instead
+    else:
+        holder[name] = instead
 
 
 def _key(tensor: torch.Tensor) -> tuple[int, ...]:

@@ -49,6 +49,7 @@ def picture_facts(
         **base,
         "base_precision": sampled.memory.base_precision,
         "text_precision": sampled.memory.text_precision,
+        "vae_tiling": sampled.memory.vae_tiling,
         "precision": sampled.precision,
         "device": device,
         "loras": [

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from fluxtune import rng
 from fluxtune.config.schema import Config
@@ -15,6 +18,7 @@ from fluxtune.events import Phase, Sink
 from fluxtune.flux.load import DTYPES, Base, load_transformer
 from fluxtune.lora.adapter import adapter_parameters, attach, start_from
 from fluxtune.lora.files import read_lora
+from fluxtune.memory.activations import ActivationOffload
 from fluxtune.training.ema import MovingAverage
 from fluxtune.training.examples import Prepared
 from fluxtune.training.optimizers import make_optimizer
@@ -52,7 +56,10 @@ def load(config: Config, base: Base, prepared: Prepared, device: str, on_event: 
         path = Path(config.lora.init_from)
         start_from(transformer, read_lora(path, base.family), config.lora, str(path))
     if config.memory.recompute == "all":
-        transformer.enable_gradient_checkpointing()
+        recomputed: Callable[..., Any] = partial(checkpoint, use_reentrant=False)
+        if config.memory.offload_activations:
+            recomputed = ActivationOffload(device).around(recomputed)
+        transformer.enable_gradient_checkpointing(recomputed)
     transformer.train()
     parameters = adapter_parameters(transformer)
     accelerator = make_accelerator(config.training, device)

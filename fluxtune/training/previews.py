@@ -42,16 +42,20 @@ def make_previews(
     base: Base,
     prepared: Prepared,
     transformer: Any,
+    vae_tiling: bool,
     on_event: Sink,
 ) -> list[Path]:
     """Make the previews of one step; the VAE is in memory only meanwhile.
+
+    Args:
+        vae_tiling: as ``memory.vae_tiling``.
 
     Returns:
         The pictures' paths.
     """
     on_event(Phase("previews", f"{len(requests)} pictures at step {step}"))
     device, dtype = transformer.device, transformer.dtype
-    pipeline = image_pipeline(base, transformer, load_vae(base, dtype, str(device)))
+    pipeline = image_pipeline(base, transformer, load_vae(base, dtype, str(device), vae_tiling))
     paths = []
     transformer.eval()
     for index, request in requests:

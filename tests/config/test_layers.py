@@ -207,7 +207,8 @@ def test_mistakes_of_all_layers_are_told_at_once_each_at_its_place(tmp_path: Pat
             "[memory]\nqqqq = 1",
             "fluxtune.toml:2",
             "unknown setting memory.qqqq",
-            "the settings of [memory] are base_precision, text_precision, recompute",
+            "the settings of [memory] are base_precision, text_precision, recompute, streamed_blocks, "
+            "offload_activations, vae_tiling",
         ),
         (
             "[dataset]\nbuckets = 'False'",
@@ -263,7 +264,8 @@ def test_mistakes_of_all_layers_are_told_at_once_each_at_its_place(tmp_path: Pat
             "memory = 5",
             "fluxtune.toml:1",
             "memory is 5: wanted a section of settings",
-            "name one of its settings: base_precision, text_precision, recompute",
+            "name one of its settings: base_precision, text_precision, recompute, streamed_blocks, "
+            "offload_activations, vae_tiling",
         ),
         (
             "[dataset]\nfolders = ['photos']",
@@ -403,6 +405,12 @@ def test_a_contradiction_is_told_at_the_higher_layer_and_names_both_settings(tmp
     assert (where, hint) == ("--set", 'set training.precision = "bf16" too')
     assert 'training.precision is "fp32"' in message
     assert 'memory.base_precision is "bf16"' in message
+
+
+def test_nothing_that_is_not_recomputed_can_be_offloaded(tmp_path: Path) -> None:
+    ((where, message, _),) = problems(tmp_path, preset="nano", sets=["memory.offload_activations=true"])
+    assert where == "--set"
+    assert 'memory.recompute is "none"' in message
 
 
 def test_taking_the_preservation_prompts_away_is_told_where_that_is_done(tmp_path: Path) -> None:

@@ -81,7 +81,9 @@ def recomputed(model: Model, around: Callable[[Any], Any] = lambda checkpointed:
 
 def offload(ahead: int = 2, smallest: int = INPUT_BYTES) -> tuple[ActivationOffload, LateTransfers]:
     transfers = LateTransfers()
-    return ActivationOffload("cpu", ahead, transfers, smallest), transfers
+    offloading = ActivationOffload("cpu", ahead, transfers)
+    offloading.smallest = smallest
+    return offloading, transfers
 
 
 @pytest.mark.parametrize("ahead", [0, 1, 2, 9])
@@ -169,7 +171,9 @@ def test_the_device_holds_the_inputs_of_as_many_blocks_whatever_the_depth() -> N
         return sum(moments.values()) - moments["weights"]
 
     def offloaded(depth: int) -> int:
-        return peak(depth, ActivationOffload("cpu", 1, Transfers("cpu", system="meta"), INPUT_BYTES).around)
+        offloading = ActivationOffload("cpu", 1, Transfers("cpu", system="meta"))
+        offloading.smallest = INPUT_BYTES
+        return peak(depth, offloading.around)
 
     assert offloaded(12) == offloaded(6)
     assert peak(12, lambda checkpointed: checkpointed) - peak(6, lambda checkpointed: checkpointed) == (
