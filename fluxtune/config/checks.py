@@ -51,6 +51,13 @@ def contradictions(
             where=_place(culprit, origins),
             hint='set memory.recompute = "all", or leave memory.keep out',
         )
+    if config.memory.offload_activations and config.memory.recompute == "none":
+        culprit = _highest(("memory.recompute", "memory.offload_activations"), ranks)
+        yield UsageError(
+            'memory.offload_activations takes the inputs of recomputed blocks, but memory.recompute is "none"',
+            where=_place(culprit, origins),
+            hint='set memory.recompute = "all", or leave memory.offload_activations out',
+        )
 
 
 def _preservation(config: Config, origins: dict[str, str], ranks: dict[str, int]) -> Iterator[FluxtuneError]:

@@ -20,18 +20,21 @@ from torch import nn
 
 from fluxtune.config.memory import MemoryConfig
 from fluxtune.config.model import ModelConfig
-from fluxtune.errors import BaseModelError
+from fluxtune.errors import BaseModelError, UsageError
 from fluxtune.events import Sink, ignore
 from fluxtune.files import fingerprint_of
 from fluxtune.flux.families import FAMILIES, Family, family_of
 from fluxtune.flux.modulation import compute_ahead, is_modulation
 from fluxtune.hub.layouts import INDEX
 from fluxtune.hub.locate import locate
+from fluxtune.memory.offload import spread, stream_blocks, to_system_memory
 from fluxtune.memory.quantize import quantize_linears, quantized_linear, replace_module
 
 TEXT_KEEPS = {"int8": ("wo",)}
 """Layers of the text encoders that stay as they are: int8 products pass through float16, whose range T5's last
 projections exceed."""
+VAE_TILE = 512
+"""Side of the VAE's tiles, in pixels. Neighbours share a quarter of it, over which they are blended."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -124,10 +127,12 @@ def load_transformer(base: Base, memory: MemoryConfig, dtype: torch.dtype, devic
     """The frozen transformer on ``device``.
 
     Linear layers of the blocks are held as ``memory.base_precision`` says; everything else is in ``dtype``. Modulation
-    weights that are not on the card are never quantised.
+    weights that are not on the card are never quantised. Of the blocks, ``memory.streamed_blocks`` live in system
+    memory and come to the device when they are needed.
 
     Raises:
         BaseModelError: a weight is missing, of the wrong shape, or unreadable.
+        UsageError: more blocks shall be streamed than there are.
     """
     import diffusers
 
@@ -154,6 +159,7 @@ def build_transformer(
 
     Raises:
         BaseModelError: a weight is missing, unexpected or of the wrong shape.
+        UsageError: more blocks shall be streamed than there are.
     """
     import diffusers
     from accelerate import init_empty_weights
@@ -162,6 +168,8 @@ def build_transformer(
         transformer = getattr(diffusers, family.transformer).from_config(config)
     precision = memory.base_precision
     held = DTYPES.get(precision, dtype)
+    streamed = streamed_blocks(transformer, family, memory.streamed_blocks)
+    away = tuple(f"{block}." for block in streamed)
     for name, tensor in tensors:
         path, _, leaf = name.rpartition(".")
         try:
@@ -178,12 +186,16 @@ def build_transformer(
             replace_module(transformer, path, quantized_linear(module, tensor, precision, dtype, device))
         else:
             setattr(module, leaf, nn.Parameter(tensor.to(device=device, dtype=held), requires_grad=False))
+        if path.startswith(away):
+            to_system_memory(transformer.get_submodule(path))
     absent = [name for name, parameter in transformer.named_parameters() if parameter.is_meta]
     if absent:
         raise _wrong_weights(where, f"{len(absent)} tensors are missing, the first is {absent[0]}")
     transformer.requires_grad_(False)
     if memory.modulation != "card":
         compute_ahead(transformer, family)
+    if streamed:
+        stream_blocks([transformer.get_submodule(block) for block in streamed], device)
     return transformer.eval()
 
 
@@ -192,8 +204,31 @@ def is_held_quantized(path: str, module: nn.Module, family: Family) -> bool:
     return type(module) is nn.Linear and path.startswith(tuple(f"{name}." for name in family.blocks))
 
 
-def load_vae(base: Base, dtype: torch.dtype, device: str) -> Any:
+def streamed_blocks(transformer: nn.Module, family: Family, number: int) -> list[str]:
+    """The paths of ``number`` blocks, in the order of the forward: those to be streamed.
+
+    Raises:
+        UsageError: there are not so many.
+    """
+    paths = [
+        f"{name}.{index}"
+        for name in family.blocks
+        for index, _ in enumerate(transformer.get_submodule(name).children())
+    ]
+    if number > len(paths):
+        raise UsageError(
+            f"{number} blocks shall be streamed, and the base model has {len(paths)}",
+            where="memory.streamed_blocks",
+            hint=f"set it to {len(paths)} or less",
+        )
+    return spread(paths, number)
+
+
+def load_vae(base: Base, dtype: torch.dtype, device: str, tiling: bool = False) -> Any:
     """The frozen VAE on ``device``.
+
+    Args:
+        tiling: pictures larger than a tile are encoded and decoded tile by tile.
 
     Raises:
         BaseModelError: its files are damaged.
@@ -203,7 +238,16 @@ def load_vae(base: Base, dtype: torch.dtype, device: str) -> Any:
     with _told_as_damage(base.folder / "vae"):
         vae = AutoencoderKL.from_pretrained(base.folder, subfolder="vae", torch_dtype=dtype)
     vae.requires_grad_(False)
+    if tiling:
+        tile(vae)
     return vae.to(device).eval()
+
+
+def tile(vae: Any) -> None:
+    """Makes a VAE go over pictures larger than ``VAE_TILE`` tile by tile."""
+    vae.enable_tiling()
+    vae.tile_sample_min_size = VAE_TILE
+    vae.tile_latent_min_size = VAE_TILE // 2 ** (len(vae.config.block_out_channels) - 1)
 
 
 def load_text_pipeline(base: Base, memory: MemoryConfig, dtype: torch.dtype, device: str) -> Any:

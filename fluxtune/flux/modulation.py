@@ -84,7 +84,8 @@ class RowLinear(nn.Linear):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """The row, whatever ``input`` is; adapters around this layer read that."""
         assert self.row is not None, "the conditioning of this forward call was never computed"
-        return self.row
+        # An adapter adds its part in place.
+        return self.row.clone()
 
     def products(self, inputs: list[torch.Tensor]) -> Iterator[torch.Tensor]:
         """What the layer answers to each of ``inputs`` (``[batch, in]``, of one precision): the weight is taken to

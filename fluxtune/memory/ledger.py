@@ -101,6 +101,17 @@ class Ledger(TorchDispatchMode):
             self._move(held, category)
         self._note()
 
+    def exclude(self, tensor: torch.Tensor) -> None:
+        """Never counts what holds a tensor: it stands for memory elsewhere."""
+        storage = tensor.untyped_storage()
+        held = self._held.get(storage._cdata)
+        if held is not None:
+            self._alive[held.category] -= held.size
+            if held.block is not None and self._allocator is not None:
+                self._allocator.release(held.block)
+        key = storage._cdata
+        self._held[key] = _Held(weakref.ref(storage, partial(self._give_back, key)), 0, TEMPORARIES, None)
+
     def claim_rest(self, category: str) -> None:
         """Counts everything that is alive and nobody has claimed under a category."""
         for held in self._held.values():
@@ -145,7 +156,7 @@ class Ledger(TorchDispatchMode):
         held = self._held.pop(key)
         self._alive[held.category] -= held.size
         self._changed = True
-        if self._allocator is not None:
+        if held.block is not None and self._allocator is not None:
             self._allocator.release(held.block)
 
     def _move(self, held: _Held, category: str) -> None:

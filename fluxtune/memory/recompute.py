@@ -55,17 +55,24 @@ _OPERATIONS: dict[Kept, frozenset[str]] = {
 }
 
 
-def recompute_blocks(blocks: Sequence[nn.Module], kept: Sequence[Kept]) -> None:
+def recompute_blocks(
+    blocks: Sequence[nn.Module],
+    kept: Sequence[Kept],
+    around: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None,
+) -> None:
     """Makes each block keep what ``kept`` says of it, from now on; gradients stay what they were, to the bit.
 
     Args:
         kept: one for each block. ``nothing``: only the block's input. ``attention``: the results of attention, too.
             ``products``: those of matrix products and attention, neither of which is computed again.
             ``everything``: as autograd does by itself.
+        around: what computes a block under its checkpoint -> what does so and takes care of the block's inputs, such
+            as ``ActivationOffload.around``.
     """
+    checkpointed = around(checkpoint) if around else checkpoint
     for block, what in zip(blocks, kept, strict=True):
         if what != "everything":
-            block.forward = partial(_checkpointed, block.forward, _OPERATIONS[what])
+            block.forward = partial(_checkpointed, checkpointed, block.forward, _OPERATIONS[what])
 
 
 def keep_last(number: int, attention: int = 0, products: int = 0, everything: int = 0) -> list[Kept]:
@@ -100,7 +107,14 @@ _thread = threading.local()
 """`mode`: that of the block which is being computed."""
 
 
-def _checkpointed(forward: Callable[..., T], operations: frozenset[str], /, *args: Any, **kwargs: Any) -> T:
+def _checkpointed(
+    checkpointed: Callable[..., T],
+    forward: Callable[..., T],
+    operations: frozenset[str],
+    /,
+    *args: Any,
+    **kwargs: Any,
+) -> T:
     """``forward`` under a checkpoint. Its arguments go in by place: torch looks for devices among those alone."""
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
@@ -109,8 +123,7 @@ def _checkpointed(forward: Callable[..., T], operations: frozenset[str], /, *arg
     def run(*given: Any) -> T:
         return forward(*given[: len(args)], **dict(zip(names, given[len(args) :], strict=True)))
 
-    result: T = checkpoint(run, *args, *values, use_reentrant=False, context_fn=partial(_contexts, operations))
-    return result
+    return checkpointed(run, *args, *values, use_reentrant=False, context_fn=partial(_contexts, operations))
 
 
 def _contexts(operations: frozenset[str]) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:

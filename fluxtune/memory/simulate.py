@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn import functional
 
 from fluxtune.memory.ledger import Ledger
+from fluxtune.memory.transfers import Transfers
 
 T = TypeVar("T")
 
@@ -71,6 +72,30 @@ def give_content(module: nn.Module, dtype_of: Callable[[str, nn.Parameter], torc
         made.append(torch.empty_like(buffer, device=DEVICE))
         module.get_submodule(path).register_buffer(leaf, made[-1])
     return made
+
+
+class SimulatedTransfers(Transfers):
+    """Copies to and from system memory, which is on the meta device as all else, and not counted.
+
+    Attributes:
+        held: bytes of system memory that are held long.
+    """
+
+    def __init__(self, ledger: Ledger) -> None:
+        super().__init__(DEVICE, DEVICE)
+        self._ledger = ledger
+        self.held = 0
+
+    def hold(self, size: int) -> torch.Tensor:
+        self.held += size
+        return self._elsewhere(super().hold(size))
+
+    def hold_like(self, tensor: torch.Tensor) -> torch.Tensor:
+        return self._elsewhere(super().hold_like(tensor))
+
+    def _elsewhere(self, memory: torch.Tensor) -> torch.Tensor:
+        self._ledger.exclude(memory)
+        return memory
 
 
 @contextmanager

@@ -158,7 +158,7 @@ def _load(request: SampleRequest, base: Base, device: str, on_event: Sink) -> An
     on_event(Phase("load", f"{base.name} in {request.memory.base_precision} on {device}"))
     dtype = DTYPES[request.precision]
     transformer = load_transformer(base, request.memory, dtype, device)
-    return image_pipeline(base, transformer, load_vae(base, dtype, device))
+    return image_pipeline(base, transformer, load_vae(base, dtype, device, request.memory.vae_tiling))
 
 
 def _pictures(request: SampleRequest, steps: int) -> Iterator[Request]:

@@ -50,6 +50,7 @@ def picture_facts(
         "base_precision": sampled.memory.base_precision,
         "modulation": sampled.memory.modulation,
         "text_precision": sampled.memory.text_precision,
+        "vae_tiling": sampled.memory.vae_tiling,
         "precision": sampled.precision,
         "device": device,
         "loras": [

@@ -77,7 +77,7 @@ def encode_pictures(
         DataError: a picture was changed since it was checked.
         StorageError: the cache cannot be written.
     """
-    vae = load_vae(base, dtype, device)
+    vae = load_vae(base, dtype, device, config.memory.vae_tiling)
 
     def cut(parcel: list[Example]) -> list[tuple[Example, torch.Tensor]]:
         picture = parcel[0].picture

@@ -19,7 +19,7 @@ from fluxtune.dataset.images import CENTRE, Crop, crops_of
 from fluxtune.dataset.pictures import Picture
 from fluxtune.flux.denoise import Request
 from fluxtune.flux.families import Text
-from fluxtune.flux.load import Base
+from fluxtune.flux.load import VAE_TILE, Base
 
 _CACHE_FORMAT = 2
 
@@ -67,8 +67,10 @@ def examples_of(
 ) -> Iterator[Example]:
     """Every crop of every sample of the plan, those of one picture one after the other."""
     dataset = config.dataset
-    encoder = (base.fingerprint("vae"), str(dtype), torch.device(device).type)
+    whole = (base.fingerprint("vae"), str(dtype), torch.device(device).type)
     for sample in buckets.samples:
+        tiled = config.memory.vae_tiling and max(sample.size) > VAE_TILE
+        encoder = (*whole, "tiles", VAE_TILE) if tiled else whole
         picture = pictures[sample.picture]
         class_caption = _class_caption(picture, config)
         crops = crops_of(picture.digest, dataset.crops, dataset.crop_jitter, dataset.flip, dataset.colour_jitter)
@@ -95,7 +97,7 @@ def text_keys_of(
     return {caption: key_of("text", _CACHE_FORMAT, *how, caption) for caption in sorted(set(captions))}
 
 
-def _latents_key(encoder: tuple[str, ...], picture: Picture, sample: Sample, background: str, crop: Crop) -> str:
+def _latents_key(encoder: tuple[str | int, ...], picture: Picture, sample: Sample, background: str, crop: Crop) -> str:
     place = () if crop == CENTRE else crop.place
     colours = vars(crop.colours).values() if crop.colours else ()
     return key_of("latents", _CACHE_FORMAT, *encoder, picture.digest, *sample.size, background, *place, *colours)

@@ -17,7 +17,9 @@ from fluxtune.flux.families import Family
 from fluxtune.flux.load import DTYPES, Base, load_transformer
 from fluxtune.lora.adapter import adapter_parameters, attach, start_from
 from fluxtune.lora.files import read_lora
+from fluxtune.memory.activations import ActivationOffload
 from fluxtune.memory.recompute import keep_last, recompute_blocks
+from fluxtune.memory.transfers import Transfers
 from fluxtune.training.ema import MovingAverage
 from fluxtune.training.examples import Prepared
 from fluxtune.training.optimizers import make_optimizer
@@ -61,9 +63,20 @@ def load(config: Config, base: Base, prepared: Prepared, device: str, on_event: 
     return Loaded(learner, parameters, average, SampleSource(config, prepared, priors, device))
 
 
-def learner_of(transformer: Any, config: Config, family: Family, embeds_guidance: bool, device: str) -> Learner:
-    """What a step works on, around a transformer with its adapter; the memory simulator makes its own through this."""
-    recompute(transformer, family, config.memory)
+def learner_of(
+    transformer: Any,
+    config: Config,
+    family: Family,
+    embeds_guidance: bool,
+    device: str,
+    transfers: Transfers | None = None,
+) -> Learner:
+    """What a step works on, around a transformer with its adapter; the memory simulator makes its own through this.
+
+    Args:
+        transfers: how activations go to system memory and come back; by default over a stream of their own.
+    """
+    recompute(transformer, family, config.memory, transfers)
     transformer.train()
     parameters = list(adapter_parameters(transformer).values())
     accelerator = make_accelerator(config, device)
@@ -79,21 +92,25 @@ def learner_of(transformer: Any, config: Config, family: Family, embeds_guidance
     )
 
 
-def recompute(transformer: torch.nn.Module, family: Family, memory: MemoryConfig) -> None:
+def recompute(transformer: Any, family: Family, memory: MemoryConfig, transfers: Transfers | None = None) -> None:
     """Makes each block keep for the backward what ``memory`` says.
+
+    Args:
+        transfers: how the inputs of blocks go to system memory and come back, where they do.
 
     Raises:
         UsageError: more blocks are named than there are.
     """
     if memory.recompute == "none":
         return
+    offload = ActivationOffload(transformer.device, transfers=transfers) if memory.offload_activations else None
     kinds = [list(transformer.get_submodule(name).children()) for name in family.blocks]
     counts = {name: getattr(memory.keep, name) for name in ("attention", "products", "everything")}
     for kind, blocks in enumerate(kinds):
         asked = {name: numbers[kind] if kind < len(numbers) else 0 for name, numbers in counts.items()}
         if sum(asked.values()) > len(blocks):
             raise _too_many(f"{sum(asked.values())} of the {len(blocks)} {family.blocks[kind]}")
-        recompute_blocks(blocks, keep_last(len(blocks), **asked))
+        recompute_blocks(blocks, keep_last(len(blocks), **asked), offload.around if offload else None)
     if any(len(numbers) > len(kinds) for numbers in counts.values()):
         raise _too_many(f"more than {len(kinds)} kinds of blocks")
 

@@ -59,7 +59,16 @@ class Outputs:
             self.loaded.learner.dtype,
         )
         with self.loaded.average.applied(), saved:
-            make_previews(self.run, step, requests, self.ready.base, self.prepared, transformer, self.on_event)
+            make_previews(
+                self.run,
+                step,
+                requests,
+                self.ready.base,
+                self.prepared,
+                transformer,
+                self.config.memory.vae_tiling,
+                self.on_event,
+            )
 
     def checkpoint(self, step: int) -> None:
         """The whole state after ``step`` steps."""

@@ -43,9 +43,13 @@ def make_previews(
     base: Base,
     prepared: Prepared,
     transformer: Any,
+    vae_tiling: bool,
     on_event: Sink,
 ) -> list[Path]:
     """Make the previews of one step; the VAE is in memory only meanwhile.
+
+    Args:
+        vae_tiling: as ``memory.vae_tiling``.
 
     Returns:
         The pictures' paths.
@@ -54,7 +58,7 @@ def make_previews(
     # What the steps left free is in pieces that fit steps.
     free_memory()
     device, dtype = transformer.device, transformer.dtype
-    pipeline = image_pipeline(base, transformer, load_vae(base, dtype, str(device)))
+    pipeline = image_pipeline(base, transformer, load_vae(base, dtype, str(device), vae_tiling))
 
     def text_of(prompt: str) -> Text:
         return {name: tensor.to(device) for name, tensor in prepared.text(prompt).items()}

@@ -14,13 +14,14 @@ from fluxtune import rng
 from fluxtune.config.schema import Config
 from fluxtune.dataset.images import Size
 from fluxtune.flux.empty import empty_text_encoders, empty_transformer, empty_vae, transformer_config
-from fluxtune.flux.load import DTYPES, TEXT_KEEPS, Base, is_held_quantized
+from fluxtune.flux.load import DTYPES, TEXT_KEEPS, Base, is_held_quantized, streamed_blocks, tile
 from fluxtune.flux.modulation import compute_ahead
 from fluxtune.lora.adapter import adapter_parameters, as_saved, attach, scale_of
 from fluxtune.memory.forecast import Forecast, phase_peaks, thinned
 from fluxtune.memory.ledger import TEMPORARIES, Ledger
+from fluxtune.memory.offload import stream_blocks
 from fluxtune.memory.quantize import QuantizedPrecision, replace_module
-from fluxtune.memory.simulate import DEVICE, give_content, simulate
+from fluxtune.memory.simulate import DEVICE, SimulatedTransfers, give_content, simulate
 from fluxtune.memory.stand_ins import QuantizedStandIn
 from fluxtune.training.ema import MovingAverage
 from fluxtune.training.load import learner_of
@@ -81,7 +82,8 @@ def _encoding_captions(work: Work) -> Ledger:
     def build(ledger: Ledger) -> list[Any]:
         with ledger.phase("encode captions"):
             for encoder in encoders:
-                _claim_weights(encoder, DTYPES.get(precision, work.dtype), ledger)
+                _give_weights(encoder, DTYPES.get(precision, work.dtype))
+                _claim_weights(encoder, ledger)
         return encoders
 
     def step(encoders: list[Any], ledger: Ledger) -> None:
@@ -92,12 +94,20 @@ def _encoding_captions(work: Work) -> Ledger:
     return simulate(build, step, work.as_cuda, work.capacity)
 
 
+def _empty_vae(work: Work) -> Any:
+    vae = empty_vae(work.base)
+    if work.config.memory.vae_tiling:
+        tile(vae)
+    return vae
+
+
 def _encoding_pictures(work: Work) -> Ledger:
-    vae, (width, height) = empty_vae(work.base), work.size
+    vae, (width, height) = _empty_vae(work), work.size
 
     def build(ledger: Ledger) -> Any:
         with ledger.phase("encode pictures"):
-            _claim_weights(vae, work.dtype, ledger)
+            _give_weights(vae, work.dtype)
+            _claim_weights(vae, ledger)
         return vae
 
     def step(vae: Any, ledger: Ledger) -> None:
@@ -128,12 +138,13 @@ def _training(work: Work) -> Ledger:
         _put_stand_ins(transformer, precision, work, lambda path, layer: is_held_quantized(path, layer, base.family))
     with init_empty_weights():
         attach(transformer, config.lora, base.family, rng.derive(config.training.seed, "adapter"))
-    vae = empty_vae(base) if work.preview else None
+    vae = _empty_vae(work) if work.preview else None
 
     def build(ledger: Ledger) -> _Run:
+        transfers = SimulatedTransfers(ledger)
         with ledger.phase("load"):
-            _load(transformer, work, ledger)
-            learner = learner_of(transformer, config, base.family, base.embeds_guidance, DEVICE)
+            _load(transformer, work, ledger, transfers)
+            learner = learner_of(transformer, config, base.family, base.embeds_guidance, DEVICE, transfers)
             _watch(learner, ledger)
             average = MovingAverage(adapter_parameters(transformer), config.training.ema_decay)
             for tensor in average.average.values():
@@ -157,10 +168,15 @@ def _training(work: Work) -> Ledger:
     return simulate(build, step, work.as_cuda, work.capacity)
 
 
-def _load(transformer: Any, work: Work, ledger: Ledger) -> None:
-    """The weights, and while the last of them comes its own precision beside what it is held in; then the adapter."""
-    precision = work.config.memory.base_precision
-    _claim_weights(transformer, DTYPES.get(precision, work.dtype), ledger)
+def _load(transformer: Any, work: Work, ledger: Ledger, transfers: SimulatedTransfers) -> None:
+    """The weights, and while the last of them comes its own precision beside what it is held in."""
+    memory, family = work.config.memory, work.base.family
+    precision = memory.base_precision
+    _give_weights(transformer, DTYPES.get(precision, work.dtype))
+    streamed = streamed_blocks(transformer, family, memory.streamed_blocks)
+    if streamed:
+        stream_blocks([transformer.get_submodule(block) for block in streamed], DEVICE, transfers=transfers)
+    _claim_weights(transformer, ledger)
     if precision in get_args(QuantizedPrecision):
         largest = max(
             each.in_features * each.out_features for each in transformer.modules() if isinstance(each, nn.Linear)
@@ -169,10 +185,13 @@ def _load(transformer: Any, work: Work, ledger: Ledger) -> None:
             ledger.claim(source, TEMPORARIES)
 
 
-def _claim_weights(module: nn.Module, dtype: torch.dtype, ledger: Ledger) -> None:
+def _give_weights(module: nn.Module, dtype: torch.dtype) -> None:
     """Gives a module on the meta device weights: frozen ones in ``dtype``, those of an adapter in float32."""
-    made = give_content(module, lambda _, each: torch.float32 if each.requires_grad else dtype)
-    for tensor in made:
+    give_content(module, lambda _, each: torch.float32 if each.requires_grad else dtype)
+
+
+def _claim_weights(module: nn.Module, ledger: Ledger) -> None:
+    for tensor in (*module.parameters(), *module.buffers()):
         ledger.claim(tensor, "adapter" if tensor.requires_grad else "weights")
 
 
@@ -246,7 +265,8 @@ class _Announcing:
 def _preview(run: _Run, vae: Any, work: Work, size: Size, ledger: Ledger) -> None:
     """One denoising step and the picture that comes of it, as `previews.py` makes them."""
     learner, family, (width, height) = run.learner, work.base.family, size
-    _claim_weights(vae, work.dtype, ledger)
+    _give_weights(vae, work.dtype)
+    _claim_weights(vae, ledger)
     shape = (1, run.batch.latents.shape[1], height // family.side_multiple, width // family.side_multiple)
     text = {name: tensor[:1] for name, tensor in run.batch.text.items()}
     file_dtype = DTYPES[work.config.checkpoints.dtype]

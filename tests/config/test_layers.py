@@ -405,6 +405,12 @@ def test_a_contradiction_is_told_at_the_higher_layer_and_names_both_settings(tmp
     assert 'memory.base_precision is "bf16"' in message
 
 
+def test_nothing_that_is_not_recomputed_can_be_offloaded(tmp_path: Path) -> None:
+    ((where, message, _),) = problems(tmp_path, preset="nano", sets=["memory.offload_activations=true"])
+    assert where == "--set"
+    assert 'memory.recompute is "none"' in message
+
+
 def test_taking_the_preservation_prompts_away_is_told_where_that_is_done(tmp_path: Path) -> None:
     toml = "[training.preservation]\nmethod = 'prior'\nprompts = ['a dog']\n"
     ((where, message, _),) = problems(tmp_path, toml=toml, sets=["training.preservation.prompts=[]"])

@@ -13,9 +13,9 @@ from torch import nn
 
 from fluxtune.config.memory import MemoryConfig
 from fluxtune.config.model import ModelConfig
-from fluxtune.errors import BaseModelError, ExitCode
+from fluxtune.errors import BaseModelError, ExitCode, UsageError
 from fluxtune.flux.denoise import encode_prompt
-from fluxtune.flux.load import Base, load_text_pipeline, load_transformer, load_vae, open_base
+from fluxtune.flux.load import Base, load_text_pipeline, load_transformer, load_vae, open_base, streamed_blocks
 from fluxtune.memory.eight_bit import FrozenLinear8bit
 
 Weights = dict[str, torch.Tensor]
@@ -211,3 +211,25 @@ def test_a_fingerprint_changes_with_the_content_of_its_parts_alone(own_copy: Pat
     file.write_text(file.read_text() + " ")
     assert base.fingerprint("vae") == vae
     assert base.fingerprint("text_encoder", "tokenizer") != text
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8", "nf4"])
+def test_a_transformer_with_streamed_blocks_answers_the_same_to_the_bit(tiny_flux: Path, precision: str) -> None:
+    plain = loaded(tiny_flux, precision)
+    memory = MemoryConfig(base_precision=precision, streamed_blocks=4)  # type: ignore[arg-type]
+    streamed = load_transformer(opened(tiny_flux), memory, torch.float32, "cpu")
+    family = opened(tiny_flux).family
+    noisy = torch.randn(1, 64, 4, 4)
+    text = {"prompt_embeds": torch.randn(1, 8, 32), "pooled_prompt_embeds": torch.randn(1, 32)}
+    with torch.no_grad():
+        expected, seen = (family.forward(each, noisy, torch.tensor([0.4]), text, 3.5) for each in (plain, streamed))
+    assert torch.equal(seen, expected)
+
+
+def test_blocks_of_both_kinds_are_streamed_in_the_order_of_the_forward(tiny_flux: Path) -> None:
+    family = opened(tiny_flux).family
+    model = loaded(tiny_flux)
+    assert streamed_blocks(model, family, 2) == ["transformer_blocks.1", "single_transformer_blocks.1"]
+    assert streamed_blocks(model, family, 0) == []
+    with pytest.raises(UsageError, match="5 blocks shall be streamed, and the base model has 4"):
+        streamed_blocks(model, family, 5)

@@ -19,8 +19,9 @@ from fluxtune.config.schema import Config
 from fluxtune.dataset.images import fit, open_image, to_pixels
 from fluxtune.errors import BaseModelError, DataError, StorageError
 from fluxtune.events import Event, Progress, Sink, Warning, ignore
+from fluxtune.flux import load
 from fluxtune.flux.load import load_vae
-from fluxtune.training import encode
+from fluxtune.training import encode, examples
 from fluxtune.training.examples import Prepared
 from fluxtune.training.preflight import Preflight, preflight
 from fluxtune.training.prepare import prepare
@@ -86,6 +87,16 @@ def test_colour_jitter_makes_entries_of_further_crops_alone(
     assert encoded(tiny_flux, own_pictures, **settings)["pictures"] == 3
     assert encoded(tiny_flux, own_pictures, **settings, dataset__colour_jitter=0.2)["pictures"] == 3
     assert encoded(tiny_flux, own_pictures, **settings, dataset__colour_jitter=0.0)["pictures"] == 0
+
+
+def test_latents_made_of_tiles_are_entries_of_their_own_where_a_picture_is_larger_than_a_tile(
+    filled_cache: None, tiny_flux: Path, own_pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert encoded(tiny_flux, own_pictures, memory__vae_tiling=True) == {"captions": 0, "pictures": 0}
+    for module in (load, examples):
+        monkeypatch.setattr(module, "VAE_TILE", 128)
+    assert encoded(tiny_flux, own_pictures, memory__vae_tiling=True) == {"captions": 0, "pictures": 1}
+    assert encoded(tiny_flux, own_pictures) == {"captions": 0, "pictures": 0}
 
 
 def test_colour_jitter_that_finds_no_further_crop_is_told(tiny_flux: Path, own_pictures: Path) -> None:
