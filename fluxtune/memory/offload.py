@@ -44,8 +44,10 @@ def to_system_memory(module: nn.Module) -> None:
     """Moves what a module holds and is not trained off the device, what bitsandbytes' layers hold beside it as well."""
     moved: dict[tuple[int, ...], torch.Tensor] = {}
     for holder, name, tensor in list(_frozen(module)):
-        here = moved.setdefault(_key(tensor), tensor.detach().cpu())
-        _put(holder, name, tensor, here)
+        key = _key(tensor)
+        if key not in moved:
+            moved[key] = tensor.detach().cpu()
+        _put(holder, name, tensor, moved[key])
 
 
 def stream_blocks(
@@ -219,7 +221,7 @@ def _put(holder: dict[str, Any], name: str, tensor: torch.Tensor, instead: torch
 
 def _key(tensor: torch.Tensor) -> tuple[int, ...]:
     """The same for tensors that are the same memory, as the two names of an 8-bit weight are."""
-    return tensor.untyped_storage()._cdata, tensor.storage_offset(), tensor.nbytes
+    return int(tensor.untyped_storage()._cdata), int(tensor.storage_offset()), tensor.nbytes
 
 
 def _regions(block: nn.Module) -> dict[tuple[int, ...], torch.Tensor]:

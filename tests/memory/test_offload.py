@@ -65,10 +65,10 @@ def blocks_of(transformer: Any) -> list[nn.Module]:
 
 def velocity(transformer: Any, seed: int = 2) -> torch.Tensor:
     torch.manual_seed(seed)
-    dtype = next(parameter.dtype for parameter in transformer.x_embedder.parameters())
-    noisy = torch.randn(2, 64, 4, 4, dtype=dtype)
-    text = {"prompt_embeds": torch.randn(2, 8, 32), "pooled_prompt_embeds": torch.randn(2, 32)}
-    return FAMILY.forward(transformer, noisy, torch.tensor([0.3, 0.8]), text, 1.0)
+    like = next(transformer.x_embedder.parameters())
+    noisy, prompt, pooled = (torch.randn(shape).to(like) for shape in ((2, 64, 4, 4), (2, 8, 32), (2, 32)))
+    text = {"prompt_embeds": prompt, "pooled_prompt_embeds": pooled}
+    return FAMILY.forward(transformer, noisy, torch.tensor([0.3, 0.8]).to(like), text, 1.0)
 
 
 def gradients(transformer: Any) -> dict[str, torch.Tensor]:
@@ -288,6 +288,21 @@ def test_blocks_are_spread_at_even_distances() -> None:
         distances = {after - before for before, after in itertools.pairwise(chosen)}
         assert len(set(chosen)) == number
         assert not distances or max(distances) - min(distances) <= 1
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "int8", "nf4"])
+def test_on_a_card_blocks_come_from_pinned_memory_in_time(precision: str) -> None:
+    plain, other = model(precision).to("cuda"), model(precision)
+    adapt(plain)
+    stream = stream_blocks(blocks_of(other), "cuda", 1)
+    assert all(master.is_pinned() for master in stream.masters)
+    assert other.to("cuda").device.type == "cuda"
+    adapt(other)
+    expected = learned(plain)
+    for _ in range(3):
+        for name, gradient in learned(other).items():
+            assert torch.allclose(gradient, expected[name], rtol=1e-4, atol=1e-7), name
 
 
 def test_a_simulation_counts_the_places_on_the_device_and_not_the_masters() -> None:
