@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from fluxtune.flux import flux1
+from fluxtune.flux import flux1, flux1_names
+from fluxtune.flux.single_files import Names
 
 Text = dict[str, torch.Tensor]
 
@@ -26,6 +27,7 @@ class Family:
     latents ``[batch, features, H / side_multiple, W / side_multiple]``.
     ``forward(transformer, noisy, sigmas, text, guidance) -> velocity``: both patchified; ``guidance`` is None for
     models that do not embed it.
+    ``names``: how files name the tensors of each part, by its folder.
     ``generate``: text to picture through the family's own pipeline.
     """
 
@@ -41,6 +43,7 @@ class Family:
     lora_targets: Mapping[str, tuple[str, ...]]
     architecture: Callable[[bool], str]
     blocks: tuple[str, ...]
+    names: Mapping[str, Names]
     encode_text: Callable[..., Text]
     encode_image: Callable[..., torch.Tensor]
     forward: Callable[..., torch.Tensor]
@@ -60,6 +63,7 @@ FLUX1 = Family(
     lora_targets=flux1.LORA_TARGETS,
     architecture=lambda embeds_guidance: f"flux-1-{'dev' if embeds_guidance else 'schnell'}/lora",
     blocks=("transformer_blocks", "single_transformer_blocks"),
+    names=flux1_names.NAMES,
     encode_text=flux1.encode_text,
     encode_image=flux1.encode_image,
     forward=flux1.forward,

@@ -1,45 +1,61 @@
 """From a base model's files to modules in memory, each only while it is needed.
 
-The transformer is streamed tensor by tensor from memory-mapped safetensors to the device, quantised on the way: system
-memory never holds a second copy of it.
+The files are a folder in diffusers' layout, and single files in the place of some of its parts. Whatever has weights is
+streamed from memory-mapped safetensors to the device: see ``weights.py``.
 """
 
 from __future__ import annotations
 
 import gc
-import json
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import nn
 
 from fluxtune.config.memory import MemoryConfig
 from fluxtune.config.model import ModelConfig
+from fluxtune.dataset.cache import key_of
 from fluxtune.errors import BaseModelError
 from fluxtune.events import Sink, ignore
 from fluxtune.files import fingerprint_of
 from fluxtune.flux.families import FAMILIES, Family, family_of
-from fluxtune.hub.layouts import INDEX
+from fluxtune.flux.kept_weights import kept_weights
+from fluxtune.flux.single_files import require_part, stream
+from fluxtune.flux.weights import (
+    DTYPES,
+    Holding,
+    checked,
+    fill,
+    read_json,
+    shapes_of,
+    told,
+    weight_files,
+    wrong_weights,
+)
+from fluxtune.hub.layouts import INDEX, base_model
 from fluxtune.hub.locate import locate
-from fluxtune.memory.quantize import quantize_linears, quantized_linear, replace_module
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
 class Base:
-    """A base model on disk: its name as configured, its folder, its family, and what its configs say."""
+    """A base model on disk: its name as configured, its folder, its family, and what its configs say.
+
+    Attributes:
+        files: part (``transformer``, ``vae``...) -> the single file that has its weights instead of the folder.
+    """
 
     name: str
     folder: Path
     family: Family
     embeds_guidance: bool
     text_tokens: int
+    files: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def sampling_steps(self) -> int:
@@ -58,24 +74,59 @@ class Base:
             BaseModelError: a config is missing or damaged.
         """
         parts = [part for part in self.family.text_folders if not part.startswith("tokenizer")]
-        configs = [_read_json(self.folder / part / "config.json") for part in parts]
+        configs = [read_json(self.folder / part / "config.json") for part in parts]
         with _told_as_damage(self.folder):
             return self.family.text_values(configs, self.text_tokens) * dtype.itemsize
 
+    def weight_files(self, part: str) -> list[Path]:
+        """The files with the weights of a part.
+
+        Raises:
+            BaseModelError: there are none.
+        """
+        return [self.files[part]] if part in self.files else weight_files(self.folder / part)
+
     def fingerprint(self, *parts: str) -> str:
         """Hex digest of the files of some parts (``vae``, ``text_encoder``...), for cache keys."""
-        return fingerprint_of(
-            self.folder, (file for part in parts for file in sorted((self.folder / part).rglob("*")) if file.is_file())
+        named = {part: file for part, file in self.files.items() if part in parts}
+        digest = fingerprint_of(
+            self.folder,
+            (
+                file
+                for part in parts
+                for file in sorted((self.folder / part).rglob("*"))
+                if file.is_file() and not (part in named and ".safetensors" in file.name)
+            ),
         )
+        marks = [f"{part}:{fingerprint_of(file.parent, [file])}" for part, file in sorted(named.items())]
+        return key_of(digest, *marks) if marks else digest
 
 
 def open_base(model: ModelConfig, on_event: Sink = ignore) -> Base:
     """Find the base model and check what it is, without loading weights.
 
+    Of single files the names and shapes of all tensors are compared with the base's configs.
+
     Raises:
-        BaseModelError: missing, gated, offline, incomplete, or of a family fluxtune does not train.
+        BaseModelError: missing, gated, offline, incomplete, or of a family fluxtune does not train; or a single file
+            is not what it was named as.
     """
-    return base_in(locate(model.base, model.revision, model.offline, on_event, _family_in), model.base)
+    named = {part: getattr(model, part) for part in ("transformer", "vae", "text_encoder", "text_encoder_2")}
+    files = {part: Path(os.path.expanduser(name)) for part, name in named.items() if name is not None}
+
+    def check_index(index: Path) -> None:
+        family = _family_in(index)
+        for part, file in files.items():
+            require_part(file, part, family.names)
+
+    folder = locate(model.base, model.revision, model.offline, on_event, check_index, base_model(without=files))
+    check_index(folder / INDEX)
+    base = replace(base_in(folder, model.base), files=files)
+    for part, file in files.items():
+        names, shapes = base.family.names[part], shapes_of(_hollow(base, part))
+        for _ in checked(stream([file], names, shapes, content=False), shapes, str(file), names.hints):
+            pass
+    return base
 
 
 def base_in(folder: Path, name: str) -> Base:
@@ -85,11 +136,11 @@ def base_in(folder: Path, name: str) -> Base:
         BaseModelError: of a family fluxtune does not train, or damaged.
     """
     family = _family_in(folder / INDEX)
-    embeds_guidance = bool(_read_json(folder / "transformer" / "config.json").get("guidance_embeds"))
+    embeds_guidance = bool(read_json(folder / "transformer" / "config.json").get("guidance_embeds"))
     tokenizer_file = folder / family.text_folders[-1] / "tokenizer_config.json"
-    tokenizer_length = _read_json(tokenizer_file).get("model_max_length")
+    tokenizer_length = read_json(tokenizer_file).get("model_max_length")
     if tokenizer_length is None:
-        raise _wrong_weights(tokenizer_file, "model_max_length is missing")
+        raise wrong_weights(tokenizer_file, "model_max_length is missing")
     text_tokens = family.text_tokens(embeds_guidance, int(tokenizer_length))
     return Base(name, folder, family, embeds_guidance, text_tokens)
 
@@ -100,7 +151,7 @@ def _family_in(index: Path) -> Family:
     Raises:
         BaseModelError: fluxtune trains no such models.
     """
-    pipeline = str(_read_json(index).get("_class_name"))
+    pipeline = str(read_json(index).get("_class_name"))
     family = family_of(pipeline)
     if family is None:
         known = ", ".join(known.pipeline for known in FAMILIES)
@@ -112,19 +163,17 @@ def _family_in(index: Path) -> Family:
     return family
 
 
-def load_transformer(base: Base, memory: MemoryConfig, dtype: torch.dtype, device: str) -> Any:
+def load_transformer(base: Base, memory: MemoryConfig, dtype: torch.dtype, device: str, on_event: Sink = ignore) -> Any:
     """The frozen transformer on ``device``.
 
     Linear layers of the blocks are held as ``memory.base_precision`` says; everything else is in ``dtype``.
 
     Raises:
         BaseModelError: a weight is missing, of the wrong shape, or unreadable.
+        StorageError: quantised weights are to be kept, and the disk has no room for them.
     """
-    import diffusers
-
-    folder = base.folder / "transformer"
-    config = getattr(diffusers, base.family.transformer).load_config(folder)
-    return build_transformer(base.family, config, stream_tensors(folder), memory, dtype, device, str(folder))
+    holding = Holding(memory.base_precision, dtype, device, _in_blocks(base.family))
+    return _load(base, "transformer", holding, memory.cache_quantized, on_event)
 
 
 def build_transformer(
@@ -146,33 +195,10 @@ def build_transformer(
     Raises:
         BaseModelError: a weight is missing, unexpected or of the wrong shape.
     """
-    import diffusers
-    from accelerate import init_empty_weights
-
-    with init_empty_weights():
-        transformer = getattr(diffusers, family.transformer).from_config(config)
-    precision = memory.base_precision
-    held = DTYPES.get(precision, dtype)
-    blocks = tuple(f"{name}." for name in family.blocks)
-    for name, tensor in tensors:
-        path, _, leaf = name.rpartition(".")
-        try:
-            module = transformer.get_submodule(path)
-            expected = module.get_parameter(leaf)
-        except AttributeError:
-            raise _wrong_weights(where, f"unexpected tensor {name}") from None
-        if tensor.shape != expected.shape:
-            raise _wrong_weights(where, f"{name} is {list(tensor.shape)}, should be {list(expected.shape)}")
-        is_weight = leaf == "weight" and type(module) is nn.Linear and path.startswith(blocks)
-        if is_weight and precision in ("int8", "nf4"):
-            replace_module(transformer, path, quantized_linear(module, tensor, precision, dtype, device))
-        else:
-            setattr(module, leaf, nn.Parameter(tensor.to(device=device, dtype=held), requires_grad=False))
-    absent = [name for name, parameter in transformer.named_parameters() if parameter.is_meta]
-    if absent:
-        raise _wrong_weights(where, f"{len(absent)} tensors are missing, the first is {absent[0]}")
-    transformer.requires_grad_(False)
-    return transformer.eval()
+    transformer = _hollow_transformer(family, config)
+    holding = Holding(memory.base_precision, dtype, device, _in_blocks(family))
+    fill(transformer, checked(tensors, shapes_of(transformer), where), holding)
+    return transformer
 
 
 def load_vae(base: Base, dtype: torch.dtype, device: str) -> Any:
@@ -181,15 +207,12 @@ def load_vae(base: Base, dtype: torch.dtype, device: str) -> Any:
     Raises:
         BaseModelError: its files are damaged.
     """
-    from diffusers import AutoencoderKL
-
-    with _told_as_damage(base.folder / "vae"):
-        vae = AutoencoderKL.from_pretrained(base.folder, subfolder="vae", torch_dtype=dtype)
-    vae.requires_grad_(False)
-    return vae.to(device).eval()
+    return _load(base, "vae", Holding("as computed", dtype, device))
 
 
-def load_text_pipeline(base: Base, memory: MemoryConfig, dtype: torch.dtype, device: str) -> Any:
+def load_text_pipeline(
+    base: Base, memory: MemoryConfig, dtype: torch.dtype, device: str, on_event: Sink = ignore
+) -> Any:
     """The family's pipeline with tokenizers and text encoders only, held as ``memory.text_precision`` says.
 
     Args:
@@ -197,19 +220,78 @@ def load_text_pipeline(base: Base, memory: MemoryConfig, dtype: torch.dtype, dev
 
     Raises:
         BaseModelError: the files of the text encoders or tokenizers are damaged.
+        StorageError: quantised weights are to be kept, and the disk has no room for them.
     """
     precision = memory.text_precision
     held = DTYPES.get(precision, dtype)
+    # int8 products pass through float16, whose range T5's last projections exceed.
+    quantises = (lambda path: not path.endswith(".wo")) if precision == "int8" else (lambda path: True)
+    holding = Holding(precision, dtype, device, quantises)
+    encoders = {
+        "text_encoder": _load(base, "text_encoder", Holding("as computed", held, device)),
+        "text_encoder_2": _load(base, "text_encoder_2", holding, memory.cache_quantized, on_event),
+    }
     with _told_as_damage(base.folder):
-        pipeline = _pipeline_class(base).from_pretrained(base.folder, transformer=None, vae=None, torch_dtype=held)
-    if precision in ("int8", "nf4"):
-        # int8 products pass through float16, whose range T5's last projections exceed.
-        keep = ("wo",) if precision == "int8" else ()
-        quantize_linears(pipeline.text_encoder_2, precision, dtype, device, keep)
-    for encoder in (pipeline.text_encoder, pipeline.text_encoder_2):
-        encoder.requires_grad_(False)
-        encoder.to(device)
-    return pipeline
+        return _pipeline_class(base).from_pretrained(base.folder, transformer=None, vae=None, **encoders)
+
+
+def _in_blocks(family: Family) -> Callable[[str], bool]:
+    """Whether a path lies in the transformer's blocks, whose linear layers are quantised."""
+    return lambda path: path.startswith(tuple(f"{blocks}." for blocks in family.blocks))
+
+
+def _load(base: Base, part: str, holding: Holding, keeps: bool = False, on_event: Sink = ignore) -> Any:
+    """A part of the base with its weights.
+
+    Args:
+        keeps: quantised weights are taken from the cache, and brought into it.
+    """
+    module, files = _hollow(base, part), base.weight_files(part)
+    names, shapes = base.family.names[part], shapes_of(module)
+    where = str(base.files.get(part, base.folder / part))
+    weights = checked(stream(files, names, shapes), shapes, where, names.hints)
+    total = sum(weight.nbytes for _, weight in stream(files, names, shapes, content=False))
+    with ExitStack() as stack:
+        if keeps and holding.quantized:
+            layers = {
+                path: layer
+                for path, layer in module.named_modules()
+                if type(layer) is nn.Linear and holding.quantises(path)
+            }
+            kept = kept_weights(
+                layers, base.fingerprint(part), holding.quantized, holding.dtype, holding.device, on_event
+            )
+            holding = replace(holding, kept=stack.enter_context(kept))
+        fill(module, told(weights, total, f"load {part}", on_event), holding)
+    if part.startswith("text_encoder"):
+        module.tie_weights()  # to the ones that came
+    return module
+
+
+def _hollow(base: Base, part: str) -> Any:
+    """A part of the base on the meta device, from its config alone."""
+    import diffusers
+    import transformers
+    from accelerate import init_empty_weights
+
+    folder = base.folder / part
+    if part == "transformer":
+        return _hollow_transformer(base.family, getattr(diffusers, base.family.transformer).load_config(folder))
+    with _told_as_damage(folder), init_empty_weights():
+        if part == "vae":
+            return diffusers.AutoencoderKL.from_config(diffusers.AutoencoderKL.load_config(folder))
+        config = transformers.AutoConfig.from_pretrained(folder)
+        module = getattr(transformers, config.architectures[0])._from_config(config)
+    module.tie_weights()  # undone by the making without memory
+    return module
+
+
+def _hollow_transformer(family: Family, config: dict[str, Any]) -> Any:
+    import diffusers
+    from accelerate import init_empty_weights
+
+    with init_empty_weights():
+        return getattr(diffusers, family.transformer).from_config(config)
 
 
 def load_tokenizers(base: Base) -> list[Any]:
@@ -252,57 +334,10 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def stream_tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every tensor of a diffusers weight folder (one file or shards), memory-mapped, in file order.
-
-    Raises:
-        BaseModelError: there are no safetensors weights, or a file is missing or damaged.
-    """
-    for file in _weight_files(folder):
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                for name in tensors.keys():  # noqa: SIM118  (safe_open is no mapping)
-                    yield name, tensors.get_tensor(name)
-        except FileNotFoundError:
-            raise _wrong_weights(file, "the file is missing") from None
-        except SafetensorError as error:
-            raise _wrong_weights(file, f"the file is damaged ({error})") from error
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """The shards of the index, or the one file: never a variant that lies beside them."""
-    stem = folder / "diffusion_pytorch_model.safetensors"
-    index = stem.with_name(f"{stem.name}.index.json")
-    if index.is_file():
-        files = [folder / name for name in sorted(set(_read_json(index).get("weight_map", {}).values()))]
-    else:
-        files = [stem] if stem.is_file() else sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise BaseModelError(
-            "there are no .safetensors weights here",
-            where=str(folder),
-            hint="download the model again; other weight formats are not read",
-        )
-    return files
-
-
 def _pipeline_class(base: Base) -> Any:
     import diffusers
 
     return getattr(diffusers, base.family.pipeline)
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise _wrong_weights(file, "the file is missing") from None
-    except ValueError as error:
-        raise _wrong_weights(file, f"the file is not JSON ({error})") from error
-
-
-def _wrong_weights(place: Path | str, message: str) -> BaseModelError:
-    return BaseModelError(message, where=str(place), hint="the base model is incomplete or damaged: download it again")
 
 
 @contextmanager
@@ -311,4 +346,4 @@ def _told_as_damage(place: Path) -> Iterator[None]:
     try:
         yield
     except (SafetensorError, OSError, ValueError, LookupError) as error:
-        raise _wrong_weights(place, f"a part of the base model cannot be read ({error})") from error
+        raise wrong_weights(place, f"a part of the base model cannot be read ({error})") from error

@@ -210,7 +210,7 @@ def test_a_single_file_is_refused_with_what_to_give_instead(tmp_path: Path) -> N
     path.write_bytes(b"weights")
     with pytest.raises(BaseModelError, match="single file") as error:
         locate(str(path))
-    assert "save_pretrained" in (error.value.hint or "")
+    assert f"--base black-forest-labs/FLUX.1-dev --set model.transformer={path}" in (error.value.hint or "")
 
 
 @pytest.mark.parametrize(
