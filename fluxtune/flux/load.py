@@ -40,6 +40,7 @@ from fluxtune.flux.weights import (
 )
 from fluxtune.hub.layouts import INDEX, base_model
 from fluxtune.hub.locate import locate
+from fluxtune.memory.heap import trim_heap
 
 
 @dataclass(frozen=True)
@@ -330,6 +331,7 @@ def image_pipeline(base: Base, transformer: Any, vae: Any) -> Any:
 def free_memory() -> None:
     """Give back what dropped modules held, before the next one loads."""
     gc.collect()
+    trim_heap()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 

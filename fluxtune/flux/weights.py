@@ -21,10 +21,13 @@ from torch import nn
 from fluxtune.errors import BaseModelError
 from fluxtune.events import Progress, Sink
 from fluxtune.flux.kept_weights import KeptWeights
+from fluxtune.memory.heap import trim_heap
 from fluxtune.memory.quantize import QuantizedPrecision, quantized_linear, replace_module
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _REPORT_SECONDS = 0.5
+_TRIM_BYTES = 16 * 2**20
+"""Of weights that were taken, after which what their conversion left behind is given back."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,7 @@ def fill(module: nn.Module, weights: Weights, holding: Holding) -> None:
     Args:
         weights: (name, tensor) of every parameter, in any order; from ``checked``.
     """
+    untrimmed = 0
     for name, weight in weights:
         path, _, leaf = name.rpartition(".")
         layer = module.get_submodule(path)
@@ -126,6 +130,11 @@ def fill(module: nn.Module, weights: Weights, holding: Holding) -> None:
         else:
             held = weight.to(device=holding.device, dtype=holding.plain)
             setattr(layer, leaf, nn.Parameter(held, requires_grad=False))
+        untrimmed += weight.nbytes
+        if untrimmed >= _TRIM_BYTES:
+            trim_heap()
+            untrimmed = 0
+    trim_heap()
     module.requires_grad_(False)
     module.eval()
 

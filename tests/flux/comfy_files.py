@@ -13,8 +13,8 @@ LARGEST_FP8 = 448.0
 
 def weights_of(base: Path, part: str) -> Weights:
     """A part's weights by diffusers' or transformers' names."""
-    (file,) = (base / part).glob("*.safetensors")
-    return load_file(file)
+    files = (base / part).glob("*.safetensors")
+    return {name: tensor for file in files for name, tensor in load_file(file).items()}
 
 
 def bfl_transformer(theirs: Weights) -> Weights:
