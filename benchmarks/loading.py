@@ -169,7 +169,7 @@ def load_once(settings: dict[str, Any]) -> dict[str, Any]:
         seconds = time.monotonic() - started
     weights = weight_bytes(transformer)
     # From the cache, a processor's weights are pages of its files, which count for no process.
-    held = weights if device == "cpu" and seen["after"] >= weights else 0
+    held = weights if device == "cpu" and seen["after"] > weights // 2 else 0
     figures = {
         "seconds": round(seconds, 1),
         "weights_mib": _mib(weights),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -173,7 +173,7 @@ def load_transformer(base: Base, memory: MemoryConfig, dtype: torch.dtype, devic
         BaseModelError: a weight is missing, of the wrong shape, or unreadable.
         StorageError: quantised weights are to be kept, and the disk has no room for them.
     """
-    holding = Holding(memory.base_precision, dtype, device, _in_blocks(base.family))
+    holding = Holding(dtype, device, memory.base_precision, _in_blocks(base.family))
     return _load(base, "transformer", holding, memory.cache_quantized, on_event)
 
 
@@ -197,7 +197,7 @@ def build_transformer(
         BaseModelError: a weight is missing, unexpected or of the wrong shape.
     """
     transformer = _hollow_transformer(family, config)
-    holding = Holding(memory.base_precision, dtype, device, _in_blocks(family))
+    holding = Holding(dtype, device, memory.base_precision, _in_blocks(family))
     fill(transformer, checked(tensors, shapes_of(transformer), where), holding)
     return transformer
 
@@ -208,7 +208,7 @@ def load_vae(base: Base, dtype: torch.dtype, device: str) -> Any:
     Raises:
         BaseModelError: its files are damaged.
     """
-    return _load(base, "vae", Holding("as computed", dtype, device))
+    return _load(base, "vae", Holding(dtype, device))
 
 
 def load_text_pipeline(
@@ -227,9 +227,9 @@ def load_text_pipeline(
     held = DTYPES.get(precision, dtype)
     # int8 products pass through float16, whose range T5's last projections exceed.
     quantises = (lambda path: not path.endswith(".wo")) if precision == "int8" else (lambda path: True)
-    holding = Holding(precision, dtype, device, quantises)
+    holding = Holding(dtype, device, precision, quantises)
     encoders = {
-        "text_encoder": _load(base, "text_encoder", Holding("as computed", held, device)),
+        "text_encoder": _load(base, "text_encoder", Holding(held, device)),
         "text_encoder_2": _load(base, "text_encoder_2", holding, memory.cache_quantized, on_event),
     }
     with _told_as_damage(base.folder):
@@ -252,18 +252,15 @@ def _load(base: Base, part: str, holding: Holding, keeps: bool = False, on_event
     where = str(base.files.get(part, base.folder / part))
     weights = checked(stream(files, names, shapes), shapes, where, names.hints)
     total = sum(weight.nbytes for _, weight in stream(files, names, shapes, content=False))
-    with ExitStack() as stack:
-        if keeps and holding.quantized:
-            layers = {
-                path: layer
-                for path, layer in module.named_modules()
-                if type(layer) is nn.Linear and holding.quantises(path)
-            }
-            kept = kept_weights(
-                layers, base.fingerprint(part), holding.quantized, holding.dtype, holding.device, on_event
-            )
-            holding = replace(holding, kept=stack.enter_context(kept))
-        fill(module, told(weights, total, f"load {part}", on_event), holding)
+    weights = told(weights, total, f"load {part}", on_event)
+    if keeps and (precision := holding.quantized):
+        linears = {path: layer for path, layer in module.named_modules() if type(layer) is nn.Linear}
+        layers = {path: layer for path, layer in linears.items() if holding.quantises(path)}
+        mark = base.fingerprint(part)
+        with kept_weights(layers, mark, precision, holding.dtype, holding.device, on_event) as kept:
+            fill(module, weights, replace(holding, kept=kept))
+    else:
+        fill(module, weights, holding)
     if part.startswith("text_encoder"):
         module.tie_weights()  # to the ones that came
     return module

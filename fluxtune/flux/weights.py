@@ -62,15 +62,15 @@ class Holding:
     """How a module's weights are held.
 
     Attributes:
-        precision: of the configuration; of a quantised module, of the layers that ``quantises`` names.
-        dtype: of the computation, and of what is not quantised then.
-        quantises: whether the linear layer of a path is held as ``precision`` says, where that quantises.
+        dtype: of the computation, and of what ``precision`` says nothing of.
+        precision: of the configuration: of all weights, or where it quantises, of the layers that ``quantises`` names.
+        quantises: whether the linear layer of a path is quantised, where ``precision`` does that.
         kept: packed weights that were quantised before.
     """
 
-    precision: str
     dtype: torch.dtype
     device: str
+    precision: str | None = None
     quantises: Callable[[str], bool] = lambda path: True
     kept: KeptWeights | None = None
 
@@ -82,7 +82,7 @@ class Holding:
     @property
     def plain(self) -> torch.dtype:
         """What is not quantised."""
-        return DTYPES.get(self.precision, self.dtype)
+        return DTYPES.get(self.precision or "", self.dtype)
 
 
 def checked(
