@@ -52,3 +52,15 @@ def test_the_benchmark_of_captioning_writes_what_it_measured(tmp_path: Path, mon
     assert (figures["pictures"], figures["batch_size"]) == (2, 2)
     assert figures["command"].endswith("--pictures 2 --batch-size 2 --rounds 1")
     assert min(figures[name] for name in ("generated_a_second", "captioned_a_second", "times_as_long")) > 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the kernel tells no anonymous memory")
+def test_the_benchmark_of_loading_measures_shards_one_file_and_the_cache(tmp_path: Path) -> None:
+    loading = script("loading")
+    figures = loading.measure("tiny", tmp_path, lambda settings, _: loading.load_once(settings))
+    ways = ("shards, into the cache", "from the cache", "one file")
+    loads = [figures["loads"][f"{precision}, {way}"] for precision in ("int8", "nf4") for way in ways]
+    assert all(load["seconds"] >= 0 and load["weights_mib"] > 0 for load in loads)
+    assert len({load["weights_mib"] for load in loads[:3]}) == 1
+    assert figures["bf16_mib"] > loads[0]["weights_mib"] > loads[3]["weights_mib"]
+    assert not list(tmp_path.iterdir())

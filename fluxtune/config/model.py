@@ -16,3 +16,21 @@ class ModelConfig(Section):
     )
     revision: str | None = setting(None, "Branch, tag or commit of a hub model; pin it to make a run repeatable.")
     offline: bool = setting(False, "Never use the network: take the base from the local hub cache or fail.")
+    transformer: str | None = setting(
+        None,
+        "Single .safetensors file with the transformer, as for ComfyUI; configs and all else are the base's.",
+        path="path",
+        min_length=1,
+    )
+    vae: str | None = setting(
+        None, "Single .safetensors file with the VAE (ae.safetensors).", path="path", min_length=1
+    )
+    text_encoder: str | None = setting(
+        None, "Single .safetensors file with the text encoder CLIP-L (clip_l.safetensors).", path="path", min_length=1
+    )
+    text_encoder_2: str | None = setting(
+        None,
+        "Single .safetensors file with the text encoder T5 (t5xxl_fp16.safetensors or one in fp8).",
+        path="path",
+        min_length=1,
+    )

@@ -2,52 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from fluxtune.flux.load import Base
+from fluxtune.flux.families import Family
 
 
-def transformer_config(base: Base) -> dict[str, Any]:
-    """The config of the transformer, complete."""
+def transformer_config(family: Family, folder: Path) -> dict[str, Any]:
+    """The complete config of the transformer of the base model in ``folder``."""
     import diffusers
 
-    transformer_class = getattr(diffusers, base.family.transformer)
-    return dict(transformer_class.load_config(base.folder / "transformer"))
+    return dict(getattr(diffusers, family.transformer).load_config(folder / "transformer"))
 
 
-def empty_transformer(base: Base, depths: tuple[int, ...] | None = None) -> Any:
-    """The transformer, frozen.
-
-    Args:
-        depths: how many blocks of each kind it has; None for as many as the base has.
-    """
+def empty_transformer(family: Family, config: Mapping[str, Any]) -> Any:
+    """The transformer of a config, frozen."""
     import diffusers
     from accelerate import init_empty_weights
 
-    config = transformer_config(base)
-    if depths is not None:
-        config |= dict(zip(base.family.depths, depths, strict=True))
     with init_empty_weights():
-        return getattr(diffusers, base.family.transformer).from_config(config).requires_grad_(False)
+        return getattr(diffusers, family.transformer).from_config(dict(config)).requires_grad_(False)
 
 
-def empty_text_encoders(base: Base) -> list[Any]:
-    """The text encoders in their order, in evaluation mode."""
-    import transformers
-    from accelerate import init_empty_weights
-
-    encoders = []
-    for part in base.text_encoders:
-        config = transformers.AutoConfig.from_pretrained(base.folder / part)
-        with init_empty_weights():
-            encoders.append(getattr(transformers, config.architectures[0])(config).requires_grad_(False).eval())
-    return encoders
-
-
-def empty_vae(base: Base) -> Any:
-    """The VAE in evaluation mode."""
+def empty_vae(folder: Path) -> Any:
+    """The VAE of the base model in ``folder``, frozen."""
     from accelerate import init_empty_weights
     from diffusers import AutoencoderKL
 
     with init_empty_weights():
-        return AutoencoderKL.from_config(AutoencoderKL.load_config(base.folder / "vae")).requires_grad_(False).eval()
+        return AutoencoderKL.from_config(AutoencoderKL.load_config(folder / "vae")).requires_grad_(False).eval()
+
+
+def empty_text_encoder(folder: Path, part: str) -> Any:
+    """One text encoder of the base model in ``folder``, frozen."""
+    import transformers
+    from accelerate import init_empty_weights
+
+    config = transformers.AutoConfig.from_pretrained(folder / part)
+    with init_empty_weights():
+        encoder = getattr(transformers, config.architectures[0])._from_config(config)
+    encoder.tie_weights()  # undone by the making without memory
+    return encoder.requires_grad_(False).eval()

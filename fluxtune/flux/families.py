@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from fluxtune.flux import flux1
+from fluxtune.flux import flux1, flux1_names
+from fluxtune.flux.single_files import Names
 
 Text = dict[str, torch.Tensor]
 
@@ -28,6 +29,7 @@ class Family:
     models that do not embed it.
     ``decode_image(vae, latents) -> pixels``: the way back from ``encode_image``.
     ``blank_text(config, batch, tokens) -> Text``: zeros in the shapes of ``encode_text``, for a transformer's config.
+    ``names``: how files name the tensors of each part, by its folder.
     ``generate``: text to picture through the family's own pipeline.
     ``blocks`` names the transformer's lists of blocks, ``depths`` the keys of its config that say how long each is.
     ``modulation``: patterns of the modulation layers, which map what ``conditioner``, a module, answers; ``embedders``
@@ -51,6 +53,7 @@ class Family:
     modulation: tuple[str, ...]
     conditioner: str
     embedders: tuple[str, ...]
+    names: Mapping[str, Names]
     encode_text: Callable[..., Text]
     blank_text: Callable[[Mapping[str, Any], int, int], Text]
     encode_image: Callable[..., torch.Tensor]
@@ -77,6 +80,7 @@ FLUX1 = Family(
     modulation=flux1.MODULATION,
     conditioner="time_text_embed",
     embedders=flux1.EMBEDDERS,
+    names=flux1_names.NAMES,
     encode_text=flux1.encode_text,
     blank_text=flux1.blank_text,
     encode_image=flux1.encode_image,

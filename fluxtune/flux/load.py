@@ -1,52 +1,71 @@
 """From a base model's files to modules in memory, each only while it is needed.
 
-The transformer is streamed tensor by tensor from memory-mapped safetensors to the device, quantised on the way: system
-memory never holds a second copy of it.
+The files are a folder in diffusers' layout, and single files in the place of some of its parts. Whatever has weights is
+streamed from memory-mapped safetensors to the device: see ``weights.py``.
 """
 
 from __future__ import annotations
 
 import gc
-import json
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import nn
 
 from fluxtune.config.memory import MemoryConfig
 from fluxtune.config.model import ModelConfig
+from fluxtune.dataset.cache import key_of
 from fluxtune.errors import BaseModelError, UsageError
 from fluxtune.events import Sink, ignore
 from fluxtune.files import fingerprint_of
+from fluxtune.flux.empty import empty_text_encoder, empty_transformer, empty_vae, transformer_config
 from fluxtune.flux.families import FAMILIES, Family, family_of
+from fluxtune.flux.kept_weights import kept_weights
 from fluxtune.flux.modulation import compute_ahead, is_modulation
-from fluxtune.hub.layouts import INDEX
+from fluxtune.flux.single_files import require_part, stream
+from fluxtune.flux.weights import (
+    DTYPES,
+    Holding,
+    checked,
+    fill,
+    read_json,
+    shapes_of,
+    told,
+    weight_files,
+    wrong_weights,
+)
+from fluxtune.hub.layouts import INDEX, base_model
 from fluxtune.hub.locate import locate
-from fluxtune.memory.offload import spread, stream_blocks, to_system_memory
-from fluxtune.memory.quantize import quantize_linears, quantized_linear, replace_module
+from fluxtune.memory.heap import trim_heap
+from fluxtune.memory.offload import spread, stream_blocks
 
 TEXT_KEEPS = {"int8": ("wo",)}
 """Layers of the text encoders that stay as they are: int8 products pass through float16, whose range T5's last
 projections exceed."""
 VAE_TILE = 512
 """Side of the VAE's tiles, in pixels. Neighbours share a quarter of it, over which they are blended."""
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
 class Base:
-    """A base model on disk: its name as configured, its folder, its family, and what its configs say."""
+    """A base model on disk: its name as configured, its folder, its family, and what its configs say.
+
+    Attributes:
+        files: part (``transformer``, ``vae``...) -> the single file that has its weights instead of the folder.
+    """
 
     name: str
     folder: Path
     family: Family
     embeds_guidance: bool
     text_tokens: int
+    files: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def sampling_steps(self) -> int:
@@ -69,24 +88,59 @@ class Base:
         Raises:
             BaseModelError: a config is missing or damaged.
         """
-        configs = [_read_json(self.folder / part / "config.json") for part in self.text_encoders]
+        configs = [read_json(self.folder / part / "config.json") for part in self.text_encoders]
         with _told_as_damage(self.folder):
             return self.family.text_values(configs, self.text_tokens) * dtype.itemsize
 
+    def weight_files(self, part: str) -> list[Path]:
+        """The files with the weights of a part.
+
+        Raises:
+            BaseModelError: there are none.
+        """
+        return [self.files[part]] if part in self.files else weight_files(self.folder / part)
+
     def fingerprint(self, *parts: str) -> str:
         """Hex digest of the files of some parts (``vae``, ``text_encoder``...), for cache keys."""
-        return fingerprint_of(
-            self.folder, (file for part in parts for file in sorted((self.folder / part).rglob("*")) if file.is_file())
+        named = {part: file for part, file in self.files.items() if part in parts}
+        digest = fingerprint_of(
+            self.folder,
+            (
+                file
+                for part in parts
+                for file in sorted((self.folder / part).rglob("*"))
+                if file.is_file() and not (part in named and ".safetensors" in file.name)
+            ),
         )
+        marks = [f"{part}:{fingerprint_of(file.parent, [file])}" for part, file in sorted(named.items())]
+        return key_of(digest, *marks) if marks else digest
 
 
 def open_base(model: ModelConfig, on_event: Sink = ignore) -> Base:
     """Find the base model and check what it is, without loading weights.
 
+    Of single files the names and shapes of all tensors are compared with the base's configs.
+
     Raises:
-        BaseModelError: missing, gated, offline, incomplete, or of a family fluxtune does not train.
+        BaseModelError: missing, gated, offline, incomplete, or of a family fluxtune does not train; or a single file
+            is not what it was named as.
     """
-    return base_in(locate(model.base, model.revision, model.offline, on_event, _family_in), model.base)
+    named = {part: getattr(model, part) for part in ("transformer", "vae", "text_encoder", "text_encoder_2")}
+    files = {part: Path(os.path.expanduser(name)) for part, name in named.items() if name is not None}
+
+    def check_index(index: Path) -> None:
+        family = _family_in(index)
+        for part, file in files.items():
+            require_part(file, part, family.names)
+
+    folder = locate(model.base, model.revision, model.offline, on_event, check_index, base_model(without=files))
+    check_index(folder / INDEX)
+    base = replace(base_in(folder, model.base), files=files)
+    for part, file in files.items():
+        names, shapes = base.family.names[part], shapes_of(_empty(base, part))
+        for _ in checked(stream([file], names, shapes, content=False), shapes, str(file), names.hints):
+            pass
+    return base
 
 
 def base_in(folder: Path, name: str) -> Base:
@@ -96,11 +150,11 @@ def base_in(folder: Path, name: str) -> Base:
         BaseModelError: of a family fluxtune does not train, or damaged.
     """
     family = _family_in(folder / INDEX)
-    embeds_guidance = bool(_read_json(folder / "transformer" / "config.json").get("guidance_embeds"))
+    embeds_guidance = bool(read_json(folder / "transformer" / "config.json").get("guidance_embeds"))
     tokenizer_file = folder / family.text_folders[-1] / "tokenizer_config.json"
-    tokenizer_length = _read_json(tokenizer_file).get("model_max_length")
+    tokenizer_length = read_json(tokenizer_file).get("model_max_length")
     if tokenizer_length is None:
-        raise _wrong_weights(tokenizer_file, "model_max_length is missing")
+        raise wrong_weights(tokenizer_file, "model_max_length is missing")
     text_tokens = family.text_tokens(embeds_guidance, int(tokenizer_length))
     return Base(name, folder, family, embeds_guidance, text_tokens)
 
@@ -111,7 +165,7 @@ def _family_in(index: Path) -> Family:
     Raises:
         BaseModelError: fluxtune trains no such models.
     """
-    pipeline = str(_read_json(index).get("_class_name"))
+    pipeline = str(read_json(index).get("_class_name"))
     family = family_of(pipeline)
     if family is None:
         known = ", ".join(known.pipeline for known in FAMILIES)
@@ -123,7 +177,7 @@ def _family_in(index: Path) -> Family:
     return family
 
 
-def load_transformer(base: Base, memory: MemoryConfig, dtype: torch.dtype, device: str) -> Any:
+def load_transformer(base: Base, memory: MemoryConfig, dtype: torch.dtype, device: str, on_event: Sink = ignore) -> Any:
     """The frozen transformer on ``device``.
 
     Linear layers of the blocks are held as ``memory.base_precision`` says; everything else is in ``dtype``. Modulation
@@ -132,13 +186,13 @@ def load_transformer(base: Base, memory: MemoryConfig, dtype: torch.dtype, devic
 
     Raises:
         BaseModelError: a weight is missing, of the wrong shape, or unreadable.
+        StorageError: quantised weights are to be kept, and the disk has no room for them.
         UsageError: more blocks shall be streamed than there are.
     """
-    import diffusers
-
-    folder = base.folder / "transformer"
-    config = getattr(diffusers, base.family.transformer).load_config(folder)
-    return build_transformer(base.family, config, stream_tensors(folder), memory, dtype, device, str(folder))
+    transformer = _empty(base, "transformer")
+    holding = _holding(transformer, base.family, memory, dtype, device)
+    _load(base, "transformer", transformer, holding, memory.cache_quantized, on_event)
+    return _arranged(transformer, base.family, memory, device)
 
 
 def build_transformer(
@@ -150,7 +204,7 @@ def build_transformer(
     device: str,
     where: str,
 ) -> Any:
-    """The transformer of ``config`` with its weights taken from ``tensors``, one at a time.
+    """The transformer of ``config`` with its weights taken from ``tensors``, one at a time; as ``load_transformer``.
 
     Args:
         config: of the family's transformer class, as its ``load_config`` gives it.
@@ -161,47 +215,20 @@ def build_transformer(
         BaseModelError: a weight is missing, unexpected or of the wrong shape.
         UsageError: more blocks shall be streamed than there are.
     """
-    import diffusers
-    from accelerate import init_empty_weights
-
-    with init_empty_weights():
-        transformer = getattr(diffusers, family.transformer).from_config(config)
-    precision = memory.base_precision
-    held = DTYPES.get(precision, dtype)
-    streamed = streamed_blocks(transformer, family, memory.streamed_blocks)
-    away = tuple(f"{block}." for block in streamed)
-    for name, tensor in tensors:
-        path, _, leaf = name.rpartition(".")
-        try:
-            module = transformer.get_submodule(path)
-            expected = module.get_parameter(leaf)
-        except AttributeError:
-            raise _wrong_weights(where, f"unexpected tensor {name}") from None
-        if tensor.shape != expected.shape:
-            raise _wrong_weights(where, f"{name} is {list(tensor.shape)}, should be {list(expected.shape)}")
-        if memory.modulation != "card" and is_modulation(path, family):
-            # Where the precision is that of the file, this stays a part of the mapped file: no process memory.
-            setattr(module, leaf, nn.Parameter(tensor.to(device="cpu", dtype=held), requires_grad=False))
-        elif leaf == "weight" and precision in ("int8", "nf4") and is_held_quantized(path, module, family):
-            replace_module(transformer, path, quantized_linear(module, tensor, precision, dtype, device))
-        else:
-            setattr(module, leaf, nn.Parameter(tensor.to(device=device, dtype=held), requires_grad=False))
-        if path.startswith(away):
-            to_system_memory(transformer.get_submodule(path))
-    absent = [name for name, parameter in transformer.named_parameters() if parameter.is_meta]
-    if absent:
-        raise _wrong_weights(where, f"{len(absent)} tensors are missing, the first is {absent[0]}")
-    transformer.requires_grad_(False)
-    if memory.modulation != "card":
-        compute_ahead(transformer, family)
-    if streamed:
-        stream_blocks([transformer.get_submodule(block) for block in streamed], device)
-    return transformer.eval()
+    transformer = empty_transformer(family, config)
+    fill(
+        transformer,
+        checked(tensors, shapes_of(transformer), where),
+        _holding(transformer, family, memory, dtype, device),
+    )
+    return _arranged(transformer, family, memory, device)
 
 
-def is_held_quantized(path: str, module: nn.Module, family: Family) -> bool:
-    """Whether a layer of the transformer is quantised where the precision says so: the linear ones of the blocks."""
-    return type(module) is nn.Linear and path.startswith(tuple(f"{name}." for name in family.blocks))
+def is_held_quantized(path: str, family: Family, memory: MemoryConfig) -> bool:
+    """Whether a linear layer of the transformer is quantised, where the precision says so: one of the blocks, unless it
+    makes modulation off the card."""
+    in_blocks = path.startswith(tuple(f"{blocks}." for blocks in family.blocks))
+    return in_blocks and not _stays(path, family, memory)
 
 
 def streamed_blocks(transformer: nn.Module, family: Family, number: int) -> list[str]:
@@ -224,6 +251,32 @@ def streamed_blocks(transformer: nn.Module, family: Family, number: int) -> list
     return spread(paths, number)
 
 
+def _stays(path: str, family: Family, memory: MemoryConfig) -> bool:
+    return memory.modulation != "card" and is_modulation(path, family)
+
+
+def _holding(transformer: Any, family: Family, memory: MemoryConfig, dtype: torch.dtype, device: str) -> Holding:
+    away = tuple(f"{block}." for block in streamed_blocks(transformer, family, memory.streamed_blocks))
+    return Holding(
+        dtype,
+        device,
+        memory.base_precision,
+        quantises=lambda path: is_held_quantized(path, family, memory),
+        stays=lambda path: _stays(path, family, memory),
+        streams=lambda path: path.startswith(away),
+    )
+
+
+def _arranged(transformer: Any, family: Family, memory: MemoryConfig, device: str) -> Any:
+    """The transformer with its weights, whose modulation is computed ahead and whose blocks are streamed as wanted."""
+    if memory.modulation != "card":
+        compute_ahead(transformer, family)
+    streamed = streamed_blocks(transformer, family, memory.streamed_blocks)
+    if streamed:
+        stream_blocks([transformer.get_submodule(block) for block in streamed], device)
+    return transformer
+
+
 def load_vae(base: Base, dtype: torch.dtype, device: str, tiling: bool = False) -> Any:
     """The frozen VAE on ``device``.
 
@@ -233,14 +286,10 @@ def load_vae(base: Base, dtype: torch.dtype, device: str, tiling: bool = False) 
     Raises:
         BaseModelError: its files are damaged.
     """
-    from diffusers import AutoencoderKL
-
-    with _told_as_damage(base.folder / "vae"):
-        vae = AutoencoderKL.from_pretrained(base.folder, subfolder="vae", torch_dtype=dtype)
-    vae.requires_grad_(False)
+    vae = _load(base, "vae", _empty(base, "vae"), Holding(dtype, device))
     if tiling:
         tile(vae)
-    return vae.to(device).eval()
+    return vae
 
 
 def tile(vae: Any) -> None:
@@ -250,7 +299,9 @@ def tile(vae: Any) -> None:
     vae.tile_latent_min_size = VAE_TILE // 2 ** (len(vae.config.block_out_channels) - 1)
 
 
-def load_text_pipeline(base: Base, memory: MemoryConfig, dtype: torch.dtype, device: str) -> Any:
+def load_text_pipeline(
+    base: Base, memory: MemoryConfig, dtype: torch.dtype, device: str, on_event: Sink = ignore
+) -> Any:
     """The family's pipeline with tokenizers and text encoders only, held as ``memory.text_precision`` says.
 
     Args:
@@ -258,17 +309,53 @@ def load_text_pipeline(base: Base, memory: MemoryConfig, dtype: torch.dtype, dev
 
     Raises:
         BaseModelError: the files of the text encoders or tokenizers are damaged.
+        StorageError: quantised weights are to be kept, and the disk has no room for them.
     """
     precision = memory.text_precision
     held = DTYPES.get(precision, dtype)
+    kept = TEXT_KEEPS.get(precision, ())
+    holding = Holding(dtype, device, precision, lambda path: path.rpartition(".")[2] not in kept)
+    encoders = {
+        "text_encoder": _load(base, "text_encoder", _empty(base, "text_encoder"), Holding(held, device)),
+        "text_encoder_2": _load(
+            base, "text_encoder_2", _empty(base, "text_encoder_2"), holding, memory.cache_quantized, on_event
+        ),
+    }
     with _told_as_damage(base.folder):
-        pipeline = _pipeline_class(base).from_pretrained(base.folder, transformer=None, vae=None, torch_dtype=held)
-    if precision in ("int8", "nf4"):
-        quantize_linears(pipeline.text_encoder_2, precision, dtype, device, TEXT_KEEPS.get(precision, ()))
-    for encoder in (pipeline.text_encoder, pipeline.text_encoder_2):
-        encoder.requires_grad_(False)
-        encoder.to(device)
-    return pipeline
+        return _pipeline_class(base).from_pretrained(base.folder, transformer=None, vae=None, **encoders)
+
+
+def _load(base: Base, part: str, module: Any, holding: Holding, keeps: bool = False, on_event: Sink = ignore) -> Any:
+    """A part of the base, given its weights.
+
+    Args:
+        module: the part on the meta device.
+        keeps: quantised weights are taken from the cache, and brought into it.
+    """
+    files = base.weight_files(part)
+    names, shapes = base.family.names[part], shapes_of(module)
+    where = str(base.files.get(part, base.folder / part))
+    weights = checked(stream(files, names, shapes), shapes, where, names.hints)
+    total = sum(weight.nbytes for _, weight in stream(files, names, shapes, content=False))
+    weights = told(weights, total, f"load {part}", on_event)
+    if keeps and (precision := holding.quantized):
+        linears = {path: layer for path, layer in module.named_modules() if type(layer) is nn.Linear}
+        layers = {path: layer for path, layer in linears.items() if holding.quantises(path)}
+        mark = base.fingerprint(part)
+        with kept_weights(layers, mark, precision, holding.dtype, holding.device, on_event) as kept:
+            fill(module, weights, replace(holding, kept=kept))
+    else:
+        fill(module, weights, holding)
+    if part.startswith("text_encoder"):
+        module.tie_weights()  # to the ones that came
+    return module
+
+
+def _empty(base: Base, part: str) -> Any:
+    with _told_as_damage(base.folder / part):
+        if part == "transformer":
+            return empty_transformer(base.family, transformer_config(base.family, base.folder))
+        return empty_vae(base.folder) if part == "vae" else empty_text_encoder(base.folder, part)
 
 
 def load_tokenizers(base: Base) -> list[Any]:
@@ -307,42 +394,9 @@ def image_pipeline(base: Base, transformer: Any, vae: Any) -> Any:
 def free_memory() -> None:
     """Give back what dropped modules held, before the next one loads."""
     gc.collect()
+    trim_heap()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def stream_tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every tensor of a diffusers weight folder (one file or shards), memory-mapped, in file order.
-
-    Raises:
-        BaseModelError: there are no safetensors weights, or a file is missing or damaged.
-    """
-    for file in _weight_files(folder):
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                for name in tensors.keys():  # noqa: SIM118  (safe_open is no mapping)
-                    yield name, tensors.get_tensor(name)
-        except FileNotFoundError:
-            raise _wrong_weights(file, "the file is missing") from None
-        except SafetensorError as error:
-            raise _wrong_weights(file, f"the file is damaged ({error})") from error
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """The shards of the index, or the one file: never a variant that lies beside them."""
-    stem = folder / "diffusion_pytorch_model.safetensors"
-    index = stem.with_name(f"{stem.name}.index.json")
-    if index.is_file():
-        files = [folder / name for name in sorted(set(_read_json(index).get("weight_map", {}).values()))]
-    else:
-        files = [stem] if stem.is_file() else sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise BaseModelError(
-            "there are no .safetensors weights here",
-            where=str(folder),
-            hint="download the model again; other weight formats are not read",
-        )
-    return files
 
 
 def _pipeline_class(base: Base) -> Any:
@@ -351,23 +405,10 @@ def _pipeline_class(base: Base) -> Any:
     return getattr(diffusers, base.family.pipeline)
 
 
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise _wrong_weights(file, "the file is missing") from None
-    except ValueError as error:
-        raise _wrong_weights(file, f"the file is not JSON ({error})") from error
-
-
-def _wrong_weights(place: Path | str, message: str) -> BaseModelError:
-    return BaseModelError(message, where=str(place), hint="the base model is incomplete or damaged: download it again")
-
-
 @contextmanager
 def _told_as_damage(place: Path) -> Iterator[None]:
     """Turns what the libraries raise over damaged files into one message. Lack of memory is something else."""
     try:
         yield
     except (SafetensorError, OSError, ValueError, LookupError) as error:
-        raise _wrong_weights(place, f"a part of the base model cannot be read ({error})") from error
+        raise wrong_weights(place, f"a part of the base model cannot be read ({error})") from error

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from fluxtune import nano
@@ -47,8 +48,12 @@ _VOCABULARIES = (
 )
 
 
-def missing_files(folder: Path) -> list[str]:
-    """What a model folder in diffusers' layout lacks of the parts that its ``model_index.json`` lists."""
+def missing_files(folder: Path, without: Collection[str] = ()) -> list[str]:
+    """What a model folder in diffusers' layout lacks of the parts that its ``model_index.json`` lists.
+
+    Args:
+        without: parts whose weights need not be there.
+    """
     if not (folder / INDEX).is_file():
         return [INDEX]
     try:
@@ -56,7 +61,7 @@ def missing_files(folder: Path) -> list[str]:
         present = [name for name, kind in parts if isinstance(kind, list) and kind[0] is not None]
     except (ValueError, AttributeError, IndexError, RecursionError):
         return [f"{INDEX} (it is not a readable index)"]
-    return [f"{name}/{missing}" for name in present for missing in _missing_of_part(folder / name)]
+    return [f"{name}/{missing}" for name in present for missing in _missing_of_part(folder / name, name not in without)]
 
 
 def missing_of_captioner(folder: Path) -> list[str]:
@@ -67,14 +72,14 @@ def missing_of_captioner(folder: Path) -> list[str]:
     return settings + _first_absent(folder, _VOCABULARIES) + _missing_weights(folder, "model")
 
 
-def _missing_of_part(part: Path) -> list[str]:
+def _missing_of_part(part: Path, weights: bool) -> list[str]:
     if part.name.startswith("tokenizer"):
         return _absent(part, ["tokenizer_config.json"]) + _first_absent(part, _VOCABULARIES[:4])
     if part.name == "scheduler":
         return _absent(part, ["scheduler_config.json"])
     if part.name in ("transformer", "vae") or part.name.startswith("text_encoder"):
         stem = "model" if part.name.startswith("text_encoder") else "diffusion_pytorch_model"
-        return _absent(part, ["config.json"]) + _missing_weights(part, stem)
+        return _absent(part, ["config.json"]) + (_missing_weights(part, stem) if weights else [])
     return []
 
 
@@ -129,6 +134,20 @@ BASE_MODEL = ModelKind(
         "black-forest-labs/FLUX.1-Krea-dev",
     ),
 )
+
+
+def base_model(without: Collection[str] = ()) -> ModelKind:
+    """A base model whose weights of some parts (``vae``...) are elsewhere, and are neither missed nor downloaded."""
+    if not without:
+        return BASE_MODEL
+    weights = tuple(f"{part}/*.safetensors{more}" for part in without for more in ("", ".index.json"))
+    return replace(
+        BASE_MODEL,
+        unwanted=(*BASE_MODEL.unwanted, *weights),
+        missing=partial(missing_files, without=tuple(without)),
+    )
+
+
 CAPTIONER = ModelKind(
     noun="captioner",
     layout="transformers' layout",

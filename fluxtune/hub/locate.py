@@ -10,11 +10,12 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from fluxtune.errors import BaseModelError, some_names
 from fluxtune.events import Phase, Progress, Sink, ignore
-from fluxtune.hub.layouts import BASE_MODEL, ModelKind
+from fluxtune.hub.layouts import BASE_MODEL, INDEX, ModelKind
 from fluxtune.hub.refusals import explaining, nearest
 from fluxtune.nano import EMBEDDED
 
@@ -51,6 +52,12 @@ def locate(
     path = Path(os.path.expanduser(base))
     if path.is_dir():
         return _complete(path, base, "complete the folder, or give a hub id to download the model", kind)
+    if path.is_file() and kind.index == INDEX and path.suffix == ".safetensors":
+        raise BaseModelError(
+            "the base model is a single file, which has neither configs nor tokenizers",
+            where=base,
+            hint=f"name it as the transformer: --base {kind.known[1]} --set model.transformer={quote(base)}",
+        )
     if path.is_file():
         raise BaseModelError(
             f"the {kind.noun} is a single file; fluxtune reads folders in {kind.layout}",

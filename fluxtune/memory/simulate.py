@@ -51,27 +51,23 @@ def simulate(
     return ledger
 
 
-def give_content(module: nn.Module, dtype_of: Callable[[str, nn.Parameter], torch.dtype]) -> list[torch.Tensor]:
-    """Gives a module parameters and buffers on the meta device that are its own, in place.
+def give_content(module: nn.Module, dtype_of: Callable[[nn.Parameter], torch.dtype]) -> None:
+    """Gives a module parameters and buffers on the meta device that are its own, in place; what was tied stays so.
 
     Args:
-        dtype_of: (name, parameter) -> precision that a parameter of fractions is held in.
-
-    Returns:
-        The new parameters and buffers.
+        dtype_of: precision that a parameter of fractions is held in.
     """
-    made: list[torch.Tensor] = []
-    for name, parameter in list(module.named_parameters()):
-        dtype = dtype_of(name, parameter) if parameter.is_floating_point() else parameter.dtype
+    made: dict[int, nn.Parameter] = {}
+    for name, parameter in list(module.named_parameters(remove_duplicate=False)):
+        if id(parameter) not in made:
+            dtype = dtype_of(parameter) if parameter.is_floating_point() else parameter.dtype
+            empty = torch.empty(parameter.shape, dtype=dtype, device=DEVICE)
+            made[id(parameter)] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
         path, _, leaf = name.rpartition(".")
-        empty = torch.empty(parameter.shape, dtype=dtype, device=DEVICE)
-        made.append(nn.Parameter(empty, requires_grad=parameter.requires_grad))
-        setattr(module.get_submodule(path), leaf, made[-1])
+        setattr(module.get_submodule(path), leaf, made[id(parameter)])
     for name, buffer in list(module.named_buffers()):
         path, _, leaf = name.rpartition(".")
-        made.append(torch.empty_like(buffer, device=DEVICE))
-        module.get_submodule(path).register_buffer(leaf, made[-1])
-    return made
+        module.get_submodule(path).register_buffer(leaf, torch.empty_like(buffer, device=DEVICE))
 
 
 class SimulatedTransfers(Transfers):

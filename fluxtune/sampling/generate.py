@@ -130,7 +130,7 @@ def _check_size(request: SampleRequest, base: Base) -> None:
 def _encode(request: SampleRequest, base: Base, loras: list[Lora], device: str, on_event: Sink) -> list[_Column]:
     """The columns to make, with their prompts encoded; the text encoders are in memory only meanwhile."""
     on_event(Phase("encode", _counted(len(set(request.prompts)), "prompt")))
-    pipeline = load_text_pipeline(base, request.memory, DTYPES[request.precision], device)
+    pipeline = load_text_pipeline(base, request.memory, DTYPES[request.precision], device, on_event)
     columns = []
     texts = _encode_prompts(request, base, pipeline)
     if request.compare or not loras:
@@ -157,7 +157,7 @@ def _heading(loras: list[Lora]) -> str:
 def _load(request: SampleRequest, base: Base, device: str, on_event: Sink) -> Any:
     on_event(Phase("load", f"{base.name} in {request.memory.base_precision} on {device}"))
     dtype = DTYPES[request.precision]
-    transformer = load_transformer(base, request.memory, dtype, device)
+    transformer = load_transformer(base, request.memory, dtype, device, on_event)
     return image_pipeline(base, transformer, load_vae(base, dtype, device, request.memory.vae_tiling))
 
 

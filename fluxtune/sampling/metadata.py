@@ -19,13 +19,14 @@ SCHEMA = 1
 
 
 def base_facts(sampled: SampleRequest, base: Base) -> dict[str, Any]:
-    """Which base model: a hub's by its id and commit, a folder by its name and its files' fingerprint."""
+    """Which base model: a hub's by its id and commit, others by their name and their files' fingerprint."""
     name = sampled.model.base
-    if base.commit is not None:
+    if base.commit is not None and not base.files:
         return {"base": name, "revision": base.commit}
     return {
-        "base": Path(name).name,
-        "revision": None,
+        "base": Path(name).name if base.commit is None else name,
+        "base_files": {part: file.name for part, file in base.files.items()},
+        "revision": base.commit,
         "base_fingerprint": base.fingerprint("transformer", "vae", *base.family.text_folders),
     }
 

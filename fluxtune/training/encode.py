@@ -51,7 +51,7 @@ def encode_captions(
         BaseModelError: the text encoders cannot be loaded, or give values that are no finite numbers.
         StorageError: the cache cannot be written.
     """
-    pipeline = load_text_pipeline(base, config.memory, dtype, device)
+    pipeline = load_text_pipeline(base, config.memory, dtype, device, on_event)
 
     def entries() -> Entries:
         for caption in captions:

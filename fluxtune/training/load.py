@@ -51,7 +51,7 @@ def load(config: Config, base: Base, prepared: Prepared, device: str, on_event: 
     """
     dtype = DTYPES[config.training.precision]
     on_event(Phase("load", f"{base.name} in {config.memory.base_precision} on {device}"))
-    transformer = load_transformer(base, settled_memory(config, base.family), dtype, device)
+    transformer = load_transformer(base, settled_memory(config, base.family), dtype, device, on_event)
     priors = make_priors(base, prepared, transformer, on_event) if prepared.prior_requests else []
     attach(transformer, config.lora, base.family, rng.derive(config.training.seed, "adapter"))
     if config.lora.init_from and not goes_on:

@@ -14,6 +14,7 @@ from fluxtune.dataset.pictures import CaptionBare, Picture, check_folders, pictu
 from fluxtune.environment import pick_device, versions, warn_of_the_processor, warn_without_bf16
 from fluxtune.errors import ConfigError, FluxtuneError, Refusal, UsageError, some_names
 from fluxtune.events import Phase, Sink, Warning
+from fluxtune.flux.empty import empty_transformer, transformer_config
 from fluxtune.flux.families import Family
 from fluxtune.flux.load import Base, open_base
 from fluxtune.lora.adapter import require_fit
@@ -81,7 +82,7 @@ def preflight(
             )
         )
     if start or not isinstance(config.lora.targets, str):
-        transformer = _without_weights(base)
+        transformer = empty_transformer(base.family, transformer_config(base.family, base.folder))
         paths = target_layers(transformer, config.lora, base.family)
         if start:
             require_fit(layers, transformer, paths, config.lora, str(start))
@@ -143,13 +144,3 @@ def _check_together(config: Config) -> None:
         )
     if problems:
         raise ConfigError(problems)
-
-
-def _without_weights(base: Base) -> Any:
-    """The base's transformer on the meta device, from its config alone."""
-    import diffusers
-    from accelerate import init_empty_weights
-
-    transformer_class = getattr(diffusers, base.family.transformer)
-    with init_empty_weights():
-        return transformer_class.from_config(transformer_class.load_config(base.folder / "transformer"))

@@ -13,7 +13,7 @@ from torch import nn
 from fluxtune import rng
 from fluxtune.config.schema import Config
 from fluxtune.dataset.images import Size
-from fluxtune.flux.empty import empty_text_encoders, empty_transformer, empty_vae, transformer_config
+from fluxtune.flux.empty import empty_text_encoder, empty_transformer, empty_vae, transformer_config
 from fluxtune.flux.load import DTYPES, TEXT_KEEPS, Base, is_held_quantized, streamed_blocks, tile
 from fluxtune.flux.modulation import compute_ahead
 from fluxtune.lora.adapter import adapter_parameters, as_saved, attach, scale_of
@@ -57,6 +57,12 @@ class Work:
         """What is computed in."""
         return DTYPES[self.config.training.precision]
 
+    @property
+    def transformer(self) -> dict[str, Any]:
+        """The config of the transformer, as deep as it is wanted."""
+        config, family = transformer_config(self.base.family, self.base.folder), self.base.family
+        return config | dict(zip(family.depths, self.depths, strict=True)) if self.depths else config
+
 
 def foresee(work: Work) -> Forecast:
     """Simulates all phases of a run."""
@@ -74,10 +80,10 @@ def foresee_training(work: Work) -> Forecast:
 
 def _encoding_captions(work: Work) -> Ledger:
     base, precision = work.base, work.config.memory.text_precision
-    encoders = empty_text_encoders(base)
+    encoders = [empty_text_encoder(base.folder, part) for part in base.text_encoders]
     if precision in get_args(QuantizedPrecision):
         kept = TEXT_KEEPS.get(precision, ())
-        _put_stand_ins(encoders[-1], precision, work, lambda path, layer: path.rpartition(".")[2] not in kept)
+        _put_stand_ins(encoders[-1], precision, work, lambda path: path.rpartition(".")[2] not in kept)
 
     def build(ledger: Ledger) -> list[Any]:
         with ledger.phase("encode captions"):
@@ -95,7 +101,7 @@ def _encoding_captions(work: Work) -> Ledger:
 
 
 def _empty_vae(work: Work) -> Any:
-    vae = empty_vae(work.base)
+    vae = empty_vae(work.base.folder)
     if work.config.memory.vae_tiling:
         tile(vae)
     return vae
@@ -130,12 +136,12 @@ class _Run:
 def _training(work: Work) -> Ledger:
     """Loading, a training step of a run that has gone on for a while, and a preview."""
     config, base = work.config, work.base
-    transformer = empty_transformer(base, work.depths)
+    transformer = empty_transformer(base.family, work.transformer)
     memory, precision = settled_memory(config, base.family), config.memory.base_precision
     if memory.modulation == "ahead":
         compute_ahead(transformer, base.family)
     if precision in get_args(QuantizedPrecision):
-        _put_stand_ins(transformer, precision, work, lambda path, layer: is_held_quantized(path, layer, base.family))
+        _put_stand_ins(transformer, precision, work, lambda path: is_held_quantized(path, base.family, memory))
     with init_empty_weights():
         attach(transformer, config.lora, base.family, rng.derive(config.training.seed, "adapter"))
     vae = _empty_vae(work) if work.preview else None
@@ -187,7 +193,7 @@ def _load(transformer: Any, work: Work, ledger: Ledger, transfers: SimulatedTran
 
 def _give_weights(module: nn.Module, dtype: torch.dtype) -> None:
     """Gives a module on the meta device weights: frozen ones in ``dtype``, those of an adapter in float32."""
-    give_content(module, lambda _, each: torch.float32 if each.requires_grad else dtype)
+    give_content(module, lambda each: torch.float32 if each.requires_grad else dtype)
 
 
 def _claim_weights(module: nn.Module, ledger: Ledger) -> None:
@@ -195,17 +201,15 @@ def _claim_weights(module: nn.Module, ledger: Ledger) -> None:
         ledger.claim(tensor, "adapter" if tensor.requires_grad else "weights")
 
 
-def _put_stand_ins(
-    module: nn.Module, precision: QuantizedPrecision, work: Work, wanted: Callable[[str, nn.Module], bool]
-) -> None:
+def _put_stand_ins(module: nn.Module, precision: QuantizedPrecision, work: Work, wanted: Callable[[str], bool]) -> None:
     for path, layer in list(module.named_modules()):
-        if type(layer) is nn.Linear and wanted(path, layer):
+        if type(layer) is nn.Linear and wanted(path):
             replace_module(module, path, QuantizedStandIn(layer, precision, work.dtype, work.as_cuda))
 
 
 def _batch(work: Work, ledger: Ledger) -> MicroBatch:
     """As `SampleSource` draws one, of the largest size."""
-    config, number, (width, height) = transformer_config(work.base), work.config.training.batch_size, work.size
+    config, number, (width, height) = work.transformer, work.config.training.batch_size, work.size
     multiple = work.base.family.side_multiple
     shape = (number, config["in_channels"], height // multiple, width // multiple)
     text = work.base.family.blank_text(config, number, work.base.text_tokens)

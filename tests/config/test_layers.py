@@ -6,8 +6,11 @@ import pytest
 
 from fluxtune.config.documents import Layer
 from fluxtune.config.layers import Resolved, resolve, to_toml
+from fluxtune.config.memory import MemoryConfig
 from fluxtune.config.presets import listing
 from fluxtune.errors import ConfigError
+
+MEMORY = ", ".join(MemoryConfig.model_fields)
 
 
 def resolved(
@@ -207,7 +210,7 @@ def test_mistakes_of_all_layers_are_told_at_once_each_at_its_place(tmp_path: Pat
             "[memory]\nqqqq = 1",
             "fluxtune.toml:2",
             "unknown setting memory.qqqq",
-            "the settings of [memory] are base_precision, text_precision, ",
+            f"the settings of [memory] are {MEMORY}",
         ),
         (
             "[dataset]\nbuckets = 'False'",
@@ -263,7 +266,7 @@ def test_mistakes_of_all_layers_are_told_at_once_each_at_its_place(tmp_path: Pat
             "memory = 5",
             "fluxtune.toml:1",
             "memory is 5: wanted a section of settings",
-            "name one of its settings: base_precision, text_precision, ",
+            f"name one of its settings: {MEMORY}",
         ),
         (
             "[dataset]\nfolders = ['photos']",

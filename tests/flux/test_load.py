@@ -7,15 +7,17 @@ from pathlib import Path
 import bitsandbytes as bnb
 import pytest
 import torch
-from diffusers import FluxTransformer2DModel
+from diffusers import FluxPipeline, FluxTransformer2DModel
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from fluxtune.config.memory import MemoryConfig
 from fluxtune.config.model import ModelConfig
 from fluxtune.errors import BaseModelError, ExitCode, UsageError
+from fluxtune.events import Event, Progress
+from fluxtune.flux import weights as weights_module
 from fluxtune.flux.denoise import encode_prompt
-from fluxtune.flux.load import Base, load_text_pipeline, load_transformer, load_vae, open_base, streamed_blocks
+from fluxtune.flux.load import DTYPES, Base, load_text_pipeline, load_transformer, load_vae, open_base, streamed_blocks
 from fluxtune.memory.eight_bit import FrozenLinear8bit
 
 Weights = dict[str, torch.Tensor]
@@ -113,7 +115,7 @@ def test_weights_that_were_cut_off_are_called_damaged(own_copy: Path) -> None:
 def test_a_part_that_was_cut_off_is_called_damaged(own_copy: Path, part: str, load: Callable[[Base], object]) -> None:
     (weights,) = (own_copy / part).glob("*.safetensors")
     weights.write_bytes(weights.read_bytes()[:5000])
-    with pytest.raises(BaseModelError, match="cannot be read"):
+    with pytest.raises(BaseModelError, match="the file is damaged"):
         load(opened(own_copy))
 
 
@@ -188,6 +190,36 @@ def test_the_text_encoders_are_held_as_asked(base: Base, held: str, weights: tor
     memory = MemoryConfig(text_precision=held)  # type: ignore[arg-type]
     pipeline = load_text_pipeline(base, memory, torch.bfloat16, "cpu")
     assert {pipeline.text_encoder.dtype, pipeline.text_encoder_2.dtype} == {weights}
+
+
+@pytest.mark.parametrize("held", ["fp32", "bf16"])
+def test_the_streamed_text_encoders_and_vae_equal_from_pretrained_to_the_bit(tiny_flux: Path, held: str) -> None:
+    dtype, base = DTYPES[held], opened(tiny_flux)
+    pipeline = load_text_pipeline(base, MemoryConfig(text_precision=held), dtype, "cpu")  # type: ignore[arg-type]
+    theirs = FluxPipeline.from_pretrained(tiny_flux, transformer=None, torch_dtype=dtype)
+    assert_same_weights(pipeline.text_encoder, theirs.text_encoder)
+    assert_same_weights(pipeline.text_encoder_2, theirs.text_encoder_2)
+    assert pipeline.text_encoder_2.encoder.embed_tokens.weight is pipeline.text_encoder_2.shared.weight
+    assert_same_weights(load_vae(base, dtype, "cpu"), theirs.vae)
+
+
+def test_projections_of_t5_beyond_the_range_of_float16_are_not_held_in_8_bits(base: Base) -> None:
+    pipeline = load_text_pipeline(base, MemoryConfig(text_precision="int8"), torch.bfloat16, "cpu")
+    for name, module in pipeline.text_encoder_2.named_modules():
+        if isinstance(module, nn.Linear):
+            assert type(module) is (nn.Linear if name.endswith(".wo") else FrozenLinear8bit), name
+
+
+def test_loading_tells_its_progress_in_bytes_up_to_all_of_them(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights_module, "_REPORT_SECONDS", 0.0)
+    events: list[Event] = []
+    load_transformer(base, FP32, torch.float32, "cpu", events.append)
+    seen = [event for event in events if isinstance(event, Progress)]
+    size = sum(each.nbytes for each in load_file(base.folder / WEIGHTS).values())
+    assert {(event.task, event.total, event.unit) for event in seen} == {("load transformer", size, "B")}
+    assert [event.done for event in seen] == sorted({event.done for event in seen})
+    assert seen[-1].done == size
+    assert all(event.rate and event.seconds_left is not None for event in seen)
 
 
 @pytest.mark.parametrize("held", ["int8", "nf4"])

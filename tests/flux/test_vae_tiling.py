@@ -76,7 +76,8 @@ def simulated_peak(side: int, tile: int | None) -> float:
         vae.tile_sample_min_size, vae.tile_latent_min_size = tile, tile // 8
 
     def build(ledger: Ledger) -> Any:
-        for tensor in give_content(vae, lambda *_: torch.bfloat16):
+        give_content(vae, lambda _: torch.bfloat16)
+        for tensor in vae.parameters():
             ledger.claim(tensor, "weights")
         return vae
 

@@ -33,6 +33,7 @@ _ASK = """
 import json, sys
 from fluxtune.errors import FluxtuneError
 from fluxtune.events import as_record
+from fluxtune.hub.layouts import base_model
 from fluxtune.hub.locate import locate
 events = []
 answer = {"folder": None, "error": "", "code": 0, "message": "", "hint": ""}
@@ -43,6 +44,7 @@ def check_index(index):
 try:
     answer["folder"] = str(locate(
         arguments.pop("base"),
+        kind=base_model(arguments.pop("without", ())),
         **{name: value for name, value in arguments.items() if name != "refused"},
         on_event=lambda event: events.append(as_record(event)),
         check_index=check_index,

@@ -41,6 +41,17 @@ def test_a_download_is_reported_as_events_and_draws_nothing(ask: Ask) -> None:
     assert len(answer.printed.splitlines()) == 1
 
 
+def test_weights_that_are_elsewhere_are_not_downloaded_until_they_are_wanted(ask: Ask) -> None:
+    answer = ask(without=["transformer", "text_encoder"])
+    assert answer.folder is not None
+    left_out = {name for name in MODEL_FILES if name.startswith(("transformer/", "text_encoder/")) and "safe" in name}
+    assert len(left_out) == 4
+    assert files_below(answer.folder) == set(MODEL_FILES) - left_out
+    assert ask(without=["transformer", "text_encoder"], offline=True).folder == answer.folder
+    assert ask(without=["transformer"], offline=True).message.endswith("missing: text_encoder/model.safetensors")
+    assert files_below(ask().folder or Path()) == set(MODEL_FILES)
+
+
 def test_a_model_of_another_kind_is_refused_before_its_weights_are_downloaded(ask: Ask, hub: Hub) -> None:
     answer = ask(refused=["FluxPipeline"])
     assert answer.message == "another kind of model"
@@ -210,7 +221,7 @@ def test_a_single_file_is_refused_with_what_to_give_instead(tmp_path: Path) -> N
     path.write_bytes(b"weights")
     with pytest.raises(BaseModelError, match="single file") as error:
         locate(str(path))
-    assert "save_pretrained" in (error.value.hint or "")
+    assert f"--base black-forest-labs/FLUX.1-dev --set model.transformer={path}" in (error.value.hint or "")
 
 
 @pytest.mark.parametrize(

@@ -314,7 +314,7 @@ def test_a_simulation_counts_the_places_on_the_device_and_not_the_masters() -> N
     streams = []
 
     def build(ledger: Ledger) -> Any:
-        give_content(transformer, lambda _, each: each.dtype)
+        give_content(transformer, lambda each: each.dtype)
         streams.append(stream_blocks(blocks_of(transformer), DEVICE, 1, SimulatedTransfers(ledger)))
         for tensor in transformer.parameters():
             ledger.claim(tensor, "adapter" if tensor.requires_grad else "weights")

@@ -1,13 +1,23 @@
 from __future__ import annotations
 
+from pathlib import Path
+from typing import get_args
+
 import bitsandbytes as bnb
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from fluxtune.memory.eight_bit import FrozenLinear8bit
 from fluxtune.memory.ledger import Ledger
-from fluxtune.memory.quantize import QuantizedPrecision, quantize_linears, quantized_linear
+from fluxtune.memory.quantize import (
+    QuantizedPrecision,
+    packed_bytes,
+    packed_linear,
+    packed_tensors,
+    quantized_linear,
+)
 
 KINDS = {"int8": FrozenLinear8bit, "nf4": bnb.nn.Linear4bit}
 DTYPES = [torch.float32, torch.bfloat16]
@@ -53,12 +63,6 @@ def test_activations_keep_the_precision_of_the_layer_after_a_float32_norm(precis
     assert quantised(torch.randn(7, 256, dtype=torch.float32)).dtype == torch.bfloat16
 
 
-def test_layers_to_keep_stay_as_they_are() -> None:
-    model = nn.ModuleDict({"wi": nn.Linear(8, 8), "wo": nn.Linear(8, 8)})
-    quantize_linears(model, "int8", torch.float32, "cpu", keep=("wo",))
-    assert [type(layer) for layer in model.values()] == [FrozenLinear8bit, nn.Linear]
-
-
 @pytest.mark.parametrize("precision", ["int8", "nf4"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_products_and_gradients_are_near_those_of_the_whole_layer(
@@ -99,11 +103,20 @@ def test_the_bias_is_taken_over_as_it_is() -> None:
     assert quantized_linear(without, without.weight.data, "nf4", torch.float32, "cpu").bias is None
 
 
-def test_every_linear_layer_below_the_root_is_quantised_and_nothing_else() -> None:
-    root = nn.Sequential(nn.Linear(64, 64), nn.LayerNorm(64), nn.Sequential(nn.Linear(64, 64)), nn.Embedding(3, 64))
-    quantize_linears(root, "int8", torch.float32, "cpu")
-    kinds = [type(module) for module in root.modules() if not isinstance(module, nn.Sequential)]
-    assert kinds == [FrozenLinear8bit, nn.LayerNorm, FrozenLinear8bit, nn.Embedding]
+@pytest.mark.parametrize("precision", get_args(QuantizedPrecision))
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_layer_made_of_packed_tensors_computes_the_same_to_the_bit(
+    precision: QuantizedPrecision, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    layer, quantised = layer_of(precision, dtype)
+    save_file(packed_tensors(quantised), tmp_path / "packed.safetensors")
+    packed = load_file(tmp_path / "packed.safetensors")
+    assert sum(each.nbytes for each in packed.values()) == pytest.approx(packed_bytes(layer, precision), rel=0.15)
+    again = packed_linear(layer, packed, precision, dtype, "cpu")
+    inputs = torch.randn(7, 256, dtype=dtype, requires_grad=True)
+    outputs = [module(inputs) for module in (quantised, again)]
+    assert torch.equal(*outputs)
+    assert torch.equal(*(torch.autograd.grad(output.sum(), inputs)[0] for output in outputs))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

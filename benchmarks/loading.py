@@ -1,0 +1,260 @@
+"""How long a base model takes to load, and what memory the process needs beside it.
+
+    python benchmarks/loading.py --folder /mnt/scratch --output benchmarks/results/loading.json
+
+Writes random bf16 weights of FLUX.1-dev's shapes (24 GB) below the folder, as shards in diffusers' layout and as one
+file in ComfyUI's, loads each held in 8 and in 4 bits, and deletes them. Every load is a process of its own, with the
+files evicted from the page cache before. Memory is what only the process can give back (``RssAnon``, so Linux alone),
+above what it had before the load. ``--scale tiny`` runs the same code on a small transformer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import date
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import bitsandbytes  # noqa: F401  (imported here, not while a load is measured)
+import torch
+from diffusers import FluxTransformer2DModel
+from torch import nn
+from transformers import T5EncoderModel  # noqa: F401  (the same)
+
+from fluxtune.config.memory import MemoryConfig
+from fluxtune.config.model import ModelConfig
+from fluxtune.environment import pick_device, versions
+from fluxtune.flux.flux1_names import NAMES
+from fluxtune.flux.load import load_transformer, open_base
+from fluxtune.memory.quantize import packed_tensors
+from fluxtune.nano import model_folder
+
+Shapes = Mapping[str, tuple[int, ...]]
+PRECISIONS = ("int8", "nf4")
+SHARDS = 3
+"""As FLUX.1-dev on the hub has them."""
+
+
+def full_size() -> ModuleType:
+    """The benchmark of the full size, for its scales."""
+    spec = importlib.util.spec_from_file_location("full_size", Path(__file__).with_name("full_size.py"))
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def write_random(file: Path, shapes: Shapes) -> None:
+    """A safetensors file of random bf16 tensors, written as they are made."""
+    header, end = {}, 0
+    for name, shape in shapes.items():
+        size = 2 * torch.Size(shape).numel()
+        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [end, end + size]}
+        end += size
+    text = json.dumps(header).encode()
+    pool = torch.randn(2**22, generator=torch.Generator().manual_seed(0)).mul_(0.02).bfloat16().view(torch.uint8)
+    with open(file, "wb") as output:
+        output.write(len(text).to_bytes(8, "little") + text)
+        for shape in shapes.values():
+            left = 2 * torch.Size(shape).numel()
+            # Another part of the pool for each run of values: no two layers are the same.
+            while left:
+                start = 2 * int(torch.randint(len(pool) // 4, ()))
+                left -= output.write(pool[start : start + min(left, len(pool) // 2)].numpy().tobytes())
+
+
+def bfl_shapes(shapes: Shapes) -> dict[str, tuple[int, ...]]:
+    """The shapes of the same transformer as ComfyUI's files have it."""
+    made: dict[str, tuple[int, ...]] = {}
+    for name, to in NAMES["transformer"].layers.items():
+        for number in range(len(shapes) if "{}" in name else 1):
+            parts = [each.format(number) for each in to]
+            for leaf in ("weight", "bias"):
+                if f"{parts[0]}.{leaf}" in shapes:
+                    each = [shapes[f"{part}.{leaf}"] for part in parts]
+                    named = "scale" if "_norm" in name else leaf
+                    made[f"{name.format(number)}.{named}"] = (sum(shape[0] for shape in each), *each[0][1:])
+    return made
+
+
+def write_base(folder: Path, scale: str) -> dict[str, tuple[int, ...]]:
+    """A base whose transformer has no weights yet, the rest of it being nano's; the shapes of those weights."""
+    shutil.copytree(model_folder(), folder, ignore=shutil.ignore_patterns("diffusion_pytorch_model.safetensors"))
+    shutil.copy(model_folder() / "vae" / "diffusion_pytorch_model.safetensors", folder / "vae")
+    config = full_size().transformer_config(scale)
+    (folder / "transformer" / "config.json").write_text(json.dumps(config))
+    with torch.device("meta"):
+        transformer = FluxTransformer2DModel.from_config(config)
+    return {name: tuple(parameter.shape) for name, parameter in transformer.named_parameters()}
+
+
+def write_shards(folder: Path, shapes: Shapes) -> None:
+    """The weights as diffusers has them."""
+    names = list(shapes)
+    of_shard = -(-len(names) // SHARDS)
+    weight_map = {}
+    for number in range(SHARDS):
+        file = f"diffusion_pytorch_model-{number + 1:05d}-of-{SHARDS:05d}.safetensors"
+        held = names[number * of_shard : (number + 1) * of_shard]
+        write_random(folder / "transformer" / file, {name: shapes[name] for name in held})
+        weight_map.update(dict.fromkeys(held, file))
+    index = folder / "transformer" / "diffusion_pytorch_model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
+def evict(folder: Path) -> None:
+    """Ask the system to forget what it holds of files, so that the next read is from the disk."""
+    for file in folder.rglob("*.safetensors"):
+        descriptor = os.open(file, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
+
+
+def anonymous() -> int:
+    """Bytes of this process's memory that is no file's."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(next(line for line in status.splitlines() if line.startswith("RssAnon")).split()[1])
+
+
+@contextmanager
+def watched() -> Iterator[dict[str, int]]:
+    """Measures ``anonymous`` fifty times a second; the result is whole at the end."""
+    before = anonymous()
+    seen, over = {"peak": 0, "after": 0}, threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.02):
+            seen["peak"] = max(seen["peak"], anonymous() - before)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        seen["after"] = anonymous() - before
+        seen["peak"] = max(seen["peak"], seen["after"])
+        over.set()
+        thread.join()
+
+
+def weight_bytes(transformer: nn.Module) -> int:
+    """Bytes of all weights as they are held."""
+    linears = {path: layer for path, layer in transformer.named_modules() if isinstance(layer, nn.Linear)}
+    quantised = {f"{path}.weight": layer for path, layer in linears.items() if type(layer) is not nn.Linear}
+    packed = sum(tensor.nbytes for layer in quantised.values() for tensor in packed_tensors(layer).values())
+    return packed + sum(each.nbytes for name, each in transformer.named_parameters() if name not in quantised)
+
+
+def load_once(settings: dict[str, Any]) -> dict[str, Any]:
+    """Load the transformer as the settings say, in this process: seconds and MiB."""
+    base = open_base(ModelConfig(**settings["model"]))
+    memory = MemoryConfig(base_precision=settings["precision"], cache_quantized=settings["kept"])
+    device = pick_device("auto")
+    with watched() as seen:
+        started = time.monotonic()
+        transformer = load_transformer(base, memory, torch.bfloat16, device)
+        seconds = time.monotonic() - started
+    weights = weight_bytes(transformer)
+    # From the cache, a processor's weights are pages of its files, which count for no process.
+    held = weights if device == "cpu" and seen["after"] > weights // 2 else 0
+    figures = {
+        "seconds": round(seconds, 1),
+        "weights_mib": _mib(weights),
+        "anonymous_peak_mib": _mib(seen["peak"]),
+        "beside_weights_mib": _mib(seen["peak"] - held),
+    }
+    if device == "cuda":
+        figures["device_peak_mib"] = _mib(torch.cuda.max_memory_allocated())
+    return figures
+
+
+def _mib(size: int) -> float:
+    return round(size / 2**20, 2)
+
+
+def in_own_process(settings: dict[str, Any], cache: Path) -> dict[str, Any]:
+    """``load_once`` in a new process."""
+    call = [sys.executable, __file__, "--load", json.dumps(settings)]
+    done = subprocess.run(call, env={**os.environ, "FLUXTUNE_CACHE": str(cache)}, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stderr)
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def measure(
+    scale: str, folder: Path, load: Callable[[dict[str, Any], Path], dict[str, Any]] = in_own_process
+) -> dict[str, Any]:
+    """All figures; the folder is empty again at the end.
+
+    Args:
+        load: gives the figures of one load, from its settings and the cache's folder.
+    """
+    figures: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        base, cache = Path(temporary) / "base", Path(temporary) / "cache"
+
+        def add(name: str, **settings: Any) -> None:
+            evict(Path(temporary))
+            figures[name] = load(settings, cache)
+            print(name, figures[name], file=sys.stderr, flush=True)
+
+        shapes = write_base(base, scale)
+        write_shards(base, shapes)
+        for precision in PRECISIONS:
+            model = {"base": str(base)}
+            add(f"{precision}, shards, into the cache", model=model, precision=precision, kept=True)
+            add(f"{precision}, from the cache", model=model, precision=precision, kept=True)
+            shutil.rmtree(cache, ignore_errors=True)
+        for shard in (base / "transformer").glob("*.safetensors*"):
+            shard.unlink()
+        file = base / "flux1-dev.safetensors"
+        write_random(file, bfl_shapes(shapes))
+        for precision in PRECISIONS:
+            model = {"base": str(base), "transformer": str(file)}
+            add(f"{precision}, one file", model=model, precision=precision, kept=False)
+    bf16 = _mib(sum(2 * torch.Size(shape).numel() for shape in shapes.values()))
+    return {"scale": scale, "bf16_mib": bf16, "loads": figures}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scale", choices=("dev", "tiny"), default="dev")
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="on a disk with 40 GB free")
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--load", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.load:
+        print(json.dumps(load_once(json.loads(options.load))))
+        return
+    report = {
+        "date": date.today().isoformat(),
+        "commit": subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip(),
+        "command": f"python benchmarks/loading.py --scale {options.scale}",
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "cores": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "versions": versions(),
+        **measure(options.scale, options.folder),
+    }
+    text = json.dumps(report, indent=2)
+    print(text)
+    if options.output:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
