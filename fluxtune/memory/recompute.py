@@ -188,6 +188,8 @@ class _Recording(_Mode):
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
         self._hooks.__exit__(*error)
+        # They know this recording, which would live until the garbage collector comes, and the block's input with it.
+        del self._hooks
         for number, result in enumerate(self._results):
             result.keep_only({place for each, place in self._needed if each == number})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -184,6 +185,24 @@ def test_without_gradients_a_block_computes_as_ever() -> None:
     recompute_blocks(blocks_of(policy), ["products"] * 4)
     with torch.no_grad():
         assert torch.equal(loss_of(policy), loss_of(plain))
+
+
+@POLICIES
+def test_after_the_backward_nothing_is_held_that_waits_for_the_garbage_collector(kept: list[Kept]) -> None:
+    transformer = random_flux(dropout=0.3)
+    recompute_blocks(blocks_of(transformer), kept)
+    gc.collect()
+    gc.disable()
+    try:
+        with Ledger("cpu", as_cuda=False) as ledger:
+            held = []
+            for _ in range(2):
+                loss_of(transformer).backward()
+                transformer.zero_grad()
+                held.append(ledger.moments[-1].bytes)
+    finally:
+        gc.enable()
+    assert held[0] == held[1]
 
 
 def held_by(double: int, single: int, base: str, kept: Kept, targets: str) -> int:
