@@ -25,10 +25,14 @@ class AdaptedLinear(Linear):  # type: ignore[misc]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``[..., in]`` -> ``[..., out]``, in the precision of autocast or else of ``x``."""
+        result: torch.Tensor
+        if not torch.is_grad_enabled():
+            # Rounded as by peft's layer, which makes the pictures of the finished LoRA: previews show those.
+            result = super().forward(x)
+            return result
         device = x.device.type
         if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
             x = x.to(torch.get_autocast_dtype(device))
-        result: torch.Tensor
         if self.disable_adapters:
             result = self.base_layer(x)
             return result

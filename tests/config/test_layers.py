@@ -10,7 +10,7 @@ from fluxtune.config.memory import MemoryConfig
 from fluxtune.config.presets import listing
 from fluxtune.errors import ConfigError
 
-MEMORY = ", ".join(MemoryConfig.model_fields)
+MEMORY = ", ".join(sorted(MemoryConfig.model_fields, key=lambda name: name == "keep"))
 
 
 def resolved(

@@ -87,6 +87,13 @@ def test_an_adapter_that_is_turned_off_leaves_the_base_layer() -> None:
     assert torch.equal(layer(x), base(x))
 
 
+def test_without_gradients_it_rounds_as_pefts_layer_does() -> None:
+    x = torch.randn(3, 64).bfloat16()
+    layers = [adapted(kind, base_layer("bf16", torch.bfloat16)) for kind in (AdaptedLinear, PeftLinear)]
+    with torch.no_grad():
+        assert torch.equal(layers[0](x), layers[1](x))
+
+
 def test_dropout_acts_in_training_alone() -> None:
     layer, x = adapted(AdaptedLinear, base_layer("fp32", torch.float32), 0.4), torch.randn(3, 64)
     assert not torch.equal(layer(x), layer(x))
