@@ -10,7 +10,7 @@ from typing import Any
 from fluxtune.config.checks import contradictions
 from fluxtune.config.schema import Config
 from fluxtune.dataset.pictures import CaptionBare, Picture, check_folders, pictures_of
-from fluxtune.environment import pick_device, versions, warn_of_the_processor, warn_without_bf16
+from fluxtune.environment.device import pick_device, versions, warn_of_the_processor, warn_without_bf16
 from fluxtune.errors import ConfigError, FluxtuneError, Refusal, UsageError
 from fluxtune.events import Phase, Sink, Warning
 from fluxtune.flux.load import Base, open_base

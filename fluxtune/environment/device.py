@@ -1,4 +1,4 @@
-"""The machine that does the work: device, precision, versions, memory in use."""
+"""What the work runs on: device, precision, versions, memory in use."""
 
 from __future__ import annotations
 

@@ -1,0 +1,15 @@
+"""Where fluxtune keeps what it computed once."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import platformdirs
+
+
+def cache_folder() -> Path:
+    """``$FLUXTUNE_CACHE``, or the user's cache folder where that is not set."""
+    if chosen := os.environ.get("FLUXTUNE_CACHE"):
+        return Path(os.path.expanduser(chosen))
+    return platformdirs.user_cache_path("fluxtune", appauthor=False)
