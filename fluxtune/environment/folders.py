@@ -1,8 +1,9 @@
-"""Where fluxtune keeps what it computed once."""
+"""Where fluxtune keeps what it computed once, and what a disk has left."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import platformdirs
@@ -13,3 +14,8 @@ def cache_folder() -> Path:
     if chosen := os.environ.get("FLUXTUNE_CACHE"):
         return Path(os.path.expanduser(chosen))
     return platformdirs.user_cache_path("fluxtune", appauthor=False)
+
+
+def free_space(folder: Path) -> int:
+    """Bytes that are free on the disk of a folder, which exists."""
+    return shutil.disk_usage(folder).free
