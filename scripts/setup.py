@@ -14,8 +14,8 @@ from environment import ROOT, install, make_environment, options, run, say
 
 sys.path.insert(0, str(ROOT))
 
-from fluxtune.environment.card import Graphics, has_nvidia_hardware, look  # noqa: E402
-from fluxtune.environment.torch_builds import BUILDS, CPU, TorchBuild, build_for  # noqa: E402
+from fluxtune.environment.card import Graphics, has_nvidia_hardware, look
+from fluxtune.environment.torch_builds import BUILDS, CPU, TorchBuild, build_for
 
 
 def main() -> int:
@@ -62,7 +62,7 @@ def choose(graphics: Graphics) -> tuple[TorchBuild, str]:
 
 def _install_torch(python: str, build: TorchBuild, dry_run: bool) -> None:
     """Install that build; where it cannot be had, PyPI's comes with fluxtune, and doctor says whether it will do."""
-    command = [python, "-m", "pip", "install", "--quiet", build.requirement, "--index-url", build.index]
+    command = [python, "-m", "pip", "install", "--quiet", "--no-deps", build.requirement, "--index-url", build.index]
     if dry_run:
         show(command)
     elif subprocess.run(command, cwd=ROOT).returncode:

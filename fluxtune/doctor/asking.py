@@ -10,15 +10,21 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-PATIENCE = 180.0
-"""Seconds; the first import of torch from a slow disk takes a minute."""
+PATIENCE = 300.0
+"""Seconds; a first import from a slow disk, on a busy machine, takes minutes."""
 
 
 @dataclass(frozen=True)
 class Broken:
-    """It could not be asked: the error's words, or how the process ended."""
+    """It could not be asked.
+
+    Attributes:
+        words: the error's, or how the process ended.
+        slow: it may be whole, and only gave no answer in time.
+    """
 
     words: str
+    slow: bool = False
 
 
 def ask(question: str, *arguments: str, patience: float = PATIENCE) -> dict[str, Any] | Broken:
@@ -37,7 +43,7 @@ def ask(question: str, *arguments: str, patience: float = PATIENCE) -> dict[str,
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return Broken(f"it gave no answer within {patience:.0f} s")
+        return Broken(f"it gave no answer within {patience:.0f} s", slow=True)
     if done.returncode != 0 or not done.stdout:
         return Broken(_ending(done.returncode, done.stderr))
     answer: dict[str, Any] = json.loads(done.stdout)

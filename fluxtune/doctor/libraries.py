@@ -58,6 +58,9 @@ def check_versions(distribution: str = "fluxtune") -> Iterator[Finding]:
 def check_imports(answer: dict[str, Any] | Broken) -> Iterator[Finding]:
     """Whether the classes of FLUX can be imported."""
     if isinstance(answer, Broken):
+        if answer.slow:
+            yield _unanswered("libraries", answer)
+            return
         told = f"importing transformers, diffusers, peft and accelerate failed: {answer.words}"
         yield Finding("error", "libraries", told, hint="; ".join(map(install_again, ("transformers", "diffusers"))))
         return
@@ -76,6 +79,9 @@ def check_imports(answer: dict[str, Any] | Broken) -> Iterator[Finding]:
 def check_bitsandbytes(answer: dict[str, Any] | Broken, graphics: Graphics) -> Iterator[Finding]:
     """Whether it quantises, multiplies and optimises on the device that training would use."""
     if isinstance(answer, Broken):
+        if answer.slow:
+            yield _unanswered("bitsandbytes", answer)
+            return
         told = f"it does not work: {answer.words}"
         yield Finding("error", "bitsandbytes", told, hint=install_again("bitsandbytes"))
         return
@@ -102,6 +108,10 @@ def check_torchao(answer: dict[str, Any] | Broken) -> Iterator[Finding]:
         yield Finding("note", "torchao", "it is not installed, and nothing needs it")
     else:
         yield Finding("ok", "torchao", f"{answer['version']}: a layer of 8-bit weights multiplies")
+
+
+def _unanswered(check: str, answer: Broken) -> Finding:
+    return Finding("warning", check, answer.words, hint="run `fluxtune doctor` again while the machine is less busy")
 
 
 def _unmet(requirement: Requirement) -> str | None:

@@ -43,7 +43,7 @@ class TorchBuild:
 # Sources: RELEASE.md of pytorch/pytorch, "PyTorch CUDA Support Matrix" for 2.11 (pull request 175253), 2.12 (182849)
 # and 2.13 (187075): 2.11 has 12.6, 12.8 and 13.0; 2.12 and 2.13 have 12.6, 13.0 and, experimentally, 13.2. Volta left
 # 12.8 with 2.11 (issue 172352); what came before Turing is in 12.6 alone. The first that fits is taken: the build that
-# PyPI has for Linux, then the other of the tested release, last the older release, for Blackwell with drivers before 580.
+# PyPI has for Linux, then the other one of the tested release, last an older one, for Blackwell and drivers before 580.
 BUILDS = (
     TorchBuild("cu130", "2.13.0", (13, 0), ((7, 5), (8, 0), (8, 6), (9, 0), (10, 0), (12, 0))),
     TorchBuild("cu126", "2.13.0", (12, 6), ((5, 0), (6, 0), (7, 0), (7, 5), (8, 0), (8, 6), (9, 0))),
