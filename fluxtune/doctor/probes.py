@@ -9,6 +9,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,10 +54,10 @@ def libraries() -> dict[str, Any]:
     """What of the libraries that FLUX needs cannot be imported: name -> the error's words."""
     broken: dict[str, str] = {}
     # Nothing here needs torchvision, but transformers imports it wherever it is.
-    if importlib.util.find_spec("torchvision") and (words := _failing(lambda: importlib.import_module("torchvision"))):
+    if importlib.util.find_spec("torchvision") and (words := _failing(partial(importlib.import_module, "torchvision"))):
         broken["torchvision"] = words
     for module, name in FLUX_NEEDS:
-        if words := _failing(lambda module=module, name=name: getattr(importlib.import_module(module), name)):
+        if words := _failing(partial(_find, module, name)):
             broken.setdefault(module, words)
     return {"broken_libraries": broken}
 
@@ -128,6 +129,10 @@ def hub(base: str) -> dict[str, Any]:
         except FluxtuneError as error:
             answer["refusal"] = {"message": error.message, "hint": error.hint}
     return answer
+
+
+def _find(module: str, name: str) -> object:
+    return getattr(importlib.import_module(module), name)
 
 
 def _card(index: int) -> dict[str, Any]:

@@ -98,7 +98,8 @@ def _built_for(torch: dict[str, Any]) -> str:
 
 def _kernels_of(names: list[str]) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
     """(Machine code, code that newer cards can compile) from ``sm_86`` and ``compute_120``."""
-    kernels, forward = [], []
+    kernels: list[tuple[int, int]] = []
+    forward: list[tuple[int, int]] = []
     for name in names:
         kind, _, digits = name.partition("_")
         number = "".join(sign for sign in digits if sign.isdigit())
