@@ -22,7 +22,7 @@ from fluxtune.doctor.machine import check_disks, check_memory
 from fluxtune.doctor.torch_build import check_torch
 from fluxtune.environment.card import Graphics, look
 from fluxtune.environment.device import versions
-from fluxtune.events import Finding, Progress, Sink, ignore
+from fluxtune.events import Finding, Phase, Progress, Sink, ignore
 
 _HUB_PATIENCE = 30.0
 
@@ -58,6 +58,7 @@ def examine(base: str, runs: Path, on_event: Sink = ignore) -> Diagnosis:
         runs: where run folders go.
         on_event: is told of the findings as they come, and of the progress.
     """
+    on_event(Phase("doctor", "looking at the machine and trying the libraries"))
     graphics = look()
     torch = ask("torch")
     hub = ask("hub", base, patience=_HUB_PATIENCE)
