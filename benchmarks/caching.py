@@ -39,7 +39,7 @@ from fluxtune.dataset.buckets import plan
 from fluxtune.dataset.cache import Store, key_of
 from fluxtune.dataset.images import fit, open_image, to_pixels
 from fluxtune.dataset.pictures import read_folders
-from fluxtune.environment import versions
+from fluxtune.environment.device import versions
 from fluxtune.events import ignore
 from fluxtune.flux.denoise import encode_prompt
 from fluxtune.flux.load import Base, load_text_pipeline, load_vae, open_base

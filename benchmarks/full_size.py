@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fluxtune import rng
 from fluxtune.config.layers import resolve
 from fluxtune.config.schema import Config
-from fluxtune.environment import memory_in_use, pick_device, versions
+from fluxtune.environment.device import memory_in_use, pick_device, versions
 from fluxtune.flux.families import FLUX1
 from fluxtune.flux.load import DTYPES, build_transformer, free_memory
 from fluxtune.flux.modulation import foreseen

@@ -35,7 +35,7 @@ from transformers import T5EncoderModel  # noqa: F401  (the same)
 
 from fluxtune.config.memory import MemoryConfig
 from fluxtune.config.model import ModelConfig
-from fluxtune.environment import pick_device, versions
+from fluxtune.environment.device import pick_device, versions
 from fluxtune.flux.flux1_names import NAMES
 from fluxtune.flux.load import load_transformer, open_base
 from fluxtune.memory.quantize import packed_tensors

@@ -98,10 +98,10 @@ class Warning:
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was found in a data set.
+    """One thing that was found in a data set, or on this machine.
 
     Attributes:
-        severity: ``error``, ``warning`` or ``note``.
+        severity: ``error``, ``warning`` or ``note``; of a machine also ``ok``, for what was looked at and is well.
         check: name of the check that found it; names stay the same from version to version.
         where: the file, with its line where that helps.
         picture: name of the picture that it is about, if it is about one.

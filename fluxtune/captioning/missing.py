@@ -16,13 +16,14 @@ from fluxtune.captioning.load import model_type_of
 from fluxtune.captioning.run import device_for, with_progress
 from fluxtune.captioning.wording import Wording
 from fluxtune.config.schema import Config
-from fluxtune.dataset.cache import cache_folder, key_of
+from fluxtune.dataset.cache import key_of
 from fluxtune.dataset.folder import Item, is_subject
 from fluxtune.dataset.images import open_image
 from fluxtune.dataset.pictures import all_in_one
 from fluxtune.dataset.sources import framed
 from fluxtune.dataset.survey import Look
-from fluxtune.environment import pick_device
+from fluxtune.environment.device import pick_device
+from fluxtune.environment.folders import cache_folder
 from fluxtune.errors import DataError
 from fluxtune.events import Phase, Sink
 from fluxtune.files import append_line, fingerprint_of, json_lines, write_text

@@ -18,7 +18,7 @@ from fluxtune.config.schema import Config
 from fluxtune.dataset.captions import read_caption, with_first_line
 from fluxtune.dataset.folder import Item, is_subject
 from fluxtune.dataset.images import open_image
-from fluxtune.environment import pick_device, warn_of_the_processor
+from fluxtune.environment.device import pick_device, warn_of_the_processor
 from fluxtune.events import Phase, Progress, Sink, ignore
 from fluxtune.nano import EMBEDDED
 

@@ -15,6 +15,7 @@ import typer
 from fluxtune import __version__
 from fluxtune.cli import export
 from fluxtune.cli.caption import caption
+from fluxtune.cli.doctor import doctor
 from fluxtune.cli.presets import presets
 from fluxtune.cli.render import report, write_line
 from fluxtune.cli.sample import sample
@@ -44,6 +45,7 @@ app.command("caption")(caption)
 app.command("sample")(sample)
 app.add_typer(export.app)
 app.command("presets")(presets)
+app.command("doctor")(doctor)
 
 
 def main(arguments: list[str] | None = None) -> int:

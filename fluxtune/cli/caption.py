@@ -14,7 +14,7 @@ from fluxtune.cli.render import is_terminal, printable, sink, write_line
 from fluxtune.cli.signals import stop_requests
 from fluxtune.config.layers import resolve
 from fluxtune.config.schema import Config
-from fluxtune.environment import quiet_libraries
+from fluxtune.environment.device import quiet_libraries
 from fluxtune.errors import DataError, ExitCode, StorageError, UsageError
 from fluxtune.events import Event, Progress, Result, Sink
 from fluxtune.hub.layouts import CAPTIONERS

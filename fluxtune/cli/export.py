@@ -13,7 +13,7 @@ import typer
 from fluxtune.cli.options import ConfigFile, Json, Sets, given, setting_flag
 from fluxtune.cli.render import printable, sink, write_line
 from fluxtune.config.layers import Resolved, resolve
-from fluxtune.environment import quiet_libraries
+from fluxtune.environment.device import quiet_libraries
 from fluxtune.errors import ExitCode, Refusal, UsageError
 from fluxtune.events import Result
 from fluxtune.exporting.layouts import Layout

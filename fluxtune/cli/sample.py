@@ -16,7 +16,7 @@ from fluxtune.cli.options import Base, ConfigFile, Json, Preset, Sets, given, se
 from fluxtune.cli.render import sink, write_line
 from fluxtune.config.documents import Layer, read_layer
 from fluxtune.config.layers import Resolved, resolve
-from fluxtune.environment import quiet_libraries
+from fluxtune.environment.device import quiet_libraries
 from fluxtune.errors import StorageError, UsageError
 from fluxtune.events import Result
 from fluxtune.runs import Run

@@ -26,7 +26,7 @@ from fluxtune.cli.signals import stop_requests
 from fluxtune.config.documents import parse_key
 from fluxtune.config.layers import EMBEDDED_PREFIX, Resolved, resolve
 from fluxtune.config.schema import Config
-from fluxtune.environment import quiet_libraries
+from fluxtune.environment.device import quiet_libraries
 from fluxtune.errors import Refusal, StorageError, UsageError
 from fluxtune.runs import latest_run
 

@@ -15,7 +15,7 @@ from fluxtune.cli.render import printable, sink, write_line
 from fluxtune.config.descriptions.reading import folders_of
 from fluxtune.config.layers import Resolved, resolve
 from fluxtune.config.schema import Config
-from fluxtune.environment import quiet_libraries
+from fluxtune.environment.device import quiet_libraries
 from fluxtune.errors import ExitCode, UsageError
 from fluxtune.events import Event, Finding, Result
 

@@ -23,11 +23,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import platformdirs
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from fluxtune.environment.folders import cache_folder
 from fluxtune.errors import StorageError
 from fluxtune.events import Sink, Warning, ignore
 from fluxtune.files import write_with
@@ -46,13 +46,6 @@ _READERS = min(4, os.cpu_count() or 1)
 _LARGEST_HEADER = 100_000_000
 """Bytes; what safetensors itself takes at most."""
 _NOT_AS_WRITTEN = "an entry is not what was written (its checksum differs)"
-
-
-def cache_folder() -> Path:
-    """``$FLUXTUNE_CACHE``, or the user's cache folder where that is not set."""
-    if chosen := os.environ.get("FLUXTUNE_CACHE"):
-        return Path(os.path.expanduser(chosen))
-    return platformdirs.user_cache_path("fluxtune", appauthor=False)
 
 
 def key_of(*parts: str | int | float | bytes) -> str:

@@ -20,7 +20,7 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-from fluxtune.environment import quiet_libraries
+from fluxtune.environment.device import quiet_libraries
 from fluxtune.nano import TRIGGER, demo_folder, model_folder
 from fluxtune.nano.captions import background_of, noun_phrase
 from fluxtune.nano.palette import BACKGROUND_COLOURS, BACKGROUND_KINDS

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from fluxtune import files
-from fluxtune.environment import pick_device, warn_of_the_processor, warn_without_bf16
+from fluxtune.environment.device import pick_device, warn_of_the_processor, warn_without_bf16
 from fluxtune.errors import UsageError
 from fluxtune.events import Phase, Progress, Sink, ignore
 from fluxtune.flux.denoise import Request, encode_prompt, generate, looking_ahead

@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL.PngImagePlugin import PngInfo
 
-from fluxtune.environment import versions
+from fluxtune.environment.device import versions
 from fluxtune.flux.denoise import Request
 from fluxtune.flux.load import Base
 from fluxtune.sampling.loras import Lora

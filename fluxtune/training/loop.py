@@ -14,7 +14,7 @@ import torch
 
 from fluxtune import rng
 from fluxtune.config.training import TrainingConfig
-from fluxtune.environment import memory_in_use
+from fluxtune.environment.device import memory_in_use
 from fluxtune.errors import DivergedError, ExitCode, some_names
 from fluxtune.events import Sink, Step
 from fluxtune.training.ema import MovingAverage

@@ -11,7 +11,7 @@ from fluxtune.config.checks import contradictions
 from fluxtune.config.memory import MemoryConfig
 from fluxtune.config.schema import Config
 from fluxtune.dataset.pictures import CaptionBare, Picture, check_folders, pictures_of
-from fluxtune.environment import pick_device, versions, warn_of_the_processor, warn_without_bf16
+from fluxtune.environment.device import pick_device, versions, warn_of_the_processor, warn_without_bf16
 from fluxtune.errors import ConfigError, FluxtuneError, Refusal, UsageError, some_names
 from fluxtune.events import Phase, Sink, Warning
 from fluxtune.flux.empty import empty_transformer, transformer_config

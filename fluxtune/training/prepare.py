@@ -11,10 +11,11 @@ import torch
 from fluxtune.config.dataset import DatasetConfig
 from fluxtune.config.schema import Config
 from fluxtune.dataset.buckets import Plan, plan
-from fluxtune.dataset.cache import Store, cache_folder, open_store
+from fluxtune.dataset.cache import Store, open_store
 from fluxtune.dataset.findings import as_warnings
 from fluxtune.dataset.pictures import Picture
 from fluxtune.dataset.shape_checks import check_shapes
+from fluxtune.environment.folders import cache_folder
 from fluxtune.events import Phase, Sink, Warning
 from fluxtune.files import require_space
 from fluxtune.flux.denoise import Request

@@ -15,6 +15,7 @@ COMMANDS = {
     "export dataset --help": 0,
     "export dataset photos": 2,
     "validate set.yaml": 2,
+    "doctor --help": 0,
     "presets": 0,
     "presets --json": 0,
     "train --preset nano --explain": 0,
@@ -35,7 +36,18 @@ for line in sys.argv[1:]:
     seen[line] = int(code), [name for name in {HEAVY!r} if name in sys.modules]
 print(json.dumps(seen))
 """
-ROOMS = ("", ".config.layers", ".cli.app", ".events", ".errors", ".files", ".runs", ".hub", ".environment", ".rng")
+ROOMS = (
+    "",
+    ".config.layers",
+    ".cli.app",
+    ".events",
+    ".errors",
+    ".files",
+    ".runs",
+    ".hub",
+    ".environment.device",
+    ".rng",
+)
 
 
 def test_nothing_heavy_is_imported_before_training(tmp_path: Path) -> None:

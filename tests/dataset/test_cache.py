@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from fluxtune.dataset import cache
-from fluxtune.dataset.cache import Store, cache_folder, key_of
+from fluxtune.dataset.cache import Store, key_of
+from fluxtune.environment.folders import cache_folder
 from fluxtune.errors import StorageError
 from fluxtune.events import Event, Warning
 

@@ -91,7 +91,7 @@ def handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             elif path.startswith(f"/api/models/{MODEL}"):
                 self.describe(path)
             else:
-                self.give(path.partition(f"/resolve/{COMMIT}/")[2], token)
+                self.give(path.partition("/resolve/")[2].partition("/")[2], token)
 
         def describe(self, path: str) -> None:
             if "/revision/" in path and not path.endswith(("/main", COMMIT)):

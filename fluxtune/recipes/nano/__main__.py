@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from fluxtune.environment import quiet_libraries
+from fluxtune.environment.device import quiet_libraries
 from fluxtune.nano import captioner_folder, demo_folder, model_folder
 from fluxtune.recipes.nano.captioner import train_captioner
 from fluxtune.recipes.nano.captioner_card import finish_captioner

@@ -15,7 +15,7 @@ from transformers import BlipProcessor
 
 from fluxtune.captioning.captioner import open_captioner
 from fluxtune.config.schema import Config
-from fluxtune.environment import quiet_libraries
+from fluxtune.environment.device import quiet_libraries
 from fluxtune.events import ignore
 from fluxtune.nano import captioner_folder
 from fluxtune.nano.painter import paint

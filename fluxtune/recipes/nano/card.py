@@ -9,7 +9,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from fluxtune.environment import quiet_libraries
+from fluxtune.environment.device import quiet_libraries
 from fluxtune.nano import model_folder
 from fluxtune.nano.judge import Judge
 from fluxtune.nano.scenes import held_out_prompts

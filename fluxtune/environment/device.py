@@ -1,4 +1,4 @@
-"""The machine that does the work: device, precision, versions, memory in use."""
+"""What the work runs on: device, precision, versions, memory in use."""
 
 from __future__ import annotations
 
@@ -41,12 +41,11 @@ def pick_device(wanted: Literal["auto", "cpu", "cuda"]) -> str:
     if torch.version.cuda is None and torch.version.hip is None:
         raise UsageError(
             f"device cuda was asked for, but this torch ({torch.__version__}) is built without CUDA",
-            hint="install a CUDA build of torch (https://pytorch.org/get-started/locally), or use --set "
-            "training.device=cpu",
+            hint="`fluxtune doctor` names the torch for this card; or use --set training.device=cpu",
         )
     raise UsageError(
         "device cuda was asked for, but torch finds no usable graphics card",
-        hint="check the driver with nvidia-smi, or use --set training.device=cpu",
+        hint="`fluxtune doctor` says why; or use --set training.device=cpu",
     )
 
 
@@ -62,18 +61,12 @@ def _expand_segments() -> None:
 
 def warn_of_the_processor(device: str, wanted: str, on_event: Sink) -> None:
     """Report that ``auto`` found no usable graphics card, which a big model on a processor takes hours to show."""
-    import torch
-
     if device != "cpu" or wanted != "auto":
         return
-    built = torch.version.cuda is not None or torch.version.hip is not None
     on_event(
         Warning(
             "no usable graphics card was found: this runs on the processor, which is very slow for a big model",
-            hint="check the driver with nvidia-smi"
-            if built
-            else f"this torch ({torch.__version__}) is built without CUDA: install one that is "
-            "(https://pytorch.org/get-started/locally)",
+            hint="where there is a card, `fluxtune doctor` says what keeps torch from it",
         )
     )
 

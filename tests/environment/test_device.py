@@ -6,7 +6,7 @@ import platform
 import pytest
 import torch
 
-from fluxtune.environment import memory_in_use, pick_device, versions
+from fluxtune.environment.device import memory_in_use, pick_device, versions
 from fluxtune.errors import ExitCode, UsageError
 
 
