@@ -26,7 +26,7 @@ from fluxtune.files import fingerprint_of
 from fluxtune.flux.families import FAMILIES, Family, family_of
 from fluxtune.hub.layouts import INDEX
 from fluxtune.hub.locate import locate
-from fluxtune.memory.quantize import quantize_linears, quantized_linear, replace_module
+from fluxtune.memory.quantize import QUANTIZATIONS, is_quantized, quantize_linears, quantized_linear, replace_module
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -164,7 +164,7 @@ def build_transformer(
         if tensor.shape != expected.shape:
             raise _wrong_weights(where, f"{name} is {list(tensor.shape)}, should be {list(expected.shape)}")
         is_weight = leaf == "weight" and type(module) is nn.Linear and path.startswith(blocks)
-        if is_weight and precision in ("int8", "nf4"):
+        if is_weight and is_quantized(precision):
             replace_module(transformer, path, quantized_linear(module, tensor, precision, dtype, device))
         else:
             setattr(module, leaf, nn.Parameter(tensor.to(device=device, dtype=held), requires_grad=False))
@@ -202,9 +202,9 @@ def load_text_pipeline(base: Base, memory: MemoryConfig, dtype: torch.dtype, dev
     held = DTYPES.get(precision, dtype)
     with _told_as_damage(base.folder):
         pipeline = _pipeline_class(base).from_pretrained(base.folder, transformer=None, vae=None, torch_dtype=held)
-    if precision in ("int8", "nf4"):
-        # int8 products pass through float16, whose range T5's last projections exceed.
-        keep = ("wo",) if precision == "int8" else ()
+    if is_quantized(precision):
+        # T5's last projections exceed the range of float16.
+        keep = ("wo",) if QUANTIZATIONS[precision].float16_products else ()
         quantize_linears(pipeline.text_encoder_2, precision, dtype, device, keep)
     for encoder in (pipeline.text_encoder, pipeline.text_encoder_2):
         encoder.requires_grad_(False)

@@ -1,7 +1,7 @@
-"""Layers that hold and allocate what bitsandbytes' do, on tensors without content: its own refuse those.
+"""Layers that hold and allocate what quantised ones do, on tensors without content: bitsandbytes refuses those.
 
-They follow bitsandbytes 0.50 (`autograd/_functions.py`, `functional.py`, `backends/cuda/ops.py`). Where it may choose a
-fused 4-bit product for few tokens, they take the other way, which needs more.
+They follow bitsandbytes 0.50 (`autograd/_functions.py`, `functional.py`, `backends/cuda/ops.py`) and `row_wise`. Where
+bitsandbytes may choose a fused 4-bit product for few tokens, they take the other way, which needs more.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ class QuantizedStandIn(nn.Linear):
     def __init__(self, layer: nn.Linear, precision: QuantizedPrecision, dtype: torch.dtype, as_cuda: bool) -> None:
         super().__init__(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta", dtype=dtype)
         self.requires_grad_(False)
-        self.precision, self.dtype, self.as_cuda = precision, dtype, as_cuda
+        self.precision, self.dtype = precision, dtype
+        self.rounds_inputs = precision == "int8" and as_cuda
         values = layer.in_features * layer.out_features
         if precision == "nf4":
             packed = torch.empty(values // 2, 1, dtype=torch.uint8, device="meta")
@@ -48,7 +49,7 @@ class QuantizedStandIn(nn.Linear):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """``[..., in]`` -> ``[..., out]``, in the precision of activations."""
-        product = _Nf4Product if self.precision == "nf4" else _Int8Product
+        product = _Nf4Product if self.precision == "nf4" else _EightBitProduct
         result: torch.Tensor = product.apply(input.to(self.dtype), self)
         return result
 
@@ -71,13 +72,14 @@ class _Nf4Product(torch.autograd.Function):
         return torch.matmul(gradient, weight), None
 
 
-class _Int8Product(torch.autograd.Function):
-    """`eight_bit.FrozenLinear8bit`: forward as `MatMul8bitLt` or, on a processor, `MatMul8bitFp`; nothing is saved."""
+class _EightBitProduct(torch.autograd.Function):
+    """`row_wise.RowQuantizedLinear` and `eight_bit.FrozenLinear8bit`: the weights are unpacked for each product, but
+    that the latter on a card multiplies in 8 bits forward, as `MatMul8bitLt`; nothing is saved."""
 
     @staticmethod
     def forward(ctx: Any, activations: torch.Tensor, layer: QuantizedStandIn) -> torch.Tensor:
         ctx.layer = layer
-        if not layer.as_cuda:
+        if not layer.rounds_inputs:
             return functional.linear(activations, _unpacked(layer), layer.bias)
         rows = activations.reshape(-1, activations.shape[-1])
         # They live until the end, as the local names there do.
