@@ -19,7 +19,7 @@ from fluxtune.config.schema import Config
 from fluxtune.flux.families import FAMILIES
 from fluxtune.lora.adapter import adapter_parameters, attach
 from fluxtune.memory.ledger import TEMPORARIES, Ledger
-from fluxtune.memory.quantize import quantized_linear, replace_module
+from fluxtune.memory.quantize import is_quantized, quantized_linear, replace_module
 from fluxtune.memory.simulate import fake_parameters, simulate
 from fluxtune.memory.stand_ins import QuantizedStandIn
 from fluxtune.training.load import make_accelerator
@@ -81,14 +81,14 @@ def empty_transformer(size: Size, config: Config, quantized: Callable[[nn.Linear
 
 def stand_in(config: Config, as_cuda: bool) -> Callable[[nn.Linear], nn.Module] | None:
     precision = config.memory.base_precision
-    if precision not in ("int8", "nf4"):
+    if not is_quantized(precision):
         return None
     return lambda layer: QuantizedStandIn(layer, precision, DTYPES[config.training.precision], as_cuda)
 
 
 def real_layer(config: Config) -> Callable[[nn.Linear], nn.Module] | None:
     precision, dtype = config.memory.base_precision, DTYPES[config.training.precision]
-    if precision not in ("int8", "nf4"):
+    if not is_quantized(precision):
         return None
 
     def quantized(layer: nn.Linear) -> nn.Module:
@@ -147,8 +147,8 @@ def simulated(config: Config, size: Size = SMALL, as_cuda: bool = False) -> Ledg
 
 
 def states_of(transformer: nn.Module) -> list[torch.Tensor]:
-    """What bitsandbytes' layers hold besides their weights."""
-    found = []
+    """What quantised layers hold besides their weights."""
+    found = list(transformer.buffers())
     for layer in transformer.modules():
         if isinstance(layer, bnb.nn.Linear8bitLt):
             found.append(layer.weight.SCB)
@@ -194,6 +194,8 @@ def recorded_peak(config: Config, trace: Path) -> int:
         ("fp32", "nf4", "all", "all-linear"),
         ("fp32", "int8", "none", "all-linear"),
         ("fp32", "int8", "all", "attention"),
+        ("fp32", "fp8", "none", "attention"),
+        ("fp32", "int8-weights", "all", "all-linear"),
     ],
 )
 def test_the_peak_of_a_training_step_is_foretold_within_one_percent(
@@ -221,7 +223,7 @@ def test_recomputing_holds_less_and_the_same_weights() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("base", "gib"), [("bf16", 24.8), ("int8", 13.9), ("nf4", 8.5)])
+@pytest.mark.parametrize(("base", "gib"), [("bf16", 24.8), ("int8", 13.9), ("fp8", 13.9), ("nf4", 8.5)])
 def test_the_whole_of_flux_takes_so_much_with_every_block_recomputed(base: str, gib: float) -> None:
     config = Config.model_validate(
         {
