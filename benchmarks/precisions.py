@@ -1,12 +1,12 @@
 """What each precision of the frozen base costs in quality, on the embedded model, after trainings that are else equal.
 
-    python benchmarks/precisions.py --steps 400 --seeds 1 2 3 --output benchmarks/results/precisions.json
+    python benchmarks/precisions.py --steps 300 --seeds 1 2 3 --output benchmarks/results/precisions.json
 
 The demo is trained with the base in each precision. Of each LoRA it measures, on the plain base model: the mean
 flow-matching loss on pictures that no training saw, of the subject and of ordinary scenes, at noise that is the same
 for all; and, as the demo does, the shares of pictures that show the subject, and all that ordinary prompts ask for. The
 loss is also measured on the base as it was held in training, with the LoRA and without. What is done is kept in the
-output, and the same command goes on from there.
+output, and the same command goes on from there; `--page docs/precisions.md` then puts the tables into that page.
 
 bfloat16 is what the embedded model's weights are stored in, so `bf16` holds them whole; activations are float32 in all
 of them. For 8-bit through bitsandbytes, the inputs of products are rounded to 8 bits as on a card.
@@ -17,6 +17,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
+import statistics
 import tempfile
 import time
 from collections.abc import Iterator
@@ -34,13 +36,14 @@ from fluxtune.config.layers import resolve
 from fluxtune.config.schema import Config
 from fluxtune.dataset.images import to_pixels
 from fluxtune.environment import quiet_libraries, versions
-from fluxtune.files import write_json
+from fluxtune.files import write_json, write_text
 from fluxtune.flux.denoise import encode_prompt
 from fluxtune.flux.load import Base, load_text_pipeline, load_transformer, load_vae, open_base
 from fluxtune.flux.objective import flow_matching_loss, interpolate, velocity_target
 from fluxtune.lora.adapter import attach, start_from
 from fluxtune.lora.files import read_lora
 from fluxtune.memory.eight_bit import FrozenLinear8bit
+from fluxtune.memory.quantize import is_quantized, quantized_linear
 from fluxtune.nano import model_folder
 from fluxtune.nano.painter import paint
 from fluxtune.nano.scenes import Scene, held_out_prompts, object_scene, subject_scene
@@ -50,6 +53,8 @@ from fluxtune.training.run import train
 
 HELD = {"bf16": "fp32", "int8-weights": "int8-weights", "int8": "int8", "fp8": "fp8", "nf4": "nf4"}
 """Precision -> what `memory.base_precision` says for it here."""
+WIDTHS = (144, 3072)
+"""Of the rows of most layers, in the embedded model and in FLUX.1-dev."""
 SEED = 101
 """Of the held-out pictures and their noise; the demo data set has another."""
 
@@ -158,35 +163,103 @@ class Comparison:
             }
 
 
+def weight_errors(width: int) -> dict[str, float]:
+    """How far weights of a normal distribution in rows of ``width`` are moved, root mean square against their own."""
+    layer = torch.nn.Linear(width, 256, bias=False)
+    weight = torch.randn(256, width, generator=torch.Generator().manual_seed(SEED))
+    identity = torch.eye(width)
+    errors = {}
+    for precision in list(HELD)[1:]:
+        assert is_quantized(precision)
+        seen = quantized_linear(layer, weight, precision, torch.float32, "cpu")(identity).T
+        errors[precision] = round(float((seen - weight).norm() / weight.norm()), 5)
+    return errors
+
+
+def tables_of(figures: dict[str, Any]) -> list[str]:
+    """The base models alone, the trainings, and the weights, as Markdown."""
+    bases, runs = figures["bases"], figures["runs"]
+    alone = [
+        [
+            f"`{name}`",
+            *(f"{bases[name][kind]:.4f}" for kind in ("scenes", "subject")),
+            _change(bases[name], bases["bf16"]),
+        ]
+        for name in bases
+    ]
+    trained = []
+    for name in HELD:
+        own = [run for run in runs if run["precision"] == name]
+        if own:
+            losses = [("loss", "scenes"), ("loss", "subject"), ("loss_as_trained", "subject")]
+            spread = [_spread([run[where][kind] for run in own], 4) for where, kind in losses]
+            shares = [_spread([100 * run[kind] for run in own], 0) for kind in ("subject_score", "ordinary_score")]
+            trained.append([f"`{name}`", str(len(own)), *spread, *shares])
+    errors = figures["weight_errors"]
+    moved = [[f"`{name}`", *(f"{errors[width][name]:.2%}" for width in errors)] for name in list(HELD)[1:]]
+    kinds = ("loss on ordinary scenes", "loss on the subject")
+    shares_of = ("subject, %", "ordinary prompts, %")
+    return [
+        _table(["base held in", *kinds, "both, against bf16"], alone),
+        _table(["base held in", "trainings", *kinds, "subject, on the base as trained", *shares_of], trained),
+        _table(["weights held in", *(f"rows of {width}" for width in errors)], moved),
+    ]
+
+
+def _change(losses: dict[str, float], plain: dict[str, float]) -> str:
+    return f"{sum(losses.values()) / sum(plain.values()) - 1:+.1%}"
+
+
+def _spread(values: list[float], digits: int) -> str:
+    """Mean and standard deviation over seeds."""
+    mean = statistics.mean(values)
+    return f"{mean:.{digits}f} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else f"{mean:.{digits}f}"
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def with_tables(page: str, tables: list[str]) -> str:
+    """The page with its tables, as many, replaced in their order."""
+    new = iter(tables)
+    return re.sub(r"(?m)(?:^\|.*\|\n)+", lambda _: f"{next(new)}\n", page)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=1100, help="of each training; the demo has 1100")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--precisions", nargs="+", choices=HELD, default=list(HELD))
+    parser.add_argument("--seeds", type=int, nargs="*", default=[1, 2, 3], help="of trainings; none: the bases alone")
     parser.add_argument("--prompts", type=int, default=60, help="of either sort, for the shares of pictures")
     parser.add_argument("--pictures", type=int, default=128, help="of either sort, for the losses")
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--page", type=Path, help="put the tables into this page")
     options = parser.parse_args()
     quiet_libraries()
     settings = {"steps": options.steps, "prompts": options.prompts, "pictures": options.pictures}
-    figures: dict[str, Any] = {"settings": settings, "bases": {}, "runs": []}
+    figures: dict[str, Any] = {"settings": settings, "runs": []}
     if options.output.exists():
         figures = json.loads(options.output.read_text(encoding="utf-8"))
         if figures["settings"] != settings:
             parser.error(f"{options.output} was begun with {figures['settings']}: name another file")
     options.output.parent.mkdir(parents=True, exist_ok=True)
+    done = {(run["precision"], run["seed"]) for run in figures["runs"]}
     with tempfile.TemporaryDirectory() as work, products_as_on_a_card():
         comparison = Comparison(options.steps, options.prompts, options.pictures, Path(work))
         figures["bases"] = {precision: comparison.losses(precision, None) for precision in HELD}
-        done = {(run["precision"], run["seed"]) for run in figures["runs"]}
-        for seed in options.seeds:
-            for precision in options.precisions:
-                if (precision, seed) in done:
-                    continue
+        figures["weight_errors"] = {str(width): weight_errors(width) for width in WIDTHS}
+        figures |= {"date": date.today().isoformat(), "cores": os.cpu_count(), "versions": versions()}
+        write_json(options.output, figures)
+        for precision, seed in ((each, seed) for seed in options.seeds for each in HELD):
+            if (precision, seed) not in done:
                 figures["runs"].append(comparison.run(precision, seed))
-                figures |= {"date": date.today().isoformat(), "cores": os.cpu_count(), "versions": versions()}
                 write_json(options.output, figures)
                 print(json.dumps(figures["runs"][-1]), flush=True)
+    tables = tables_of(figures)
+    print("\n\n".join(tables))
+    if options.page:
+        write_text(options.page, with_tables(options.page.read_text(encoding="utf-8"), tables))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, get_args
 
 import bitsandbytes as bnb
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from fluxtune.config.memory import MemoryConfig, Precision
@@ -20,6 +22,7 @@ KINDS = {
     "fp8": RowQuantizedLinear,
     "nf4": bnb.nn.Linear4bit,
 }
+GOLDEN = Path(__file__).parents[1] / "golden" / "torchao_rows.safetensors"
 DTYPES = [torch.float32, torch.bfloat16]
 ROWS, COLUMNS = 128, 256
 
@@ -113,18 +116,20 @@ def test_rows_quantised_a_few_at_a_time_are_the_same(
         assert torch.equal(part.view(torch.int8), whole.view(torch.int8))
 
 
-def test_values_and_scales_are_those_of_torchao() -> None:
-    torchao = pytest.importorskip("torchao.quantization")
-    configs = {"int8-weights": torchao.Int8WeightOnlyConfig, "fp8": torchao.Float8WeightOnlyConfig}
-    weight = weights_of_all_sizes()
-    weight[7] = 1.0  # zeros become NaN in its float8
-    for precision, config in configs.items():
-        layer = nn.Linear(COLUMNS, ROWS, bias=False)
-        layer.weight.data = weight.clone()
-        torchao.quantize_(layer, config(set_inductor_config=False))
-        values, scales = quantize_rows(weight, precision)  # type: ignore[arg-type]
-        assert torch.equal(values.view(torch.int8), layer.weight.qdata.view(torch.int8))
-        assert torch.equal(scales, layer.weight.scale)
+@row_wise
+def test_values_and_scales_are_those_of_torchao(precision: Any) -> None:
+    """The file holds what torchao 0.18.0 made of its `weight`: `quantize_` with `Int8WeightOnlyConfig()` and with
+    `Float8WeightOnlyConfig()`, then `qdata` and `scale` of the layer's weight."""
+    golden = load_file(GOLDEN)
+    values, scales = quantize_rows(golden["weight"], precision)
+    assert torch.equal(values.view(torch.int8), golden[f"{precision}.qdata"].view(torch.int8))
+    assert torch.equal(scales, golden[f"{precision}.scale"])
+
+
+@row_wise
+def test_a_row_of_zeros_stays_one(precision: Any) -> None:
+    values, scales = quantize_rows(weights_of_all_sizes(), precision)
+    assert bool((values[7].float() * scales[7] == 0).all())
 
 
 def test_a_weight_that_is_float8_already_is_held_as_it_is() -> None:
