@@ -38,7 +38,7 @@ from fluxtune.config.model import ModelConfig
 from fluxtune.environment.device import pick_device, versions
 from fluxtune.flux.flux1_names import NAMES
 from fluxtune.flux.load import load_transformer, open_base
-from fluxtune.memory.quantize import packed_tensors
+from fluxtune.memory.quantize import QuantizedPrecision, packed_tensors
 from fluxtune.nano import model_folder
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -150,11 +150,13 @@ def watched() -> Iterator[dict[str, int]]:
         thread.join()
 
 
-def weight_bytes(transformer: nn.Module) -> int:
+def weight_bytes(transformer: nn.Module, precision: QuantizedPrecision) -> int:
     """Bytes of all weights as they are held."""
     linears = {path: layer for path, layer in transformer.named_modules() if isinstance(layer, nn.Linear)}
-    quantised = {f"{path}.weight": layer for path, layer in linears.items() if type(layer) is not nn.Linear}
-    packed = sum(tensor.nbytes for layer in quantised.values() for tensor in packed_tensors(layer).values())
+    quantised: dict[str, nn.Module] = {
+        f"{path}.weight": layer for path, layer in linears.items() if type(layer) is not nn.Linear
+    }
+    packed = sum(tensor.nbytes for layer in quantised.values() for tensor in packed_tensors(layer, precision).values())
     return packed + sum(each.nbytes for name, each in transformer.named_parameters() if name not in quantised)
 
 
@@ -167,7 +169,7 @@ def load_once(settings: dict[str, Any]) -> dict[str, Any]:
         started = time.monotonic()
         transformer = load_transformer(base, memory, torch.bfloat16, device)
         seconds = time.monotonic() - started
-    weights = weight_bytes(transformer)
+    weights = weight_bytes(transformer, settings["precision"])
     # From the cache, a processor's weights are pages of its files, which count for no process.
     held = weights if device == "cpu" and seen["after"] > weights // 2 else 0
     figures = {

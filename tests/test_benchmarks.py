@@ -16,7 +16,7 @@ FOLDER = Path(__file__).parents[1] / "benchmarks"
 def script(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
     assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
@@ -64,3 +64,43 @@ def test_the_benchmark_of_loading_measures_shards_one_file_and_the_cache(tmp_pat
     assert len({load["weights_mib"] for load in loads[:3]}) == 1
     assert figures["bf16_mib"] > loads[0]["weights_mib"] > loads[3]["weights_mib"]
     assert not list(tmp_path.iterdir())
+
+
+def test_the_page_on_precisions_has_the_figures_that_were_measured() -> None:
+    precisions = script("precisions")
+    figures = json.loads((FOLDER / "results" / "precisions.json").read_text(encoding="utf-8"))
+    tables = precisions.tables_of(figures)
+    page = (FOLDER.parent / "docs" / "precisions.md").read_text(encoding="utf-8")
+    assert len(tables) == page.count("| ---: |\n") == 3
+    assert precisions.with_tables(page, tables) == page
+
+
+def test_the_benchmark_of_precisions_measures_the_base_in_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output, page = tmp_path / "precisions.json", tmp_path / "page.md"
+    page.write_text("Alone:\n\n| a |\n\nTrained:\n\n| a |\n\nWeights:\n\n| a |\n| b |\n\nEnd.\n")
+    asked = ["--seeds", "--pictures", "2", "--output", str(output), "--page", str(page)]
+    monkeypatch.setattr(sys, "argv", ["precisions.py", *asked])
+    script("precisions").main()
+    figures = json.loads(output.read_text())
+    losses = {name: figures["bases"][name]["scenes"] for name in ("bf16", "int8", "int8-weights", "fp8", "nf4")}
+    assert len(set(losses.values())) == 5
+    assert page.read_text().count("`nf4`") == 2
+    assert page.read_text().endswith("\n\nEnd.\n")
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_precisions_goes_on_from_what_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    precisions, output = script("precisions"), tmp_path / "precisions.json"
+    monkeypatch.setattr(precisions, "HELD", {"bf16": "fp32", "nf4": "nf4"})
+    sizes = ["--steps", "1", "--prompts", "2", "--pictures", "2"]
+    runs = []
+    for seeds in (["1"], ["1", "2"]):
+        monkeypatch.setattr(sys, "argv", ["precisions.py", *sizes, "--output", str(output), "--seeds", *seeds])
+        precisions.main()
+        runs.append(json.loads(output.read_text())["runs"])
+    assert [(run["precision"], run["seed"]) for run in runs[1]] == [("bf16", 1), ("nf4", 1), ("bf16", 2), ("nf4", 2)]
+    assert runs[1][:2] == runs[0]
+    assert all(0.1 < run["loss"]["scenes"] < 2 for run in runs[1])
+    assert capsys.readouterr().out.count("training_seconds") == 4

@@ -27,15 +27,19 @@ class KeepConfig(Section):
     everything: list[Count] = setting([], "How many blocks of each kind recompute nothing.")
 
 
+Precision = Literal["fp32", "bf16", "int8", "int8-weights", "fp8", "nf4"]
+
+
 class MemoryConfig(Section):
     """The toggles of the memory tiers."""
 
-    base_precision: Literal["fp32", "bf16", "int8", "nf4"] = setting(
-        "bf16", "How the frozen base is held: fp32, bf16, int8 or nf4 (the last two through bitsandbytes)."
+    base_precision: Precision = setting(
+        "bf16",
+        "How the frozen base is held: fp32, bf16, int8 (bitsandbytes; multiplies in 8 bits on a card), int8-weights or "
+        "fp8 (8 bits, multiplied in training.precision), or nf4 (4 bits, bitsandbytes). docs/precisions.md compares "
+        "them.",
     )
-    text_precision: Literal["fp32", "bf16", "int8", "nf4"] = setting(
-        "bf16", "How the text encoders are held while captions are encoded."
-    )
+    text_precision: Precision = setting("bf16", "How the text encoders are held while captions are encoded.")
     modulation: Literal["card", "ahead", "auto"] = setting(
         "card",
         "Where the modulation (adaLN) weights live, 27 % of the model: card; ahead, in system memory and unquantised, "

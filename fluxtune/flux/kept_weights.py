@@ -39,7 +39,7 @@ class KeptWeights:
         if key not in self.missing:
             return packed_linear(layer, self.store.read(key), self.precision, self.dtype, self.device)
         made = quantize()
-        self.write(key, packed_tensors(made))
+        self.write(key, packed_tensors(made, self.precision))
         return made
 
 

@@ -44,10 +44,8 @@ from fluxtune.hub.layouts import INDEX, base_model
 from fluxtune.hub.locate import locate
 from fluxtune.memory.heap import trim_heap
 from fluxtune.memory.offload import spread, stream_blocks
+from fluxtune.memory.quantize import QUANTIZATIONS
 
-TEXT_KEEPS = {"int8": ("wo",)}
-"""Layers of the text encoders that stay as they are: int8 products pass through float16, whose range T5's last
-projections exceed."""
 VAE_TILE = 512
 """Side of the VAE's tiles, in pixels. Neighbours share a quarter of it, over which they are blended."""
 
@@ -313,8 +311,7 @@ def load_text_pipeline(
     """
     precision = memory.text_precision
     held = DTYPES.get(precision, dtype)
-    kept = TEXT_KEEPS.get(precision, ())
-    holding = Holding(dtype, device, precision, lambda path: path.rpartition(".")[2] not in kept)
+    holding = Holding(dtype, device, precision, lambda path: is_text_quantized(path, precision))
     encoders = {
         "text_encoder": _load(base, "text_encoder", _empty(base, "text_encoder"), Holding(held, device)),
         "text_encoder_2": _load(
@@ -323,6 +320,12 @@ def load_text_pipeline(
     }
     with _told_as_damage(base.folder):
         return _pipeline_class(base).from_pretrained(base.folder, transformer=None, vae=None, **encoders)
+
+
+def is_text_quantized(path: str, precision: str) -> bool:
+    """Whether a linear layer of the long text encoder is quantised, where the precision says so."""
+    # Products through float16 exceed its range in T5's last projections.
+    return not (QUANTIZATIONS[precision].float16_products and path.endswith(".wo"))
 
 
 def _load(base: Base, part: str, module: Any, holding: Holding, keeps: bool = False, on_event: Sink = ignore) -> Any:

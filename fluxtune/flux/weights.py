@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias, get_args
+from typing import Any, TypeAlias
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,7 +23,7 @@ from fluxtune.events import Progress, Sink
 from fluxtune.flux.kept_weights import KeptWeights
 from fluxtune.memory.heap import trim_heap
 from fluxtune.memory.offload import to_system_memory
-from fluxtune.memory.quantize import QuantizedPrecision, quantized_linear, replace_module
+from fluxtune.memory.quantize import QuantizedPrecision, is_quantized, quantized_linear, replace_module
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _REPORT_SECONDS = 0.5
@@ -82,7 +82,7 @@ class Holding:
     @property
     def quantized(self) -> QuantizedPrecision | None:
         """The precision, where it is one that quantises."""
-        return next((known for known in get_args(QuantizedPrecision) if known == self.precision), None)
+        return self.precision if is_quantized(self.precision) else None
 
     @property
     def plain(self) -> torch.dtype:
@@ -159,7 +159,8 @@ def _quantized(
     layer: nn.Linear, path: str, weight: Weight, precision: QuantizedPrecision, holding: Holding
 ) -> nn.Module:
     def quantize() -> nn.Module:
-        source = weight.to(device=holding.device, dtype=holding.dtype)
+        # What is stored in float8 without a scale need not be rounded again.
+        source = weight if isinstance(weight, torch.Tensor) else weight.to(holding.device, holding.dtype)
         return quantized_linear(layer, source, precision, holding.dtype, holding.device)
 
     return holding.kept.take(path, layer, quantize) if holding.kept else quantize()

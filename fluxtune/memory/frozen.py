@@ -1,7 +1,8 @@
-"""What the backward of a frozen linear layer needs: its weight, however it is held."""
+"""What frozen linear layers have in common, however they hold their weights."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,3 +28,14 @@ def weight_of(layer: nn.Module, dtype: torch.dtype) -> torch.Tensor:
         held = dequantize_4bit(held.data, state)
     weight = held.to(dtype)
     return weight
+
+
+def asked_in(dtype: torch.dtype, layer: nn.Module) -> nn.Module:
+    """``layer``, which takes its input in ``dtype`` from now on: under autocast, norms hand on float32, and
+    bitsandbytes answers in the precision that it is asked in: all activations would be float32 from there on."""
+    layer.register_forward_pre_hook(partial(_cast_input, dtype))
+    return layer
+
+
+def _cast_input(dtype: torch.dtype, module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    return (inputs[0].to(dtype), *inputs[1:])

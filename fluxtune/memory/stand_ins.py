@@ -1,7 +1,7 @@
-"""Layers that hold and allocate what bitsandbytes' do, on tensors without content: its own refuse those.
+"""Layers that hold and allocate what quantised ones do, on tensors without content: bitsandbytes refuses those.
 
-They follow bitsandbytes 0.50 (`autograd/_functions.py`, `functional.py`, `backends/cuda/ops.py`). Where it may choose a
-fused 4-bit product for few tokens, they take the other way, which needs more.
+They follow bitsandbytes 0.50 (`autograd/_functions.py`, `functional.py`, `backends/cuda/ops.py`) and `row_wise`. Where
+bitsandbytes may choose a fused 4-bit product for few tokens, they take the other way, which needs more.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ class QuantizedStandIn(nn.Linear):
     def __init__(self, layer: nn.Linear, precision: QuantizedPrecision, dtype: torch.dtype, as_cuda: bool) -> None:
         super().__init__(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta", dtype=dtype)
         self.requires_grad_(False)
-        self.precision, self.dtype, self.as_cuda = precision, dtype, as_cuda
+        self.precision, self.dtype = precision, dtype
+        self.rounds_inputs = precision == "int8" and as_cuda
         values = layer.in_features * layer.out_features
         if precision == "nf4":
             # Labelled with the precision of the products, as the real ones are.
@@ -67,7 +68,7 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, activations: torch.Tensor, layer: QuantizedStandIn) -> torch.Tensor:
         ctx.layer = layer
-        product = _nf4_product if layer.precision == "nf4" else _int8_product
+        product = _nf4_product if layer.precision == "nf4" else _eight_bit_product
         return kept_product(lambda: product(activations, layer))
 
     @staticmethod
@@ -82,9 +83,9 @@ def _nf4_product(activations: torch.Tensor, layer: QuantizedStandIn) -> torch.Te
     return functional.linear(activations, _unpacked(layer), layer.bias)
 
 
-def _int8_product(activations: torch.Tensor, layer: QuantizedStandIn) -> torch.Tensor:
-    """`eight_bit.FrozenLinear8bit`: `MatMul8bitLt` or, on a processor, `MatMul8bitFp`."""
-    if not layer.as_cuda:
+def _eight_bit_product(activations: torch.Tensor, layer: QuantizedStandIn) -> torch.Tensor:
+    """`row_wise.RowQuantizedLinear` and `eight_bit.FrozenLinear8bit`, which on a card multiplies in 8 bits."""
+    if not layer.rounds_inputs:
         return functional.linear(activations, _unpacked(layer), layer.bias)
     rows = activations.reshape(-1, activations.shape[-1])
     # They live until the end, as the local names there do.

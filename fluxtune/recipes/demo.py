@@ -112,27 +112,31 @@ def copy_pictures(folder: Path) -> Path:
 
 def score_lora(base: Path, lora: Path, seeds: Sequence[int], prompts: int = 60) -> Scores:
     """Scores of a LoRA file on a base model's folder: for each seed, `prompts` prompts of either sort."""
-    from fluxtune.nano.judge import Judge
-    from fluxtune.recipes.nano.measure import open_pipeline, pictures_of, shares
+    from fluxtune.recipes.nano.measure import open_pipeline
 
-    judge, pipeline = Judge.load(), open_pipeline(base)
-    triggers, ordinary = trigger_prompts(prompts), held_out_prompts(prompts)
-
-    def measure() -> tuple[float, float, float]:
-        """Subject shown on trigger prompts, all attributes right on ordinary ones, subject shown on those."""
-        asked = [verdict for seed in seeds for verdict in judge.look(pictures_of(pipeline, triggers, seed))]
-        texts = [prompt.prompt for prompt in ordinary]
-        others = [verdict for seed in seeds for verdict in judge.look(pictures_of(pipeline, texts, seed))]
-        return (
-            sum(verdict.subject for verdict in asked) / len(asked),
-            shares(others, ordinary * len(seeds))["all"],
-            sum(verdict.subject for verdict in others) / len(others),
-        )
-
-    subject_before, retention_before, _ = measure()
+    pipeline = open_pipeline(base)
+    subject_before, retention_before, _ = score_pipeline(pipeline, seeds, prompts)
     pipeline.load_lora_weights(lora.parent, weight_name=lora.name)
-    subject_after, retention_after, leaked = measure()
+    subject_after, retention_after, leaked = score_pipeline(pipeline, seeds, prompts)
     return Scores(subject_before, subject_after, retention_before, retention_after, leaked, prompts * len(seeds))
+
+
+def score_pipeline(pipeline: Any, seeds: Sequence[int], prompts: int) -> tuple[float, float, float]:
+    """Shares of pictures: of trigger prompts that show the subject, of ordinary prompts that show all that is asked,
+    and of those that show the subject."""
+    from fluxtune.nano.judge import Judge
+    from fluxtune.recipes.nano.measure import pictures_of, shares
+
+    judge = Judge.load()
+    triggers, ordinary = trigger_prompts(prompts), held_out_prompts(prompts)
+    asked = [verdict for seed in seeds for verdict in judge.look(pictures_of(pipeline, triggers, seed))]
+    texts = [prompt.prompt for prompt in ordinary]
+    others = [verdict for seed in seeds for verdict in judge.look(pictures_of(pipeline, texts, seed))]
+    return (
+        sum(verdict.subject for verdict in asked) / len(asked),
+        shares(others, ordinary * len(seeds))["all"],
+        sum(verdict.subject for verdict in others) / len(others),
+    )
 
 
 def main() -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from accelerate import init_empty_weights
@@ -14,13 +14,13 @@ from fluxtune import rng
 from fluxtune.config.schema import Config
 from fluxtune.dataset.images import Size
 from fluxtune.flux.empty import empty_text_encoder, empty_transformer, empty_vae, transformer_config
-from fluxtune.flux.load import DTYPES, TEXT_KEEPS, Base, is_held_quantized, streamed_blocks, tile
+from fluxtune.flux.load import DTYPES, Base, is_held_quantized, is_text_quantized, streamed_blocks, tile
 from fluxtune.flux.modulation import compute_ahead
 from fluxtune.lora.adapter import adapter_parameters, as_saved, attach, scale_of
 from fluxtune.memory.forecast import Forecast, phase_peaks, thinned
 from fluxtune.memory.ledger import TEMPORARIES, Ledger
 from fluxtune.memory.offload import stream_blocks
-from fluxtune.memory.quantize import QuantizedPrecision, replace_module
+from fluxtune.memory.quantize import QuantizedPrecision, is_quantized, replace_module
 from fluxtune.memory.simulate import DEVICE, SimulatedTransfers, give_content, simulate
 from fluxtune.memory.stand_ins import QuantizedStandIn
 from fluxtune.training.ema import MovingAverage
@@ -81,9 +81,8 @@ def foresee_training(work: Work) -> Forecast:
 def _encoding_captions(work: Work) -> Ledger:
     base, precision = work.base, work.config.memory.text_precision
     encoders = [empty_text_encoder(base.folder, part) for part in base.text_encoders]
-    if precision in get_args(QuantizedPrecision):
-        kept = TEXT_KEEPS.get(precision, ())
-        _put_stand_ins(encoders[-1], precision, work, lambda path: path.rpartition(".")[2] not in kept)
+    if is_quantized(precision):
+        _put_stand_ins(encoders[-1], precision, work, lambda path: is_text_quantized(path, precision))
 
     def build(ledger: Ledger) -> list[Any]:
         with ledger.phase("encode captions"):
@@ -140,7 +139,7 @@ def _training(work: Work) -> Ledger:
     memory, precision = settled_memory(config, base.family), config.memory.base_precision
     if memory.modulation == "ahead":
         compute_ahead(transformer, base.family)
-    if precision in get_args(QuantizedPrecision):
+    if is_quantized(precision):
         _put_stand_ins(transformer, precision, work, lambda path: is_held_quantized(path, base.family, memory))
     with init_empty_weights():
         attach(transformer, config.lora, base.family, rng.derive(config.training.seed, "adapter"))
@@ -183,7 +182,7 @@ def _load(transformer: Any, work: Work, ledger: Ledger, transfers: SimulatedTran
     if streamed:
         stream_blocks([transformer.get_submodule(block) for block in streamed], DEVICE, transfers=transfers)
     _claim_weights(transformer, ledger)
-    if precision in get_args(QuantizedPrecision):
+    if is_quantized(precision):
         largest = max(
             each.in_features * each.out_features for each in transformer.modules() if isinstance(each, nn.Linear)
         )

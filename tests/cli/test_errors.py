@@ -36,7 +36,8 @@ def test_all_mistakes_of_a_configuration_are_shown_at_once(fluxtune: Callable, t
         "\n"
         "hint: write it without quotes: learning_rate = 1e-4\n"
         "\n"
-        'error: fluxtune.toml:6: memory.base_precision is "int4": wanted one of "fp32", "bf16", "int8", "nf4"\n'
+        'error: fluxtune.toml:6: memory.base_precision is "int4": wanted one of "fp32", "bf16", "int8", '
+        '"int8-weights", "fp8", "nf4"\n'
         "\n"
         'hint: did you mean "int8"?\n'
         "\n"

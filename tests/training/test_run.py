@@ -209,7 +209,7 @@ def test_preservation_acts(tiny_flux: Path, few_pictures: Path, tmp_path: Path, 
     assert not same_tensors(*tensors)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8", "nf4"])
+@pytest.mark.parametrize("precision", ["fp32", "int8", "int8-weights", "fp8", "nf4"])
 @pytest.mark.parametrize("recompute", ["none", "all"])
 @pytest.mark.parametrize("optimizer", ["adamw", "adamw-8bit"])
 def test_every_way_to_save_memory_trains(
