@@ -102,7 +102,7 @@ def products_as_on_a_card() -> Iterator[None]:
         result: torch.Tensor = MatMul8bitLt.apply(x, layer.weight, None, layer.bias, layer.state)
         return result.to(x.dtype)
 
-    FrozenLinear8bit.product = product  # type: ignore[method-assign]
+    FrozenLinear8bit.product = product  # type: ignore[assignment,method-assign]
     try:
         yield
     finally:
@@ -168,7 +168,7 @@ def weight_errors(width: int) -> dict[str, float]:
     layer = torch.nn.Linear(width, 256, bias=False)
     weight = torch.randn(256, width, generator=torch.Generator().manual_seed(SEED))
     identity = torch.eye(width)
-    errors = {}
+    errors: dict[str, float] = {}
     for precision in list(HELD)[1:]:
         assert is_quantized(precision)
         seen = quantized_linear(layer, weight, precision, torch.float32, "cpu")(identity).T
