@@ -102,7 +102,7 @@ def products_as_on_a_card() -> Iterator[None]:
         result: torch.Tensor = MatMul8bitLt.apply(x, layer.weight, None, layer.bias, layer.state)
         return result.to(x.dtype)
 
-    FrozenLinear8bit.product = product  # type: ignore[method-assign, assignment]
+    FrozenLinear8bit.product = product  # type: ignore[assignment,method-assign]
     try:
         yield
     finally:

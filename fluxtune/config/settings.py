@@ -126,7 +126,7 @@ def _sections(table: dict[str, Any], tables: dict[str, Any], prefix: str) -> lis
     for name, entry in table["properties"].items():
         if "$ref" in entry:
             section = _target(entry, tables)
-            found.append((f"{prefix}{name}", section["description"]))
+            found.append((f"{prefix}{name}", section["description"].partition("\n")[0]))
             found += _sections(section, tables, f"{prefix}{name}.")
     return found
 

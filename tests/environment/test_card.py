@@ -9,8 +9,8 @@ from pathlib import Path
 import fake_nvidia_smi
 import pytest
 
+from fluxtune.environment import card
 from fluxtune.environment.card import Card, Holder, look
-from fluxtune.environment.device import card
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the stand-in is a shell script")
 ROOT = Path(__file__).parents[2]
@@ -77,6 +77,6 @@ def test_without_nvidia_smi_there_is_nothing_to_tell(monkeypatch: pytest.MonkeyP
 
 
 def test_what_the_set_up_asks_needs_nothing_installed() -> None:
-    asked = "from fluxtune.environment.device import card, torch_builds; print(card.look().installed in (True, False))"
+    asked = "from fluxtune.environment import card, torch_builds; print(card.look().installed in (True, False))"
     alone = [sys.executable, "-I", "-S", "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); {asked}"]
     assert subprocess.run(alone, capture_output=True, text=True, check=True).stdout == "True\n"

@@ -14,7 +14,7 @@ from torch import nn
 from fluxtune.config.lora import LoraConfig
 from fluxtune.config.memory import MemoryConfig
 from fluxtune.config.model import ModelConfig
-from fluxtune.config.training import TrainingConfig
+from fluxtune.config.schema import Config
 from fluxtune.flux.denoise import Request, generate
 from fluxtune.flux.load import Base, image_pipeline, load_transformer, load_vae, open_base
 from fluxtune.lora.adapter import adapter_parameters, attach
@@ -54,6 +54,9 @@ def batch() -> MicroBatch:
     return MicroBatch(latents, noise, torch.tensor([0.3, 0.8]), text)
 
 
+FLOAT32 = {"training": {"precision": "fp32"}, "memory": {"base_precision": "fp32"}}
+
+
 @dataclass(frozen=True)
 class Pass:
     """What a step computes: the loss, the gradient of the noisy latents, and of each adapter weight."""
@@ -65,7 +68,7 @@ class Pass:
 
 def learner_of(base: Base, transformer: Any, learning_rate: float = 1e-2) -> Learner:
     parameters = list(adapter_parameters(transformer).values())
-    accelerator = make_accelerator(TrainingConfig(precision="fp32"), "cpu")
+    accelerator = make_accelerator(Config.model_validate(FLOAT32), "cpu")
     optimizer = accelerator.prepare_optimizer(torch.optim.SGD(parameters, lr=learning_rate))
     return Learner(base.family, transformer, optimizer, accelerator, parameters, torch.float32, 1.0, 0.0)
 

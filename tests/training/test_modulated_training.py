@@ -19,7 +19,7 @@ from fluxtune.flux.load import DTYPES, Base, load_transformer, open_base
 from fluxtune.flux.modulation import RowLinear, foreseen, is_modulation
 from fluxtune.lora.adapter import adapter_parameters, attach
 from fluxtune.training import foresight
-from fluxtune.training.load import make_accelerator
+from fluxtune.training.load import make_accelerator, recompute
 from fluxtune.training.preflight import preflight, settled_memory
 from fluxtune.training.prepare import prepare
 from fluxtune.training.prior import Prior
@@ -64,9 +64,8 @@ def learner_for(base: Base, modulation: str, config: Config) -> Learner:
     generator = torch.Generator().manual_seed(1)
     for parameter in parameters:
         parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
-    if config.memory.recompute == "all":
-        transformer.enable_gradient_checkpointing()
-    accelerator = make_accelerator(config.training, "cpu")
+    recompute(transformer, base.family, config.memory)
+    accelerator = make_accelerator(config, "cpu")
     optimizer = accelerator.prepare_optimizer(torch.optim.SGD(parameters, lr=0.1))
     return Learner(base.family, transformer.train(), optimizer, accelerator, parameters, dtype, 1.0, 0.0)
 
