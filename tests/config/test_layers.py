@@ -207,7 +207,7 @@ def test_mistakes_of_all_layers_are_told_at_once_each_at_its_place(tmp_path: Pat
             "[memory]\nqqqq = 1",
             "fluxtune.toml:2",
             "unknown setting memory.qqqq",
-            "the settings of [memory] are base_precision, text_precision, recompute",
+            "the settings of [memory] are base_precision, text_precision, recompute, cache_quantized",
         ),
         (
             "[dataset]\nbuckets = 'False'",
@@ -263,7 +263,7 @@ def test_mistakes_of_all_layers_are_told_at_once_each_at_its_place(tmp_path: Pat
             "memory = 5",
             "fluxtune.toml:1",
             "memory is 5: wanted a section of settings",
-            "name one of its settings: base_precision, text_precision, recompute",
+            "name one of its settings: base_precision, text_precision, recompute, cache_quantized",
         ),
         (
             "[dataset]\nfolders = ['photos']",
