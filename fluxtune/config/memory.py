@@ -50,7 +50,6 @@ class MemoryConfig(Section):
         "Gradient checkpointing: all recomputes blocks in the backward pass, save what memory.keep says; none keeps "
         "everything.",
     )
-    keep: KeepConfig = section(KeepConfig, "What blocks keep all the same, by kind of block.")
     streamed_blocks: int = setting(
         0,
         "How many of the transformer's blocks live in system memory and are copied to the card ahead of use; spread "
@@ -72,3 +71,4 @@ class MemoryConfig(Section):
         "Keep quantised weights in the cache, so that the next start takes seconds; FLUX.1 takes 12 GB of disk in "
         "8 bits, 6 GB in NF4.",
     )
+    keep: KeepConfig = section(KeepConfig, "What blocks keep all the same, by kind of block.")

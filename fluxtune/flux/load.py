@@ -340,7 +340,7 @@ def _load(base: Base, part: str, module: Any, holding: Holding, keeps: bool = Fa
     where = str(base.files.get(part, base.folder / part))
     weights = checked(stream(files, names, shapes), shapes, where, names.hints)
     total = sum(weight.nbytes for _, weight in stream(files, names, shapes, content=False))
-    weights = told(weights, total, f"load {part}", on_event)
+    weights = told(weights, total, f"load {part.replace('_', ' ')}", on_event)
     if keeps and (precision := holding.quantized):
         linears = {path: layer for path, layer in module.named_modules() if type(layer) is nn.Linear}
         layers = {path: layer for path, layer in linears.items() if holding.quantises(path)}

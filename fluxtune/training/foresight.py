@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from functools import partial
 
 import torch
@@ -22,9 +23,13 @@ def looking_ahead(config: TrainingConfig, learner: Learner, source: SampleSource
     together = max(1, _SAMPLES_AHEAD // (config.batch_size * config.accumulation))
     for start in range(first_step, config.steps, together):
         end = min(start + together, config.steps)
-        micro_steps = range(start * config.accumulation, end * config.accumulation)
-        with foreseen(learner.transformer, partial(_call_each, learner, source, micro_steps)):
+        with foreseeing(learner, source, range(start * config.accumulation, end * config.accumulation)):
             yield from range(start, end)
+
+
+def foreseeing(learner: Learner, source: SampleSource, micro_steps: range) -> AbstractContextManager[None]:
+    """Inside, the modulation of the forward calls of some micro-steps is there."""
+    return foreseen(learner.transformer, partial(_call_each, learner, source, micro_steps))
 
 
 def _call_each(learner: Learner, source: SampleSource, micro_steps: range) -> None:

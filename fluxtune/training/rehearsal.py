@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 
+from fluxtune.training.foresight import foreseeing
 from fluxtune.training.optimizers import missing_state
 from fluxtune.training.samples import SampleSource
 from fluxtune.training.step import Learner, learn, preserve
@@ -22,9 +23,10 @@ def rehearse(learner: Learner, source: SampleSource) -> None:
     samples = source.at(0)
     device = learner.accelerator.device
     optimizer_state = torch.empty(missing_state(learner.optimizer), dtype=torch.uint8, device=device)
-    learn(learner, samples.subject)
-    if samples.preserved is not None:
-        preserve(learner, samples.preserved, 0.0)
+    with foreseeing(learner, source, range(1)):
+        learn(learner, samples.subject)
+        if samples.preserved is not None:
+            preserve(learner, samples.preserved, 0.0)
     for parameter in learner.parameters:
         parameter.grad = None
     del optimizer_state

@@ -105,7 +105,7 @@ def plain(base: Base) -> Pass:
 def unpacked(layer: nn.Module) -> torch.Tensor:
     """The weight that a quantised layer stands for."""
     if isinstance(layer, RowQuantizedLinear):
-        return layer.unpacked()
+        return layer.unpacked(torch.float32)
     if isinstance(layer, FrozenLinear4bit):
         return layer.unpacked(torch.float32)
     if isinstance(layer, bnb.nn.Linear4bit):

