@@ -41,8 +41,9 @@ from fluxtune.dataset.images import fit, open_image, to_pixels
 from fluxtune.dataset.pictures import read_folders
 from fluxtune.environment.device import versions
 from fluxtune.events import ignore
+from fluxtune.flux.base import Base, open_base
 from fluxtune.flux.denoise import encode_prompt
-from fluxtune.flux.load import Base, load_text_pipeline, load_vae, open_base
+from fluxtune.flux.load import load_text_pipeline, load_vae
 from fluxtune.training.encode import encode_captions, encode_pictures
 from fluxtune.training.examples import Prepared, examples_of, text_keys_of
 

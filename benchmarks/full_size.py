@@ -30,8 +30,9 @@ from fluxtune.config.layers import resolve
 from fluxtune.config.schema import Config
 from fluxtune.environment.device import memory_in_use, pick_device, versions
 from fluxtune.flux.families import FLUX1
-from fluxtune.flux.load import DTYPES, build_transformer, free_memory
+from fluxtune.flux.load import build_transformer, free_memory
 from fluxtune.flux.modulation import foreseen
+from fluxtune.flux.weights import DTYPES
 from fluxtune.lora.adapter import adapter_parameters, attach
 from fluxtune.training.load import make_accelerator, recompute
 from fluxtune.training.optimizers import make_optimizer

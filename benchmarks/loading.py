@@ -36,8 +36,9 @@ from transformers import T5EncoderModel  # noqa: F401  (the same)
 from fluxtune.config.memory import MemoryConfig
 from fluxtune.config.model import ModelConfig
 from fluxtune.environment.device import pick_device, versions
+from fluxtune.flux.base import open_base
 from fluxtune.flux.flux1_names import NAMES
-from fluxtune.flux.load import load_transformer, open_base
+from fluxtune.flux.load import load_transformer
 from fluxtune.memory.quantize import QuantizedPrecision, packed_tensors
 from fluxtune.nano import model_folder
 

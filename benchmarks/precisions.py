@@ -37,8 +37,9 @@ from fluxtune.config.schema import Config
 from fluxtune.dataset.images import to_pixels
 from fluxtune.environment.device import quiet_libraries, versions
 from fluxtune.files import write_json, write_text
+from fluxtune.flux.base import Base, open_base
 from fluxtune.flux.denoise import encode_prompt
-from fluxtune.flux.load import Base, load_text_pipeline, load_transformer, load_vae, open_base
+from fluxtune.flux.load import load_text_pipeline, load_transformer, load_vae
 from fluxtune.flux.objective import flow_matching_loss, interpolate, velocity_target
 from fluxtune.lora.adapter import attach, start_from
 from fluxtune.lora.files import read_lora

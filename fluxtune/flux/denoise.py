@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from PIL import Image
 
+from fluxtune.flux.base import Base
 from fluxtune.flux.families import Text
-from fluxtune.flux.load import Base
 from fluxtune.flux.modulation import foreseen
 
 _STEPS_AHEAD = 256

@@ -16,18 +16,11 @@ from fluxtune import files
 from fluxtune.environment.device import pick_device, warn_of_the_processor, warn_without_bf16
 from fluxtune.errors import UsageError
 from fluxtune.events import Phase, Progress, Sink, ignore
+from fluxtune.flux.base import Base, open_base
 from fluxtune.flux.denoise import Request, encode_prompt, generate, looking_ahead
 from fluxtune.flux.families import Text
-from fluxtune.flux.load import (
-    DTYPES,
-    Base,
-    free_memory,
-    image_pipeline,
-    load_text_pipeline,
-    load_transformer,
-    load_vae,
-    open_base,
-)
+from fluxtune.flux.load import free_memory, image_pipeline, load_text_pipeline, load_transformer, load_vae
+from fluxtune.flux.weights import DTYPES
 from fluxtune.lora.files import read_metadata
 from fluxtune.memory.shortage import fits_in_memory
 from fluxtune.nano import EMBEDDED

@@ -19,7 +19,7 @@ from torch import nn
 
 from fluxtune.errors import BaseModelError, some_names
 from fluxtune.files import sha256_of
-from fluxtune.flux.load import Base
+from fluxtune.flux.base import Base
 from fluxtune.lora.files import converted, read_metadata
 from fluxtune.nano import EMBEDDED
 from fluxtune.sampling.request import LoraUse

@@ -10,8 +10,8 @@ from typing import Any
 from PIL.PngImagePlugin import PngInfo
 
 from fluxtune.environment.device import versions
+from fluxtune.flux.base import Base
 from fluxtune.flux.denoise import Request
-from fluxtune.flux.load import Base
 from fluxtune.sampling.loras import Lora
 from fluxtune.sampling.request import SampleRequest
 

@@ -24,8 +24,9 @@ from fluxtune.dataset.masks import checked_mask, on_tokens
 from fluxtune.errors import BaseModelError, DataError
 from fluxtune.events import Progress, Sink
 from fluxtune.files import sha256_of
+from fluxtune.flux.base import Base
 from fluxtune.flux.denoise import encode_prompt
-from fluxtune.flux.load import Base, load_text_pipeline, load_vae
+from fluxtune.flux.load import load_text_pipeline, load_vae
 from fluxtune.training.examples import Example, Prepared
 
 Entries: TypeAlias = Generator[tuple[str, dict[str, torch.Tensor]], None, None]

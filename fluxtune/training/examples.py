@@ -17,9 +17,10 @@ from fluxtune.dataset.cache import Store, key_of
 from fluxtune.dataset.captions import mirrored, with_class
 from fluxtune.dataset.images import CENTRE, Crop, crops_of
 from fluxtune.dataset.pictures import Picture
+from fluxtune.flux.base import Base
 from fluxtune.flux.denoise import Request
 from fluxtune.flux.families import Text
-from fluxtune.flux.load import VAE_TILE, Base
+from fluxtune.flux.load import VAE_TILE
 
 _CACHE_FORMAT = 2
 

@@ -13,8 +13,10 @@ from fluxtune.config.memory import MemoryConfig
 from fluxtune.config.schema import Config
 from fluxtune.errors import UsageError
 from fluxtune.events import Phase, Sink
+from fluxtune.flux.base import Base
 from fluxtune.flux.families import Family
-from fluxtune.flux.load import DTYPES, Base, load_transformer
+from fluxtune.flux.load import load_transformer
+from fluxtune.flux.weights import DTYPES
 from fluxtune.lora.adapter import adapter_parameters, attach, start_from
 from fluxtune.lora.files import read_lora
 from fluxtune.memory.activations import ActivationOffload

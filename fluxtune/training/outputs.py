@@ -10,7 +10,7 @@ from pathlib import Path
 from fluxtune import __version__
 from fluxtune.config.schema import Config
 from fluxtune.events import Sink
-from fluxtune.flux.load import DTYPES
+from fluxtune.flux.weights import DTYPES
 from fluxtune.lora.adapter import adapter_layers, as_saved, scale_of
 from fluxtune.lora.files import write_lora
 from fluxtune.lora.metadata import LoraFacts

@@ -14,9 +14,9 @@ from fluxtune.dataset.pictures import CaptionBare, Picture, check_folders, pictu
 from fluxtune.environment.device import pick_device, versions, warn_of_the_processor, warn_without_bf16
 from fluxtune.errors import ConfigError, FluxtuneError, Refusal, UsageError, some_names
 from fluxtune.events import Phase, Sink, Warning
+from fluxtune.flux.base import Base, open_base
 from fluxtune.flux.empty import empty_transformer, transformer_config
 from fluxtune.flux.families import Family
-from fluxtune.flux.load import Base, open_base
 from fluxtune.lora.adapter import require_fit
 from fluxtune.lora.files import read_lora
 from fluxtune.lora.targets import target_layers, targeted_embedders

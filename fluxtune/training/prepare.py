@@ -18,8 +18,10 @@ from fluxtune.dataset.shape_checks import check_shapes
 from fluxtune.environment.folders import cache_folder
 from fluxtune.events import Phase, Sink, Warning
 from fluxtune.files import require_space
+from fluxtune.flux.base import Base
 from fluxtune.flux.denoise import Request
-from fluxtune.flux.load import DTYPES, Base, free_memory
+from fluxtune.flux.load import free_memory
+from fluxtune.flux.weights import DTYPES
 from fluxtune.training.encode import encode_captions, encode_pictures, fit_masks
 from fluxtune.training.examples import Example, Prepared, examples_of, text_keys_of
 from fluxtune.training.prior import prior_requests

@@ -8,9 +8,10 @@ from typing import Any
 from fluxtune import files
 from fluxtune.config.schema import Config
 from fluxtune.events import Phase, Preview, Sink
+from fluxtune.flux.base import Base
 from fluxtune.flux.denoise import Request, generate, looking_ahead
 from fluxtune.flux.families import Text
-from fluxtune.flux.load import Base, free_memory, image_pipeline, load_vae
+from fluxtune.flux.load import free_memory, image_pipeline, load_vae
 from fluxtune.runs import Run
 from fluxtune.training.examples import Prepared
 

@@ -13,9 +13,10 @@ from fluxtune import rng
 from fluxtune.config.schema import Config
 from fluxtune.dataset.cache import key_of
 from fluxtune.events import Phase, Progress, Sink
+from fluxtune.flux.base import Base
 from fluxtune.flux.denoise import Request, generate_latents, looking_ahead
 from fluxtune.flux.families import Text
-from fluxtune.flux.load import Base, free_memory, image_pipeline, load_vae
+from fluxtune.flux.load import free_memory, image_pipeline, load_vae
 from fluxtune.training.examples import Prepared
 
 _DENOISING_STEPS = 20

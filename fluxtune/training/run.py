@@ -23,7 +23,7 @@ from fluxtune.errors import (
     UsageError,
 )
 from fluxtune.events import Error, Event, Phase, Result, Resumed, RunStarted, Sink, as_record, ignore
-from fluxtune.flux.load import DTYPES
+from fluxtune.flux.weights import DTYPES
 from fluxtune.memory.shortage import fits_in_memory
 from fluxtune.runs import Run, require_unused
 from fluxtune.training.captions import AskCaptioner, as_recorded, record_captions

@@ -13,9 +13,11 @@ from torch import nn
 from fluxtune import rng
 from fluxtune.config.schema import Config
 from fluxtune.dataset.images import Size
+from fluxtune.flux.base import Base
 from fluxtune.flux.empty import empty_text_encoder, empty_transformer, empty_vae, transformer_config
-from fluxtune.flux.load import DTYPES, Base, is_held_quantized, is_text_quantized, streamed_blocks, tile
+from fluxtune.flux.load import is_held_quantized, is_text_quantized, streamed_blocks, tile
 from fluxtune.flux.modulation import compute_ahead
+from fluxtune.flux.weights import DTYPES
 from fluxtune.lora.adapter import adapter_parameters, as_saved, attach, scale_of
 from fluxtune.memory.forecast import Forecast, phase_peaks, thinned
 from fluxtune.memory.ledger import TEMPORARIES, Ledger

@@ -9,8 +9,8 @@ from fluxtune.config.model import ModelConfig
 from fluxtune.dataset.caption_checks import ESTIMATES, TokenLimit
 from fluxtune.errors import BaseModelError, some_names
 from fluxtune.events import Sink, Warning
+from fluxtune.flux.base import Base, base_in, load_tokenizers
 from fluxtune.flux.families import FLUX1
-from fluxtune.flux.load import Base, base_in, load_tokenizers
 from fluxtune.hub.locate import at_hand
 
 

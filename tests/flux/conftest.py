@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fluxtune.config.model import ModelConfig
-from fluxtune.flux.load import Base, open_base
+from fluxtune.flux.base import Base, open_base
 
 
 @pytest.fixture(scope="session")

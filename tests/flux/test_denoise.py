@@ -9,9 +9,10 @@ from diffusers import FluxPipeline
 from diffusers.utils.torch_utils import randn_tensor
 
 from fluxtune.config.memory import MemoryConfig
+from fluxtune.flux.base import Base
 from fluxtune.flux.denoise import Request, encode_prompt, generate, generate_latents
 from fluxtune.flux.latents import pack, patchify
-from fluxtune.flux.load import Base, image_pipeline, load_text_pipeline, load_transformer, load_vae
+from fluxtune.flux.load import image_pipeline, load_text_pipeline, load_transformer, load_vae
 from fluxtune.flux.objective import velocity_target
 
 FP32 = MemoryConfig(base_precision="fp32", text_precision="fp32")

@@ -14,7 +14,8 @@ from fluxtune.dataset.cache import cache_folder
 from fluxtune.errors import StorageError
 from fluxtune.events import Event, Phase, Warning
 from fluxtune.flux import kept_weights, weights
-from fluxtune.flux.load import Base, load_text_pipeline, load_transformer, open_base
+from fluxtune.flux.base import Base, open_base
+from fluxtune.flux.load import load_text_pipeline, load_transformer
 
 LAYERS = 40
 """Linear layers in the blocks of the tiny FLUX: 14 of each double block and 6 of each single one."""

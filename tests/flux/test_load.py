@@ -16,8 +16,10 @@ from fluxtune.config.model import ModelConfig
 from fluxtune.errors import BaseModelError, ExitCode, UsageError
 from fluxtune.events import Event, Progress
 from fluxtune.flux import weights as weights_module
+from fluxtune.flux.base import Base, open_base
 from fluxtune.flux.denoise import encode_prompt
-from fluxtune.flux.load import DTYPES, Base, load_text_pipeline, load_transformer, load_vae, open_base, streamed_blocks
+from fluxtune.flux.load import load_text_pipeline, load_transformer, load_vae, streamed_blocks
+from fluxtune.flux.weights import DTYPES
 from fluxtune.memory.eight_bit import FrozenLinear8bit
 from fluxtune.memory.quantize import QUANTIZATIONS
 from fluxtune.memory.row_wise import RowQuantizedLinear

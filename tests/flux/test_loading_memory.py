@@ -30,7 +30,8 @@ from diffusers import FluxPipeline, FluxTransformer2DModel, AutoencoderKL
 from transformers import T5EncoderModel, CLIPTextModel, T5TokenizerFast, CLIPTokenizer
 from fluxtune.config.memory import MemoryConfig
 from fluxtune.config.model import ModelConfig
-from fluxtune.flux.load import load_text_pipeline, load_transformer, open_base
+from fluxtune.flux.base import open_base
+from fluxtune.flux.load import load_text_pipeline, load_transformer
 from fluxtune.memory.quantize import quantized_linear
 
 def anonymous():

@@ -13,10 +13,11 @@ from torch import nn
 from fluxtune.config.lora import LoraConfig
 from fluxtune.config.memory import MemoryConfig
 from fluxtune.config.schema import Config
+from fluxtune.flux.base import Base
 from fluxtune.flux.denoise import Request, generate_latents, looking_ahead
 from fluxtune.flux.families import FLUX1
 from fluxtune.flux.known import known_base
-from fluxtune.flux.load import Base, image_pipeline, load_transformer, load_vae
+from fluxtune.flux.load import image_pipeline, load_transformer, load_vae
 from fluxtune.flux.modulation import RowLinear, foreseen, is_modulation
 from fluxtune.lora.adapter import adapter_parameters, attach
 from fluxtune.training.simulation import Work, foresee_training

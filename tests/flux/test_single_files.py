@@ -27,9 +27,10 @@ from torch import nn
 from fluxtune.config.memory import MemoryConfig
 from fluxtune.config.model import ModelConfig
 from fluxtune.errors import BaseModelError, ExitCode
+from fluxtune.flux.base import Base, open_base
 from fluxtune.flux.denoise import encode_prompt
 from fluxtune.flux.flux1_names import NAMES
-from fluxtune.flux.load import Base, load_text_pipeline, load_transformer, load_vae, open_base
+from fluxtune.flux.load import load_text_pipeline, load_transformer, load_vae
 from fluxtune.flux.single_files import stream
 from fluxtune.nano import model_folder
 

@@ -14,7 +14,8 @@ from PIL import Image
 
 import fluxtune.nano
 from fluxtune.config.model import ModelConfig
-from fluxtune.flux.load import VAE_TILE, load_vae, open_base
+from fluxtune.flux.base import open_base
+from fluxtune.flux.load import VAE_TILE, load_vae
 from fluxtune.memory.ledger import Ledger
 from fluxtune.memory.simulate import DEVICE, give_content, simulate
 

@@ -15,8 +15,9 @@ from fluxtune.config.lora import LoraConfig
 from fluxtune.config.memory import MemoryConfig
 from fluxtune.config.model import ModelConfig
 from fluxtune.config.schema import Config
+from fluxtune.flux.base import Base, open_base
 from fluxtune.flux.denoise import Request, generate
-from fluxtune.flux.load import Base, image_pipeline, load_transformer, load_vae, open_base
+from fluxtune.flux.load import image_pipeline, load_transformer, load_vae
 from fluxtune.lora.adapter import adapter_parameters, attach
 from fluxtune.memory.four_bit import FrozenLinear4bit
 from fluxtune.memory.quantize import QUANTIZATIONS

@@ -13,7 +13,8 @@ from stock_flux import LAYERS, PROMPT, lora_tensors
 from fluxtune.config.memory import MemoryConfig
 from fluxtune.config.model import ModelConfig
 from fluxtune.errors import BaseModelError, StorageError, UsageError
-from fluxtune.flux.load import Base, image_pipeline, load_text_pipeline, load_transformer, load_vae, open_base
+from fluxtune.flux.base import Base, open_base
+from fluxtune.flux.load import image_pipeline, load_text_pipeline, load_transformer, load_vae
 from fluxtune.sampling.loras import apply_to_text_encoder, apply_to_transformer, base_of, open_lora
 from fluxtune.sampling.request import LoraUse
 

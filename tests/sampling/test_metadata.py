@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from fluxtune.config.model import ModelConfig
-from fluxtune.flux.load import open_base
+from fluxtune.flux.base import open_base
 from fluxtune.sampling.generate import sample
 from fluxtune.sampling.metadata import base_facts
 from fluxtune.sampling.request import LoraUse, SampleRequest

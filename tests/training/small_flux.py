@@ -10,7 +10,7 @@ import torch
 from diffusers import FluxTransformer2DModel
 
 from fluxtune import nano
-from fluxtune.flux.load import Base, base_in
+from fluxtune.flux.base import Base, base_in
 
 TEXT_TOKENS = 64
 

@@ -14,9 +14,11 @@ from fluxtune.config.model import ModelConfig
 from fluxtune.config.schema import Config
 from fluxtune.errors import Stopped, UsageError
 from fluxtune.events import Step, ignore
+from fluxtune.flux.base import Base, open_base
 from fluxtune.flux.families import FLUX1
-from fluxtune.flux.load import DTYPES, Base, load_transformer, open_base
+from fluxtune.flux.load import load_transformer
 from fluxtune.flux.modulation import RowLinear, foreseen, is_modulation
+from fluxtune.flux.weights import DTYPES
 from fluxtune.lora.adapter import adapter_parameters, attach
 from fluxtune.training import foresight
 from fluxtune.training.load import make_accelerator, recompute

@@ -8,8 +8,10 @@ from tiny_runs import STEPS, Trained, config_for, train_in
 
 from fluxtune.config.model import ModelConfig
 from fluxtune.events import Preview
+from fluxtune.flux.base import open_base
 from fluxtune.flux.denoise import Request, encode_prompt, generate
-from fluxtune.flux.load import DTYPES, image_pipeline, load_text_pipeline, load_transformer, load_vae, open_base
+from fluxtune.flux.load import image_pipeline, load_text_pipeline, load_transformer, load_vae
+from fluxtune.flux.weights import DTYPES
 from fluxtune.sampling.generate import sample
 from fluxtune.sampling.request import LoraUse, SampleRequest
 from fluxtune.training.previews import preview_requests

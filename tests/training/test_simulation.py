@@ -8,8 +8,8 @@ import pytest
 
 from fluxtune.config.model import ModelConfig
 from fluxtune.config.schema import Config
+from fluxtune.flux.base import Base, open_base
 from fluxtune.flux.known import known_base
-from fluxtune.flux.load import Base, open_base
 from fluxtune.memory.forecast import Forecast, PhasePeak, forecast_from
 from fluxtune.training.simulation import STEP, Work, foresee, foresee_training
 

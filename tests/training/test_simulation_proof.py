@@ -13,7 +13,9 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from fluxtune import rng
 from fluxtune.config.schema import Config
-from fluxtune.flux.load import DTYPES, Base, load_transformer
+from fluxtune.flux.base import Base
+from fluxtune.flux.load import load_transformer
+from fluxtune.flux.weights import DTYPES
 from fluxtune.lora.adapter import adapter_parameters, attach
 from fluxtune.memory.forecast import Forecast
 from fluxtune.training.ema import MovingAverage

@@ -8,7 +8,7 @@ import pytest
 
 from fluxtune.config.model import ModelConfig
 from fluxtune.events import Event, Warning
-from fluxtune.flux.load import Base, open_base
+from fluxtune.flux.base import Base, open_base
 from fluxtune.training.tokens import warn_of_tokens
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fluxtune.flux.load import Base, base_in
+from fluxtune.flux.base import Base, base_in
 
 _FOLDERS = {
     "black-forest-labs/FLUX.1-dev": "FLUX.1-dev",
