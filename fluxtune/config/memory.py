@@ -33,22 +33,35 @@ Precision = Literal["fp32", "bf16", "int8", "int8-weights", "fp8", "nf4"]
 class MemoryConfig(Section):
     """The toggles of the memory tiers."""
 
-    base_precision: Precision = setting(
+    budget: float | None = setting(
+        None,
+        "Memory of the graphics card to plan for, with what CUDA takes for itself; unset means what is free on the "
+        "card. Where less is free than that, what is free counts.",
+        unit="GiB",
+        gt=0.0,
+        le=1024.0,
+    )
+    base_precision: Precision | Literal["auto"] = setting(
         "bf16",
         "How the frozen base is held: fp32, bf16, int8 (bitsandbytes; multiplies in 8 bits on a card), int8-weights or "
-        "fp8 (8 bits, multiplied in training.precision), or nf4 (4 bits, bitsandbytes). docs/precisions.md compares "
-        "them.",
+        "fp8 (8 bits, multiplied in training.precision), nf4 (4 bits, bitsandbytes), or auto, as precisely as fits: "
+        "bf16, int8, nf4. docs/precisions.md compares them.",
     )
-    text_precision: Precision = setting("bf16", "How the text encoders are held while captions are encoded.")
+    text_precision: Precision | Literal["auto"] = setting(
+        "bf16",
+        "How the text encoders are held while captions are encoded; auto, as precisely as fits (bf16, int8, nf4).",
+    )
     modulation: Literal["card", "ahead", "auto"] = setting(
         "card",
         "Where the modulation (adaLN) weights live, 27 % of the model: card; ahead, in system memory and unquantised, "
-        "what they answer being computed ahead; auto, ahead unless the LoRA trains the embedders before them.",
+        "what they answer being computed ahead; auto, whichever makes a step faster on the card, and card where the "
+        "LoRA trains the embedders before them.",
     )
-    recompute: Literal["none", "all"] = setting(
+    recompute: Literal["none", "all", "auto"] = setting(
         "all",
         "Gradient checkpointing: all recomputes blocks in the backward pass, save what memory.keep says; none keeps "
-        "everything.",
+        "everything; auto recomputes as little as fits the card, and where not even all fits, tiles the VAE, offloads "
+        "activations and streams blocks.",
     )
     streamed_blocks: int = setting(
         0,

@@ -8,7 +8,7 @@ seconds so. Autocast does not see them; work that needs it is not simulated righ
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -44,7 +44,7 @@ def simulate(
         The ledger, with what it counted.
     """
     ledger = Ledger(DEVICE, as_cuda, capacity)
-    with _attention(as_cuda):
+    with as_on_a_card() if as_cuda else _attention(_as_the_processor):
         work = build(ledger)
         with ledger:
             step(work, ledger)
@@ -94,11 +94,15 @@ class SimulatedTransfers(Transfers):
         return memory
 
 
+def as_on_a_card() -> AbstractContextManager[None]:
+    """Inside, operations on the meta device are those that a graphics card would be given."""
+    return _attention(_as_a_card)
+
+
 @contextmanager
-def _attention(as_cuda: bool) -> Iterator[None]:
-    """Inside, attention takes the kernel that the device would choose: on the meta device torch chooses none, but
-    builds the whole matrix of weights."""
-    usual, kernel = functional.scaled_dot_product_attention, _as_a_card if as_cuda else _as_the_processor
+def _attention(kernel: Callable[..., torch.Tensor]) -> Iterator[None]:
+    """Inside, attention takes a kernel; on the meta device torch chooses none, but builds the whole matrix."""
+    usual = functional.scaled_dot_product_attention
 
     def attend(query: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         result: torch.Tensor = (kernel if query.is_meta else usual)(query, *args, **kwargs)

@@ -16,7 +16,7 @@ from fluxtune.dataset.images import Size
 from fluxtune.flux.base import Base
 from fluxtune.flux.empty import empty_text_encoder, empty_transformer, empty_vae, transformer_config
 from fluxtune.flux.load import is_held_quantized, is_text_quantized, streamed_blocks, tile
-from fluxtune.flux.modulation import compute_ahead
+from fluxtune.flux.modulation import compute_ahead, held_bytes
 from fluxtune.flux.weights import DTYPES
 from fluxtune.lora.adapter import adapter_parameters, as_saved, attach, scale_of
 from fluxtune.memory.forecast import Forecast, phase_peaks, thinned
@@ -68,16 +68,20 @@ class Work:
 
 def foresee(work: Work) -> Forecast:
     """Simulates all phases of a run."""
-    before = (*_encoding_captions(work).moments, *_encoding_pictures(work).moments)
-    training = _training(work).moments
-    step = [moment for moment in training if moment.phase in STEP]
-    return Forecast(phase_peaks([*before, *training]), thinned(step))
+    encoders, training = foresee_encoders(work), foresee_training(work)
+    return Forecast((*encoders.phases, *training.phases), training.timeline, training.system)
+
+
+def foresee_encoders(work: Work) -> Forecast:
+    """Simulates the encoding of captions and of pictures alone."""
+    return Forecast(phase_peaks([*_encoding_captions(work).moments, *_encoding_pictures(work).moments]))
 
 
 def foresee_training(work: Work) -> Forecast:
     """Simulates loading the transformer, a training step and a preview alone."""
-    moments = _training(work).moments
-    return Forecast(phase_peaks(moments), thinned([moment for moment in moments if moment.phase in STEP]))
+    system: dict[str, int] = {}
+    moments = simulate_training(work, system=system).moments
+    return Forecast(phase_peaks(moments), thinned([moment for moment in moments if moment.phase in STEP]), system)
 
 
 def _encoding_captions(work: Work) -> Ledger:
@@ -132,10 +136,18 @@ class _Run:
     learner: Learner
     batch: MicroBatch
     average: MovingAverage
+    transfers: SimulatedTransfers
 
 
-def _training(work: Work) -> Ledger:
-    """Loading, a training step of a run that has gone on for a while, and a preview."""
+def simulate_training(
+    work: Work, watch: Callable[[Any, Ledger], None] | None = None, system: dict[str, int] | None = None
+) -> Ledger:
+    """Loading, a training step of a run that has gone on for a while, and a preview.
+
+    Args:
+        watch: called with the transformer before it computes.
+        system: takes the bytes of system memory that are held, by what holds them.
+    """
     config, base = work.config, work.base
     transformer = empty_transformer(base.family, work.transformer)
     memory, precision = settled_memory(config, base.family), config.memory.base_precision
@@ -151,19 +163,25 @@ def _training(work: Work) -> Ledger:
         transfers = SimulatedTransfers(ledger)
         with ledger.phase("load"):
             _load(transformer, work, ledger, transfers)
+            if system is not None:
+                system.update({"modulation": held_bytes(transformer), "streamed blocks": transfers.held})
             learner = learner_of(transformer, config, base.family, base.embeds_guidance, DEVICE, transfers)
             _watch(learner, ledger)
+            if watch is not None:
+                watch(transformer, ledger)
             average = MovingAverage(adapter_parameters(transformer), config.training.ema_decay)
             for tensor in average.average.values():
                 ledger.claim(tensor, "optimizer")
             _warm_up(learner, work.as_cuda, ledger)
-            return _Run(_Announcing.backwards_of(learner, ledger), _batch(work, ledger), average)
+            return _Run(_Announcing.backwards_of(learner, ledger), _batch(work, ledger), average, transfers)
 
     def step(run: _Run, ledger: Ledger) -> None:
         with ledger.phase("forward"):
             learn(run.learner, run.batch)
             if config.training.preservation.method != "none":
                 preserve(run.learner, run.batch, 1.0)
+        if system is not None:
+            system["offloaded activations"] = run.transfers.downloaded
         with ledger.phase("update"):
             update(run.learner)
             run.average.update()

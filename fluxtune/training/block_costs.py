@@ -1,0 +1,195 @@
+"""What each kind of block holds and computes, by what it keeps for the backward: measured on a shallow model.
+
+Blocks of a kind are alike, and what they hold adds up. So one step of two blocks of each kind, for each thing that they
+can keep, tells what a step of the whole model takes, without simulating it for every plan.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, get_args
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from fluxtune.flux.empty import empty_transformer
+from fluxtune.flux.modulation import is_modulation
+from fluxtune.memory.allocator import rounded
+from fluxtune.memory.ledger import Ledger, Moment
+from fluxtune.memory.plan import Choice, Counts, Kind, need_of
+from fluxtune.memory.recompute import Kept
+from fluxtune.memory.simulate import DEVICE, as_on_a_card, give_content
+from fluxtune.training.simulation import Work, simulate_training
+
+_STATIC = ("weights", "adapter", "optimizer", "inputs")
+"""Categories that are there through the whole step."""
+_ELEMENTWISE = 0.07
+"""Of a block's products, as operations: what it takes to recompute all else. For a double block of FLUX.1 at 1024 px
+some 1.5 GB pass through the card's memory, 2 ms at 800 GB/s; its products are 1.3 TF, 30 ms at 45 TF/s."""
+
+
+@dataclass(frozen=True)
+class BlockCosts:
+    """Of a model of any depth.
+
+    Attributes:
+        kinds: in the order of the forward, as many blocks as the model has.
+        operations: of a forward of one block of each kind.
+        static: bytes that are held through the whole step, of the model as deep as it is.
+        rest: bytes beside that and the blocks' own, while the backward goes over the blocks.
+        weights: bytes of the weights of one block of each kind, as they are held on the card.
+        modulation: bytes of all modulation weights in the precision of the computation.
+    """
+
+    kinds: list[Kind]
+    operations: list[int]
+    static: int
+    rest: int
+    weights: list[int]
+    modulation: int
+
+    def as_record(self) -> dict[str, Any]:
+        """As JSON holds it; ``costs_from`` reads it."""
+        return asdict(self)
+
+    def peak(self, plan: Sequence[Counts]) -> int:
+        """Bytes at the highest moment of the backward, foretold by adding up."""
+        return self.static + self.rest + need_of(self.kinds, plan)
+
+
+def costs_from(record: dict[str, Any]) -> BlockCosts:
+    """What ``as_record`` gave.
+
+    Raises:
+        KeyError, TypeError, ValueError, AttributeError: it is no such record.
+    """
+    kinds = [
+        Kind(kind["count"], {kept: Choice(**choice) for kept, choice in kind["choices"].items()}, kind["left"])
+        for kind in record["kinds"]
+    ]
+    return BlockCosts(**{**record, "kinds": kinds})
+
+
+def block_costs(work: Work) -> BlockCosts:
+    """Measures ``work``, whatever its settings say of recomputation and streaming."""
+    family = work.base.family
+    full = [work.transformer[key] for key in family.depths]
+    choices: list[dict[str, Choice]] = [{} for _ in full]
+    operations = [_operations(work, kind) for kind in range(len(full))]
+    static = rest = 0
+    left = weights = [0 for _ in full]
+    for kept in get_args(Kept):
+        seen = _Seen(work, kept)
+        for kind, (products, attention) in enumerate(operations):
+            again = {"nothing": products, "attention": products - attention}.get(kept, 0)
+            elementwise = 0 if kept == "everything" else round(_ELEMENTWISE * products)
+            choices[kind][kept] = Choice(seen.held(kind), seen.working(kind), again + elementwise)
+        if kept == "nothing":
+            static, rest = seen.static(full), seen.rest()
+            left, weights = [each["adapter"] for each in seen.blocks], [each["weights"] for each in seen.blocks]
+    kinds = [Kind(depth, choices[kind], left[kind]) for kind, depth in enumerate(full)]
+    return BlockCosts(kinds, [products for products, _ in operations], static, rest, weights, _modulation(work))
+
+
+class _Seen:
+    """A step of two blocks of each kind, all of which keep the same. Positions are those of the ledger's moments."""
+
+    def __init__(self, work: Work, kept: Kept) -> None:
+        kinds = len(work.base.family.blocks)
+        keep = {} if kept == "nothing" else {kept: [2] * kinds}
+        still = {"recompute": "all", "streamed_blocks": 0}
+        memory = work.config.memory.model_validate({**work.config.memory.model_dump(), **still, "keep": keep})
+        config = work.config.model_copy(update={"memory": memory})
+        self._marks: dict[tuple[int, int, str], int] = {}
+        self._work = replace(work, config=config, depths=(2,) * kinds, preview=None, capacity=None)
+        self.blocks: list[dict[str, int]] = []
+        ledger = simulate_training(self._work, self._watch)
+        self._moments: list[Moment] = ledger.moments
+
+    def held(self, kind: int) -> int:
+        """Bytes that a block holds from its forward on."""
+        return self._at(kind, 1, "leave").bytes - self._at(kind, 0, "leave").bytes
+
+    def working(self, kind: int) -> int:
+        """Bytes that its backward takes beside what was there when it began."""
+        # Its inputs are keywords, of which no hook tells when their gradients are there: until the one before begins.
+        begun, done = self._marks[kind, 1, "backward"], self._marks[kind, 0, "backward"]
+        return max(moment.bytes for moment in self._moments[begun - 1 : done]) - self._moments[begun - 1].bytes
+
+    def static(self, depths: Sequence[int]) -> int:
+        """Bytes of the static categories in a model of other depths."""
+        alive = self._at(0, 1, "backward").alive
+        shallow = {category: alive.get(category, 0) for category in _STATIC}
+        per_adapter = shallow["optimizer"] / max(1, shallow["adapter"])
+        deeper = sum(
+            (depth - 2) * (block["weights"] + block["adapter"] * (1 + per_adapter))
+            for depth, block in zip(depths, self.blocks, strict=True)
+        )
+        return round(sum(shallow.values()) + deeper)
+
+    def rest(self) -> int:
+        """Bytes that are neither static nor of a block when the backward of the last block begins."""
+        last = len(self.blocks) - 1
+        moment = self._at(last, 1, "backward")
+        static = sum(moment.alive.get(category, 0) for category in _STATIC)
+        return moment.bytes - static - 2 * sum(self.held(kind) for kind in range(last + 1))
+
+    def _at(self, kind: int, block: int, mark: str) -> Moment:
+        return self._moments[self._marks[kind, block, mark] - 1]
+
+    def _watch(self, transformer: Any, ledger: Ledger) -> None:
+        for kind, name in enumerate(self._work.base.family.blocks):
+            blocks = list(transformer.get_submodule(name).children())
+            self.blocks.append(_bytes_of(blocks[1]))
+            for index, block in enumerate(blocks):
+                self._mark(kind, index, block, ledger)
+
+    def _mark(self, kind: int, index: int, block: nn.Module, ledger: Ledger) -> None:
+        def note(mark: str) -> None:
+            self._marks.setdefault((kind, index, mark), len(ledger.moments))
+
+        def left(_: nn.Module, __: Any, outputs: Any) -> None:
+            note("leave")
+            for tensor in outputs:
+                if tensor.requires_grad:
+                    tensor.register_hook(lambda _: note("backward"))
+
+        block.register_forward_hook(left)
+
+
+def _modulation(work: Work) -> int:
+    family = work.base.family
+    parameters = empty_transformer(family, work.transformer).named_parameters()
+    numbers = sum(each.numel() for name, each in parameters if is_modulation(name.rpartition(".")[0], family))
+    return numbers * work.dtype.itemsize
+
+
+def _bytes_of(block: nn.Module) -> dict[str, int]:
+    """Bytes of a block's tensors on the card, by category."""
+    found: dict[str, int] = defaultdict(int)
+    tensors = {tensor.untyped_storage()._cdata: tensor for tensor in (*block.parameters(), *block.buffers())}
+    for tensor in tensors.values():
+        found["adapter" if tensor.requires_grad else "weights"] += rounded(tensor.untyped_storage().nbytes())
+    return found
+
+
+def _operations(work: Work, kind: int) -> tuple[int, int]:
+    """Operations of a block's forward: in all its products, and in attention alone. Precision does not matter."""
+    family, name = work.base.family, work.base.family.blocks[kind]
+    shallow = replace(work, depths=(1,) * len(family.blocks))
+    transformer = empty_transformer(family, shallow.transformer)
+    give_content(transformer, lambda _: torch.bfloat16)
+    batch = shallow.config.training.batch_size
+    sides = [side // family.side_multiple for side in reversed(shallow.size)]
+    text = family.blank_text(shallow.transformer, batch, work.base.text_tokens)
+    with as_on_a_card(), torch.no_grad(), torch.device(DEVICE), FlopCounterMode(display=False) as counter:
+        noisy = torch.zeros(batch, shallow.transformer["in_channels"], *sides, dtype=torch.bfloat16)
+        text = {key: tensor.to(DEVICE) for key, tensor in text.items()}
+        guidance = 1.0 if work.base.embeds_guidance else None
+        family.forward(transformer, noisy, torch.zeros(batch), text, guidance)
+    counts = counter.get_flop_counts()[f"{type(transformer).__name__}.{name}.0"]
+    attention = sum(count for operation, count in counts.items() if "attention" in str(operation))
+    return sum(counts.values()), attention

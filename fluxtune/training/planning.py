@@ -1,0 +1,207 @@
+"""The fastest plan that fits the card: what is held how, which blocks keep what, what waits in system memory.
+
+Settings that say ``auto`` are decided here, nothing else is touched. The order is the presets' policy: the most precise
+base that fits comes first; then what a step costs, in operations that are computed again and bytes over the bus. What
+was not yet measured on a card (tiles aside: other pixels) is used only where nothing else fits: activations that wait
+in system memory, then streamed blocks. A plan is foretold by adding up (``block_costs.py``), and simulated as a whole
+before it is believed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fluxtune.config.memory import MemoryConfig
+from fluxtune.lora.targets import targeted_embedders
+from fluxtune.memory.forecast import Forecast
+from fluxtune.memory.plan import Counts, fastest, operations_of
+from fluxtune.training.block_costs import BlockCosts
+from fluxtune.training.forecasts import costs_of, encoders_of, forecast_of
+from fluxtune.training.simulation import Work
+
+PRECISIONS = ("bf16", "int8", "nf4")
+"""What ``auto`` tries, in this order."""
+_OPERATIONS_A_SECOND, _BUS_BYTES_A_SECOND = 45e12, 12.6e9
+"""Of a middle card: half of the bf16 rate of a 3090 Ti or a quarter of a 4090's; PCIe 4.0 x8 at 80 %. They only weigh
+one against the other."""
+_SAMPLES_A_PASS = 64
+"""For which the modulation weights pass over the bus once; see ``foresight.py``."""
+_TRIES = 4
+_SLOTS = 3
+"""Streamed blocks that are on the card at a time; see ``offload.stream_blocks``."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan: the settings with nothing left to decide, and what they take.
+
+    Attributes:
+        forward: operations of the blocks' forward of one micro-batch.
+        again: operations that its backward computes a second time.
+    """
+
+    work: Work
+    forecast: Forecast
+    forward: int
+    again: int
+
+    @property
+    def memory(self) -> MemoryConfig:
+        """The settings of ``[memory]``, decided."""
+        return self.work.config.memory
+
+    @property
+    def fits(self) -> bool:
+        """Whether the card has as much as it takes; so it is where nobody said what the card has."""
+        return self.work.capacity is None or self.forecast.reserved <= self.work.capacity
+
+    @property
+    def lacking(self) -> int:
+        """Bytes by which it does not fit."""
+        return max(0, self.forecast.reserved - (self.work.capacity or self.forecast.reserved))
+
+
+def planned(work: Work) -> Planned:
+    """The fastest plan within ``work.capacity``; where none fits, the one that takes least."""
+    leanest = work
+    for candidate in _candidates(work):
+        leanest = candidate
+        if work.capacity is None or _foretold(candidate) <= work.capacity:
+            believed = _believed(candidate)
+            if believed.fits:
+                return believed
+    return _simulated(leanest, costs_of(leanest))
+
+
+def foretold_to_fit(work: Work) -> bool:
+    """Whether there is a plan for ``work`` that fits, by adding up alone: quick, and rarely wrong."""
+    return any(work.capacity is None or _foretold(candidate) <= work.capacity for candidate in _candidates(work))
+
+
+def _candidates(work: Work) -> Iterator[Work]:
+    """Plans, the most wanted first."""
+    work = _with_text_precision(work)
+    for relief in _reliefs(work):
+        for precision in _precisions(work.config.memory):
+            yield from _fastest_first(_with(work, base_precision=precision, **relief))
+
+
+def _with(work: Work, **memory: Any) -> Work:
+    """The same work with other settings of ``[memory]``."""
+    settings = MemoryConfig.model_validate({**work.config.memory.model_dump(), **memory})
+    return replace(work, config=work.config.model_copy(update={"memory": settings}))
+
+
+def _with_text_precision(work: Work) -> Work:
+    if work.config.memory.text_precision != "auto":
+        return work
+    choices = [_with(work, text_precision=precision) for precision in PRECISIONS]
+    fitting = (each for each in choices if work.capacity is None or encoders_of(each).reserved <= work.capacity)
+    return next(fitting, choices[-1])
+
+
+def _precisions(memory: MemoryConfig) -> Sequence[str]:
+    return PRECISIONS if memory.base_precision == "auto" else (memory.base_precision,)
+
+
+def _reliefs(work: Work) -> Iterator[dict[str, Any]]:
+    """Further and further ways to take less than a step that recomputes everything, where that is left to us."""
+    yield {}
+    if work.config.memory.recompute != "auto":
+        return
+    yield {"vae_tiling": True}
+    yield {"vae_tiling": True, "offload_activations": True}
+    if not work.config.memory.streamed_blocks:
+        number = sum(work.transformer[key] for key in work.base.family.depths)
+        for share in (8, 4, 2, 1):
+            yield {"vae_tiling": True, "offload_activations": True, "streamed_blocks": max(1, number // share)}
+
+
+def _fastest_first(work: Work) -> list[Work]:
+    """With each place for the modulation weights, the plan of what blocks keep; the one that costs least first."""
+    found = []
+    for modulation in _modulations(work):
+        settled = _with(work, modulation=modulation)
+        costs = costs_of(settled)
+        plan = _plan(settled, costs)
+        seconds = operations_of(costs.kinds, plan) / _OPERATIONS_A_SECOND
+        found.append((seconds + _bus_seconds(settled, costs), _keeping(settled, plan)))
+    return [work for _, work in sorted(found, key=lambda each: each[0])]
+
+
+def _modulations(work: Work) -> Sequence[str]:
+    if work.config.memory.modulation != "auto":
+        return (work.config.memory.modulation,)
+    return ("card",) if targeted_embedders(work.config.lora, work.base.family) else ("card", "ahead")
+
+
+def _plan(work: Work, costs: BlockCosts, room: int | None = None) -> list[Counts]:
+    """What blocks keep: as set, or as little recomputation as ``room`` allows (by default all of the card)."""
+    memory, capacity = work.config.memory, work.capacity if room is None else room
+    if memory.recompute == "all":
+        return [_counts(memory, kind, each.count) for kind, each in enumerate(costs.kinds)]
+    everything = [{"everything": kind.count} for kind in costs.kinds]
+    if memory.recompute == "none" or capacity is None:
+        return everything
+    room = capacity - costs.rest - costs.static + _streamed_away(work, costs)
+    return fastest(costs.kinds, room) or [{"nothing": kind.count} for kind in costs.kinds]
+
+
+def _counts(memory: MemoryConfig, kind: int, number: int) -> Counts:
+    kept = {name: (getattr(memory.keep, name) + [0] * (kind + 1))[kind] for name in ("attention", "products")}
+    kept["everything"] = (memory.keep.everything + [0] * (kind + 1))[kind]
+    return {"nothing": number - sum(kept.values()), **kept}
+
+
+def _keeping(work: Work, plan: Sequence[Counts]) -> Work:
+    """The work with a plan written into its settings."""
+    if all(set(counts) == {"everything"} or not sum(counts.values()) for counts in plan):
+        return _with(work, recompute="none", keep={}, offload_activations=False)
+    names = ("attention", "products", "everything")
+    keep = {name: [counts.get(name, 0) for counts in plan] for name in names}
+    return _with(work, recompute="all", keep={name: numbers for name, numbers in keep.items() if any(numbers)})
+
+
+def _believed(work: Work) -> Planned:
+    """The plan, simulated as a whole; where that takes more than was foretold, again with so much less room."""
+    costs = costs_of(work)
+    planned = _simulated(work, costs)
+    if work.capacity is None or work.config.memory.recompute == "none":
+        return planned
+    short = 0
+    for _ in range(_TRIES):
+        if planned.fits or not any(sum(each) for each in vars(work.config.memory.keep).values()):
+            return planned
+        short += planned.lacking + 2**25
+        open_again = _with(work, recompute="auto", keep={})
+        planned = _simulated(_keeping(work, _plan(open_again, costs, work.capacity - short)), costs)
+    return planned
+
+
+def _simulated(work: Work, costs: BlockCosts) -> Planned:
+    plan = _plan(work, costs)
+    forward = sum(kind.count * each for kind, each in zip(costs.kinds, costs.operations, strict=True))
+    return Planned(work, forecast_of(work), forward, operations_of(costs.kinds, plan))
+
+
+def _foretold(work: Work) -> int:
+    """Bytes that the card must have, at least."""
+    costs = costs_of(work)
+    training = costs.peak(_plan(work, costs)) - _streamed_away(work, costs)
+    return max(training, encoders_of(work).peak.bytes)
+
+
+def _streamed_away(work: Work, costs: BlockCosts) -> int:
+    """Bytes of weights that streaming takes off the card: blocks spread evenly, less the places they take turns in."""
+    number = work.config.memory.streamed_blocks
+    total = sum(kind.count for kind in costs.kinds)
+    away = sum(number * kind.count * each // total for kind, each in zip(costs.kinds, costs.weights, strict=True))
+    return max(0, away - min(number, _SLOTS) * max(costs.weights, default=0))
+
+
+def _bus_seconds(work: Work, costs: BlockCosts) -> float:
+    """Seconds a micro-batch in which modulation weights pass over the bus."""
+    passes = work.config.training.batch_size / _SAMPLES_A_PASS if work.config.memory.modulation == "ahead" else 0.0
+    return passes * costs.modulation / _BUS_BYTES_A_SECOND
