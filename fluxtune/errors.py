@@ -38,9 +38,11 @@ class ExitCode(IntEnum):
 
 
 class Refusal(StrEnum):
-    """What a run is refused for unless its user accepts it (``--accept``): pictures or captions with errors."""
+    """What a run is refused for unless its user accepts it (``--accept``): errors in pictures or captions; more memory
+    than the card has."""
 
     DATA = "data"
+    MEMORY = "memory"
 
 
 class FluxtuneError(Exception):

@@ -134,6 +134,32 @@ class Caption:
 
 
 @dataclass(frozen=True)
+class Plan:
+    """How a run will use memory.
+
+    Attributes:
+        summary: for people.
+        memory: the settings of ``[memory]``, decided.
+        fits: whether ``capacity`` suffices.
+        capacity: bytes that the run may take of the card; None where nothing limits it.
+        reserved: bytes that the card must have.
+        phases: for each phase its name, its peak in bytes by category (``alive``) and what it reserves.
+        system: bytes of system memory that are held, by what holds them.
+        recomputed: operations that the backward computes a second time, as a share of the forward.
+    """
+
+    event: ClassVar[str] = "plan"
+    summary: str
+    memory: dict[str, Any]
+    fits: bool
+    capacity: int | None
+    reserved: int
+    phases: list[dict[str, Any]]
+    system: dict[str, int]
+    recomputed: float
+
+
+@dataclass(frozen=True)
 class Resumed:
     """A run goes on from a checkpoint."""
 
@@ -172,7 +198,19 @@ class Error:
 
 
 Event: TypeAlias = (
-    RunStarted | Phase | Progress | Step | Preview | Checkpoint | Warning | Finding | Caption | Resumed | Result | Error
+    RunStarted
+    | Phase
+    | Progress
+    | Step
+    | Preview
+    | Checkpoint
+    | Warning
+    | Finding
+    | Caption
+    | Plan
+    | Resumed
+    | Result
+    | Error
 )
 Sink: TypeAlias = Callable[[Event], None]
 

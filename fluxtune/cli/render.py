@@ -101,6 +101,8 @@ def sentence(event: events.Event) -> str | None:
             text = _with_place(event.severity, event)
         case events.Caption():
             text = printable(f"{event.picture}: {event.caption}")
+        case events.Plan():
+            text = f"plan: {event.summary}"
         case events.Result() | events.Error():
             return None
     return printable_lines(text)
@@ -110,7 +112,7 @@ def step_figures(event: events.Step) -> str:
     """``120/1500  loss 0.4312  lr 1.0e-04  3.2 steps/s  7:10 left  2.1 GiB``"""
     return (
         f"{event.step}/{event.total}  loss {event.loss:.4f}  lr {event.learning_rate:.1e}  "
-        f"{_rate(event.rate, 'steps')}  {_clock(event.seconds_left)} left  {event.memory:.1f} GiB"
+        f"{_rate(event.rate, 'steps')}  {clock(event.seconds_left)} left  {event.memory:.1f} GiB"
     )
 
 
@@ -124,7 +126,7 @@ def progress_figures(event: events.Progress) -> str:
         rate = _rate(event.rate or 0, event.unit)
     if event.done < event.total:
         figures += [rate] if event.rate is not None else []
-        figures += [f"{_clock(event.seconds_left)} left"] if event.seconds_left is not None else []
+        figures += [f"{clock(event.seconds_left)} left"] if event.seconds_left is not None else []
     return "  ".join(figures)
 
 
@@ -247,7 +249,7 @@ def _rate(rate: float, unit: str) -> str:
     return f"{rate:.1f} {unit}/s" if rate >= 1 else f"{1 / rate:.1f} s/{unit.removesuffix('s')}"
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
     hours, rest = divmod(round(seconds), 3600)
     minutes, seconds = divmod(rest, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -21,13 +21,15 @@ from fluxtune.cli.options import (
     given,
     setting_flag,
 )
+from fluxtune.cli.plan_table import show_plan
 from fluxtune.cli.render import sink, write_line
 from fluxtune.cli.signals import stop_requests
 from fluxtune.config.documents import parse_key
 from fluxtune.config.layers import EMBEDDED_PREFIX, Resolved, resolve
 from fluxtune.config.schema import Config
 from fluxtune.environment.device import quiet_libraries
-from fluxtune.errors import Refusal, StorageError, UsageError
+from fluxtune.errors import OutOfMemoryError, Refusal, StorageError, UsageError
+from fluxtune.events import Event, Plan
 from fluxtune.runs import latest_run
 
 RUNS = Path("runs")
@@ -66,6 +68,7 @@ def train(
         str | None, setting_flag("training.learning_rate", "--learning-rate", "--lr", metavar="X")
     ] = None,
     batch_size: Annotated[str | None, setting_flag("training.batch_size", "--batch-size", metavar="N")] = None,
+    vram: Annotated[str | None, setting_flag("memory.budget", "--vram", metavar="GIB")] = None,
     seed: Annotated[str | None, setting_flag("training.seed", "--seed", metavar="N")] = None,
     init_from: Annotated[str | None, setting_flag("lora.init_from", "--init-from", metavar="FILE")] = None,
     resume: Annotated[
@@ -80,13 +83,20 @@ def train(
         list[Refusal] | None,
         typer.Option(
             "--accept",
-            metavar="data",
+            metavar="data|memory",
             help="Train in spite of what would be refused; data: pictures and captions with errors, without those "
-            "that cannot be read.",
+            "that cannot be read; memory: more memory than the card has.",
         ),
     ] = None,
     explain_only: Annotated[
         bool, typer.Option("--explain", help="Show every setting, its value and where that comes from; train nothing.")
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Check everything, plan the memory and say what the run would take; load no weights, train nothing.",
+        ),
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -99,6 +109,7 @@ def train(
       fluxtune train --preset nano
       fluxtune train photos --preset 24gb --trigger zorvex --class-word dog
       fluxtune train photos --preset 12gb --set lora.alpha=8 --explain
+      fluxtune train photos --preset 16gb --vram 15 --dry-run
       fluxtune train --resume latest --steps 2000
     """
     flags = given(
@@ -112,6 +123,7 @@ def train(
             "lora.rank": ("--rank", rank),
             "training.learning_rate": ("--learning-rate", learning_rate),
             "training.batch_size": ("--batch-size", batch_size),
+            "memory.budget": ("--vram", vram),
             "training.seed": ("--seed", seed),
             "lora.init_from": ("--init-from", init_from),
         }
@@ -132,6 +144,10 @@ def train(
         explain(resolved, as_json)
         return
     _require_pictures(resolved.config)
+    if dry_run:
+        _refuse_a_dry_resume(resume)
+        _dry_run(resolved, as_json, accept or [])
+        return
     file = _run(
         resolved, run or output or _free_run_folder(resolved.config, preset, folder), run, as_json, accept or []
     )
@@ -160,6 +176,39 @@ def _run(resolved: Resolved, output: Path, resume: Path | None, as_json: bool, a
             caption_bare=caption_bare,
         )
     return result.file
+
+
+def _dry_run(resolved: Resolved, as_json: bool, accept: list[Refusal]) -> None:
+    plans: list[Plan] = []
+    with sink(as_json) as on_event, stop_requests() as should_stop:
+        quiet_libraries()
+        from fluxtune.dataset.findings import found_in_description
+        from fluxtune.training.dry_run import dry_run
+
+        def seen(event: Event) -> None:
+            if isinstance(event, Plan):
+                plans.append(event)
+            on_event(event)
+
+        for finding in map(found_in_description, resolved.remarks):
+            seen(finding)
+        try:
+            data = dry_run(resolved.config, should_stop.interrupting(seen), accept)
+        except OutOfMemoryError:
+            if plans and not as_json:
+                show_plan(plans[-1], None)
+            raise
+    if not as_json:
+        show_plan(plans[-1], data)
+
+
+def _refuse_a_dry_resume(resume: str | None) -> None:
+    if resume is not None:
+        raise UsageError(
+            "--dry-run foretells a new run; it cannot go with --resume",
+            where="--dry-run",
+            hint="leave one of them out",
+        )
 
 
 def _resolve_again(run: Path, flags: dict[str, tuple[str, object]], sets: list[str]) -> Resolved:

@@ -86,5 +86,5 @@ def find(wanted: str, working_folder: Path) -> Preset:
 
 def _size(name: str) -> tuple[int, str]:
     """Order of the built-in presets: those without a memory size first, then by GB."""
-    digits = name.removesuffix("gb")
-    return (int(digits) if digits.isdigit() else 0, name)
+    digits, unit, _ = name.partition("gb")
+    return (int(digits) if unit and digits.isdigit() else 0, name)

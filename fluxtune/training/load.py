@@ -24,8 +24,8 @@ from fluxtune.memory.recompute import keep_last, recompute_blocks
 from fluxtune.memory.transfers import Transfers
 from fluxtune.training.ema import MovingAverage
 from fluxtune.training.examples import Prepared
+from fluxtune.training.modulated import settled_memory
 from fluxtune.training.optimizers import make_optimizer
-from fluxtune.training.preflight import settled_memory
 from fluxtune.training.prior import make_priors
 from fluxtune.training.samples import SampleSource
 from fluxtune.training.step import Learner

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fluxtune.config.memory import MemoryConfig
+from fluxtune.flux.sizes import choices, text_precision_within
 from fluxtune.lora.targets import targeted_embedders
 from fluxtune.memory.forecast import Forecast
 from fluxtune.memory.plan import Counts, fastest, operations_of
@@ -21,8 +22,6 @@ from fluxtune.training.block_costs import BlockCosts
 from fluxtune.training.forecasts import costs_of, encoders_of, forecast_of
 from fluxtune.training.simulation import Work
 
-PRECISIONS = ("bf16", "int8", "nf4")
-"""What ``auto`` tries, in this order."""
 _OPERATIONS_A_SECOND, _BUS_BYTES_A_SECOND = 45e12, 12.6e9
 """Of a middle card: half of the bf16 rate of a 3090 Ti or a quarter of a 4090's; PCIe 4.0 x8 at 80 %. They only weigh
 one against the other."""
@@ -84,7 +83,7 @@ def _candidates(work: Work) -> Iterator[Work]:
     """Plans, the most wanted first."""
     work = _with_text_precision(work)
     for relief in _reliefs(work):
-        for precision in _precisions(work.config.memory):
+        for precision in _precisions(work):
             yield from _fastest_first(_with(work, base_precision=precision, **relief))
 
 
@@ -95,15 +94,13 @@ def _with(work: Work, **memory: Any) -> Work:
 
 
 def _with_text_precision(work: Work) -> Work:
-    if work.config.memory.text_precision != "auto":
-        return work
-    choices = [_with(work, text_precision=precision) for precision in PRECISIONS]
-    fitting = (each for each in choices if work.capacity is None or encoders_of(each).reserved <= work.capacity)
-    return next(fitting, choices[-1])
+    memory = work.config.memory
+    return _with(work, text_precision=text_precision_within(work.base, memory, work.dtype, work.capacity))
 
 
-def _precisions(memory: MemoryConfig) -> Sequence[str]:
-    return PRECISIONS if memory.base_precision == "auto" else (memory.base_precision,)
+def _precisions(work: Work) -> Sequence[str]:
+    held = work.config.memory.base_precision
+    return choices(work.dtype) if held == "auto" else (held,)
 
 
 def _reliefs(work: Work) -> Iterator[dict[str, Any]]:

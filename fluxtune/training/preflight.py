@@ -2,33 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fluxtune.config.checks import contradictions
-from fluxtune.config.memory import MemoryConfig
+from fluxtune.config.model import ModelConfig
 from fluxtune.config.schema import Config
+from fluxtune.dataset.buckets import plan as plan_buckets
 from fluxtune.dataset.pictures import CaptionBare, Picture, check_folders, pictures_of
 from fluxtune.environment.device import pick_device, versions, warn_of_the_processor, warn_without_bf16
-from fluxtune.errors import ConfigError, FluxtuneError, Refusal, UsageError, some_names
+from fluxtune.errors import ConfigError, FluxtuneError, Refusal, UsageError
 from fluxtune.events import Phase, Sink, Warning
 from fluxtune.flux.base import Base, open_base
 from fluxtune.flux.empty import empty_transformer, transformer_config
-from fluxtune.flux.families import Family
 from fluxtune.lora.adapter import require_fit
 from fluxtune.lora.files import read_lora
-from fluxtune.lora.targets import target_layers, targeted_embedders
+from fluxtune.lora.targets import target_layers
 from fluxtune.nano import EMBEDDED
+from fluxtune.training.fitting import fitted, summary
+from fluxtune.training.modulated import settled_memory
+from fluxtune.training.planning import Planned
 from fluxtune.training.prior import prior_prompts
 from fluxtune.training.samples import EMPTY_CAPTION
 
 
 @dataclass(frozen=True)
 class Preflight:
-    """What was found out, and what was ``accepted``. ``prompts`` are all texts needed beside the captions."""
+    """What was found out, and what was ``accepted``. ``prompts`` are all texts needed beside the captions.
 
+    ``config`` is the configuration with nothing left open in ``[memory]``; ``plan`` says how that came, where it did.
+    """
+
+    config: Config
+    plan: Planned | None
     base: Base
     device: str
     pictures: list[Picture]
@@ -44,6 +52,8 @@ def preflight(
     goes_on: bool = False,
     accept: Collection[Refusal] = (),
     caption_bare: CaptionBare | None = None,
+    find_base: Callable[[ModelConfig, Sink], Base] = open_base,
+    plans_always: bool = False,
 ) -> Preflight:
     """Check what the configuration names.
 
@@ -51,6 +61,8 @@ def preflight(
         goes_on: from a checkpoint, which stands in for ``lora.init_from``.
         accept: what is not to be refused.
         caption_bare: captions pictures that have no caption.
+        find_base: finds the base model.
+        plans_always: foretell memory where there is nothing to fit into, too.
 
     Raises:
         ConfigError: settings that do not go together, or a pattern of ``lora.targets`` that names no layer.
@@ -58,7 +70,7 @@ def preflight(
             modulation cannot be computed ahead.
         DataError: pictures or captions cannot be used.
         BaseModelError: the base model, or the captioner, cannot be had or used.
-        OutOfMemoryError: the captioner does not fit.
+        OutOfMemoryError: the captioner does not fit, or the run does not.
     """
     _check_together(config)
     device = pick_device(config.training.device)
@@ -71,7 +83,7 @@ def preflight(
     layers = read_lora(start) if start else {}
     # Before the base model, whose download can take an hour.
     usable = check_folders(config.dataset, on_event, Refusal.DATA in accept, has_captioner=caption_bare is not None)
-    base = open_base(config.model, on_event)
+    base = find_base(config.model, on_event)
     if not base.embeds_guidance:
         on_event(
             Warning(
@@ -87,12 +99,17 @@ def preflight(
         if start:
             require_fit(layers, transformer, paths, config.lora, str(start))
     settled_memory(config, base.family)
-    # Last, for captions can take an hour, too.
+    multiple = base.family.side_multiple
+    # Late, for captions can take an hour, too.
     pictures = pictures_of(usable, config.dataset, on_event, caption_bare)
+    sizes = {sample.size for sample in plan_buckets([each.size for each in pictures], config.dataset, multiple).samples}
+    config, plan = fitted(config, base, device, sizes, accept, on_event, plans_always)
     preview_prompts = (config.previews.prompts or [_shown_caption(pictures)]) if config.previews.every else []
     preservation = config.training.preservation
     guarded = prior_prompts(config) if preservation.method == "prior" else preservation.prompts
     return Preflight(
+        config=config,
+        plan=plan,
         base=base,
         device=device,
         pictures=pictures,
@@ -103,28 +120,10 @@ def preflight(
             "device": device,
             "base": {"name": base.name, "transformer": base.fingerprint("transformer")},
             "pictures": len(pictures),
+            "plan": summary(plan) if plan else None,
         },
         accepted=frozenset(accept),
     )
-
-
-def settled_memory(config: Config, family: Family) -> MemoryConfig:
-    """``config.memory`` with a decision on ``modulation``.
-
-    Raises:
-        UsageError: it is to be computed ahead, from embedders that are trained.
-    """
-    memory, trained = config.memory, targeted_embedders(config.lora, family)
-    if memory.modulation == "card":
-        return memory
-    if trained and memory.modulation == "ahead":
-        raise UsageError(
-            f'memory.modulation is "ahead", but lora.targets trains {some_names(trained)}, and with these the '
-            "modulation changes every step",
-            where="memory.modulation",
-            hint='set memory.modulation = "auto" or "card"; or name other layers in lora.targets',
-        )
-    return memory.model_copy(update={"modulation": "card" if trained else "ahead"})
 
 
 def _shown_caption(pictures: list[Picture]) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 from fluxtune.config.layers import to_toml
 from fluxtune.config.schema import Config
+from fluxtune.config.settings import values_of
 from fluxtune.dataset.pictures import CaptionBare
 from fluxtune.errors import (
     ExitCode,
@@ -22,7 +23,7 @@ from fluxtune.errors import (
     StorageError,
     UsageError,
 )
-from fluxtune.events import Error, Event, Phase, Result, Resumed, RunStarted, Sink, as_record, ignore
+from fluxtune.events import Error, Event, Phase, Result, Resumed, RunStarted, Sink, Step, as_record, ignore
 from fluxtune.flux.weights import DTYPES
 from fluxtune.memory.shortage import fits_in_memory
 from fluxtune.runs import Run, require_unused
@@ -31,6 +32,7 @@ from fluxtune.training.checkpoint import last_good_checkpoint, load_checkpoint, 
 from fluxtune.training.load import load
 from fluxtune.training.loop import train_steps
 from fluxtune.training.outputs import Outputs
+from fluxtune.training.pace import keep_pace
 from fluxtune.training.preflight import Preflight, preflight
 from fluxtune.training.prepare import prepare
 
@@ -66,7 +68,8 @@ def train(
         should_stop: asked before every step; an exit code saves and stops. Also asked when a KeyboardInterrupt ends
             the run: with an exit code it becomes ``Stopped``.
         accept: what would be refused otherwise; ``data``: pictures and captions with errors, those that cannot be
-            read being left out. With ``resume``, in addition to what the run was begun with.
+            read being left out; ``memory``: more memory than the card has. With ``resume``, in addition to what the
+            run was begun with.
         caption_bare: captions pictures that have no caption, for ``dataset.missing_captions = "caption"``; see
             ``captioning/missing.py``. With ``resume``, only pictures that the run has not recorded a caption of.
 
@@ -92,7 +95,8 @@ def train(
         captions = as_recorded(resume, before_run, captions)
     with fits_in_memory("this training", _SMALLER):
         ready = preflight(config, before_run, goes_on, accepted, captions)
-    origins = origins or {}
+    origins = {**(origins or {}), **_planned(config, ready.config)}
+    config = ready.config
     resuming = resume is not None
     if resume is not None:
         run = Run.open(resume)
@@ -112,6 +116,12 @@ def train(
             on_event(event)
 
         return _train_in(run, config, origins, ready, resuming, report, should_stop)
+
+
+def _planned(before: Config, after: Config) -> dict[str, str]:
+    """The settings that the plan decided, with that as their origin."""
+    was, is_now = values_of(before), values_of(after)
+    return {key: "the plan for this card" for key in is_now if was[key] != is_now[key]}
 
 
 def _train_in(
@@ -144,9 +154,12 @@ def _train_in(
         outputs.previews(0)
     layers = len(loaded.parameters) // 2
     on_event(Phase("train", f"{training.steps - first_step} steps, {layers} layers adapted"))
+    clocked = _Clocked(on_event)
     step, asked = train_steps(
-        training, loaded.learner, loaded.source, loaded.average, first_step, outputs.after_step, should_stop, on_event
+        training, loaded.learner, loaded.source, loaded.average, first_step, outputs.after_step, should_stop, clocked
     )
+    if ready.plan is not None and clocked.rate:
+        keep_pace(ready.plan.work, ready.device, 1 / clocked.rate)
     if asked is not None:
         if step > first_step:
             outputs.checkpoint(step)
@@ -169,6 +182,19 @@ def _train_in(
         )
     )
     return TrainResult(run.folder, file, step)
+
+
+class _Clocked:
+    """A sink that remembers the steps a second of the last step."""
+
+    def __init__(self, on_event: Sink) -> None:
+        self._on_event = on_event
+        self.rate = 0.0
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Step):
+            self.rate = event.rate
+        self._on_event(event)
 
 
 def _checkpoint_to_go_on_from(run: Run, steps: int, on_event: Sink) -> Path | None:

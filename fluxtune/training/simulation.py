@@ -27,7 +27,7 @@ from fluxtune.memory.simulate import DEVICE, SimulatedTransfers, give_content, s
 from fluxtune.memory.stand_ins import QuantizedStandIn
 from fluxtune.training.ema import MovingAverage
 from fluxtune.training.load import learner_of
-from fluxtune.training.preflight import settled_memory
+from fluxtune.training.modulated import settled_memory
 from fluxtune.training.step import Learner, MicroBatch, learn, preserve, update
 
 STEP = ("forward", "backward", "update")
