@@ -46,10 +46,10 @@ def compute_ahead(transformer: Any, family: Family) -> None:
     conditioner.register_forward_hook(lambda _, __, conditioning: modulation.turn_to(conditioning))
 
 
-def held_bytes(transformer: nn.Module) -> int:
-    """Bytes of the modulation weights that are computed ahead with, and so are held off the card."""
+def held_numbers(transformer: nn.Module) -> int:
+    """How many modulation weights are computed ahead with, and so are held off the card."""
     layers = [layer for layer in transformer.modules() if isinstance(layer, RowLinear)]
-    return sum(held.nbytes for layer in layers for held in (layer.held, layer.held_bias) if held is not None)
+    return sum(held.numel() for layer in layers for held in (layer.held, layer.held_bias) if held is not None)
 
 
 @contextmanager

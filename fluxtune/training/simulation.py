@@ -16,7 +16,7 @@ from fluxtune.dataset.images import Size
 from fluxtune.flux.base import Base
 from fluxtune.flux.empty import empty_text_encoder, empty_transformer, empty_vae, transformer_config
 from fluxtune.flux.load import is_held_quantized, is_text_quantized, streamed_blocks, tile
-from fluxtune.flux.modulation import compute_ahead, held_bytes
+from fluxtune.flux.modulation import compute_ahead, held_numbers
 from fluxtune.flux.weights import DTYPES
 from fluxtune.lora.adapter import adapter_parameters, as_saved, attach, scale_of
 from fluxtune.memory.forecast import Forecast, phase_peaks, thinned
@@ -164,7 +164,8 @@ def simulate_training(
         with ledger.phase("load"):
             _load(transformer, work, ledger, transfers)
             if system is not None:
-                system.update({"modulation": held_bytes(transformer), "streamed blocks": transfers.held})
+                modulation = held_numbers(transformer) * DTYPES.get(precision, work.dtype).itemsize
+                system.update({"modulation": modulation, "streamed blocks": transfers.held})
             learner = learner_of(transformer, config, base.family, base.embeds_guidance, DEVICE, transfers)
             _watch(learner, ledger)
             if watch is not None:
