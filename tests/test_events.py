@@ -19,6 +19,7 @@ SAMPLES: dict[str, Event] = {
     "warning": events.Warning("small pictures", "photos"),
     "finding": events.Finding("error", "decode", "cut off", "photos/1.png"),
     "caption": events.Caption("a.png", "a.txt", "a dog", True),
+    "plan": events.Plan("int8 base", {"recompute": "all"}, True, 2**30, 2**29, [{"phase": "load"}], {}, 0.5),
     "resumed": events.Resumed(5, "runs/mug/checkpoints/step-000005"),
     "result": events.Result("train", {"file": "mug.safetensors"}),
     "error": events.Error(7, "diverged", problems=[{"message": "x"}]),

@@ -71,7 +71,7 @@ def test_the_presets_of_the_user_complete_too(monkeypatch: pytest.MonkeyPatch) -
     folder = Path(os.environ["FLUXTUNE_CONFIG"]) / "presets"
     folder.mkdir()
     (folder / "2x3090.toml").write_text("# Two cards.\n", encoding="utf-8")
-    assert ask("bash", "fluxtune train --preset 2").split() == ["24gb", "2x3090"]
+    assert ask("bash", "fluxtune train --preset 2").split() == ["24gb", "24gb-bf16", "2x3090"]
 
 
 @pytest.mark.skipif(not shutil.which("bash"), reason="no bash here")
@@ -91,4 +91,4 @@ def test_the_bash_script_completes_in_a_bash(tmp_path: Path) -> None:
         env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
         cwd=COMPLETIONS.parent,
     )
-    assert done.stdout.strip() == "24gb"
+    assert done.stdout.strip() == "24gb 24gb-bf16"

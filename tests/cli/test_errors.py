@@ -19,7 +19,7 @@ def test_all_mistakes_of_a_configuration_are_shown_at_once(fluxtune: Callable, t
     outcome = fluxtune("train", "photos", "--preset", "24g", "--rank", "many", "--set", "lora")
     assert (outcome.code, outcome.out) == (2, "")
     assert outcome.err == (
-        "error: --preset: there is no preset '24g': wanted one of nano, 8gb, 12gb, 16gb, 24gb, 48gb, 80gb, or the "
+        "error: --preset: there is no preset '24g': wanted one of nano, 6gb, 8gb, 12gb, 16gb, 24gb, 24gb-bf16, 48gb, 80gb, or the "
         "path of a .toml file\n"
         "\n"
         "hint: did you mean 24gb?\n"
@@ -37,7 +37,7 @@ def test_all_mistakes_of_a_configuration_are_shown_at_once(fluxtune: Callable, t
         "hint: write it without quotes: learning_rate = 1e-4\n"
         "\n"
         'error: fluxtune.toml:6: memory.base_precision is "int4": wanted one of "fp32", "bf16", "int8", '
-        '"int8-weights", "fp8", "nf4"\n'
+        '"int8-weights", "fp8", "nf4", "auto"\n'
         "\n"
         'hint: did you mean "int8"?\n'
         "\n"

@@ -72,7 +72,7 @@ try:
 except SystemExit:
     print([name for name in {HEAVY!r} if name in sys.modules])
 """
-    assert _python(complete, folder=tmp_path).splitlines() == ["24gb", "[]"]
+    assert _python(complete, folder=tmp_path).splitlines() == ["24gb", "24gb-bf16", "[]"]
 
 
 def _python(code: str, *arguments: str, folder: Path) -> str:

@@ -11,13 +11,15 @@ from fluxtune.config.schema import Config
 from fluxtune.errors import ConfigError, UsageError
 
 TIERS = {
-    # preset: base precision, resolution, recompute
-    "8gb": ("nf4", 512, "all"),
-    "12gb": ("nf4", 1024, "all"),
-    "16gb": ("int8", 1024, "all"),
-    "24gb": ("int8", 1024, "all"),
-    "48gb": ("bf16", 1024, "all"),
-    "80gb": ("bf16", 1024, "none"),
+    # preset: base precision, resolution, batch size
+    "6gb": ("nf4", 512, 1),
+    "8gb": ("nf4", 1024, 1),
+    "12gb": ("int8", 1024, 1),
+    "16gb": ("int8", 1024, 1),
+    "24gb": ("int8", 1024, 1),
+    "24gb-bf16": ("bf16", 1024, 1),
+    "48gb": ("bf16", 1024, 1),
+    "80gb": ("bf16", 1024, 2),
 }
 
 
@@ -33,17 +35,20 @@ def own_preset(name: str, content: str) -> Path:
     return file
 
 
-def test_the_presets_that_ship_are_the_seven_from_small_to_large() -> None:
+def test_the_presets_that_ship_are_in_order_from_small_to_large() -> None:
     assert [preset.name for preset in listing()] == ["nano", *TIERS]
 
 
 @pytest.mark.parametrize("name", TIERS)
-def test_a_tier_sets_what_was_computed_to_fit_its_card(name: str, tmp_path: Path) -> None:
+def test_a_tier_leaves_the_plan_to_the_card_and_says_how_much_of_it_there_is(name: str, tmp_path: Path) -> None:
     config = load(name, tmp_path)
-    seen = (config.memory.base_precision, config.dataset.resolution[0], config.memory.recompute)
+    seen = (config.memory.base_precision, config.dataset.resolution[0], config.training.batch_size)
     assert seen == TIERS[name]
     assert config.model.base == "black-forest-labs/FLUX.1-dev"
-    assert (config.training.batch_size, config.training.accumulation) == (1, 1)
+    size = int(name.partition("gb")[0])
+    assert config.memory.budget is not None
+    assert 0.9 * size <= config.memory.budget <= size
+    assert (config.memory.recompute, config.memory.modulation, config.memory.text_precision) == ("auto",) * 3
 
 
 def test_nano_runs_the_embedded_model_in_float32(tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def test_the_fields_that_help_reads_are_the_settings() -> None:
         ("dataset.max_aspect", "a number from 1 to 4"),
         ("dataset.background", 'a colour written "#rrggbb"'),
         ("previews.width", "a whole number from 64 to 4,096, a multiple of 16 (in px)"),
-        ("memory.recompute", 'one of "none", "all"'),
+        ("memory.recompute", 'one of "none", "all", "auto"'),
         ("training.warmup", "a whole number of at least 0 (in steps)"),
         (
             "previews.seeds",

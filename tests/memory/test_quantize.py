@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import bitsandbytes as bnb
 import pytest
@@ -48,7 +48,7 @@ def test_the_settings_offer_every_precision_that_there_is() -> None:
     assert set(get_args(Precision)) == {"fp32", "bf16", *QUANTIZATIONS}
     assert set(get_args(QuantizedPrecision)) == set(QUANTIZATIONS) == set(KINDS)
     for name in ("base_precision", "text_precision"):
-        assert MemoryConfig.model_fields[name].annotation == Precision
+        assert MemoryConfig.model_fields[name].annotation == Precision | Literal["auto"]
 
 
 @every_precision
