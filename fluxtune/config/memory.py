@@ -27,7 +27,7 @@ class KeepConfig(Section):
     everything: list[Count] = setting([], "How many blocks of each kind recompute nothing.")
 
 
-Precision = Literal["fp32", "bf16", "int8", "int8-weights", "fp8", "nf4"]
+Precision = Literal["fp32", "bf16", "int8", "int8-weights", "fp8", "nf4", "auto"]
 
 
 class MemoryConfig(Section):
@@ -41,13 +41,13 @@ class MemoryConfig(Section):
         gt=0.0,
         le=1024.0,
     )
-    base_precision: Precision | Literal["auto"] = setting(
+    base_precision: Precision = setting(
         "bf16",
         "How the frozen base is held: fp32, bf16, int8 (bitsandbytes; multiplies in 8 bits on a card), int8-weights or "
         "fp8 (8 bits, multiplied in training.precision), nf4 (4 bits, bitsandbytes), or auto, as precisely as fits: "
         "bf16, int8, nf4. docs/precisions.md compares them.",
     )
-    text_precision: Precision | Literal["auto"] = setting(
+    text_precision: Precision = setting(
         "bf16",
         "How the text encoders are held while captions are encoded; auto, as precisely as fits (bf16, int8, nf4).",
     )

@@ -63,14 +63,15 @@ class Planned:
 
 
 def planned(work: Work) -> Planned:
-    """The fastest plan within ``work.capacity``; where none fits, the one that takes least."""
-    leanest = work
+    """The fastest plan within ``work.capacity``; where none fits, one that takes little."""
+    leanest = None
     for candidate in _candidates(work):
         leanest = candidate
         if work.capacity is None or _foretold(candidate) <= work.capacity:
             believed = _believed(candidate)
             if believed.fits:
                 return believed
+    leanest = leanest or _leanest(work)
     return _simulated(leanest, costs_of(leanest))
 
 
@@ -80,11 +81,21 @@ def foretold_to_fit(work: Work) -> bool:
 
 
 def _candidates(work: Work) -> Iterator[Work]:
-    """Plans, the most wanted first."""
+    """Plans, the most wanted first, of those in which the encoders have room."""
     work = _with_text_precision(work)
     for relief in _reliefs(work):
-        for precision in _precisions(work):
-            yield from _fastest_first(_with(work, base_precision=precision, **relief))
+        relieved = _with(work, **relief)
+        if work.capacity is None or encoders_of(relieved).peak.bytes <= work.capacity:
+            for precision in _precisions(work):
+                yield from _fastest_first(_with(relieved, base_precision=precision))
+
+
+def _leanest(work: Work) -> Work:
+    """The plan that is left where not even the encoders have room."""
+    *_, relief = _reliefs(work)
+    leanest = _with(_with_text_precision(work), base_precision=_precisions(work)[-1], **relief)
+    modulation, recompute = _modulations(work)[-1], work.config.memory.recompute
+    return _with(leanest, modulation=modulation, recompute="all" if recompute == "auto" else recompute)
 
 
 def _with(work: Work, **memory: Any) -> Work:
@@ -184,10 +195,9 @@ def _simulated(work: Work, costs: BlockCosts) -> Planned:
 
 
 def _foretold(work: Work) -> int:
-    """Bytes that the card must have, at least."""
+    """Bytes that the card must have for training, at least."""
     costs = costs_of(work)
-    training = costs.peak(_plan(work, costs)) - _streamed_away(work, costs)
-    return max(training, encoders_of(work).peak.bytes)
+    return costs.peak(_plan(work, costs)) - _streamed_away(work, costs)
 
 
 def _streamed_away(work: Work, costs: BlockCosts) -> int:

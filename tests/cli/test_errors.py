@@ -19,8 +19,8 @@ def test_all_mistakes_of_a_configuration_are_shown_at_once(fluxtune: Callable, t
     outcome = fluxtune("train", "photos", "--preset", "24g", "--rank", "many", "--set", "lora")
     assert (outcome.code, outcome.out) == (2, "")
     assert outcome.err == (
-        "error: --preset: there is no preset '24g': wanted one of nano, 6gb, 8gb, 12gb, 16gb, 24gb, 24gb-bf16, 48gb, 80gb, or the "
-        "path of a .toml file\n"
+        "error: --preset: there is no preset '24g': wanted one of nano, 6gb, 8gb, 12gb, 16gb, 24gb, 24gb-bf16, 48gb, "
+        "80gb, or the path of a .toml file\n"
         "\n"
         "hint: did you mean 24gb?\n"
         "\n"

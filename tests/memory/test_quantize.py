@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import bitsandbytes as bnb
 import pytest
@@ -45,10 +45,10 @@ def layer_of(precision: QuantizedPrecision, dtype: torch.dtype, columns: int = C
 
 
 def test_the_settings_offer_every_precision_that_there_is() -> None:
-    assert set(get_args(Precision)) == {"fp32", "bf16", *QUANTIZATIONS}
+    assert set(get_args(Precision)) == {"fp32", "bf16", *QUANTIZATIONS, "auto"}
     assert set(get_args(QuantizedPrecision)) == set(QUANTIZATIONS) == set(KINDS)
     for name in ("base_precision", "text_precision"):
-        assert MemoryConfig.model_fields[name].annotation == Precision | Literal["auto"]
+        assert MemoryConfig.model_fields[name].annotation == Precision
 
 
 @every_precision

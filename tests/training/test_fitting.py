@@ -62,8 +62,9 @@ def test_a_run_records_the_plan_that_it_follows(tiny_flux: Path, few_pictures: P
     assert plan.fits
     assert plan.memory["recompute"] == "none"
     assert [record["event"] for record in run.record()].count("plan") == 1
-    settings = (run.folder / "config.toml").read_text()
-    assert '"auto"' not in settings
+    memory = (run.folder / "config.toml").read_text().partition("[memory]")[2].partition("\n[memory.")[0]
+    assert "budget" in memory
+    assert '"auto"' not in memory
     assert '"memory.recompute": "the plan for this card"' in (run.folder / "origins.json").read_text()
     assert plan.summary in (run.folder / "run.json").read_text()
 
