@@ -35,7 +35,7 @@ from random_run import SCALES, RandomSource, base_of, learner, step_operations, 
 from fluxtune.config.layers import resolve
 from fluxtune.config.presets import built_in_folder, listing
 from fluxtune.environment.card import look
-from fluxtune.environment.device import BESIDE_TORCH, pick_device, quiet_libraries, versions
+from fluxtune.environment.device import pick_device, quiet_libraries, versions
 from fluxtune.events import ignore
 from fluxtune.flux.load import free_memory
 from fluxtune.flux.weights import DTYPES
@@ -43,6 +43,7 @@ from fluxtune.lora.adapter import adapter_parameters, as_saved, scale_of
 from fluxtune.memory.forecast import Forecast
 from fluxtune.memory.plan import operations_of
 from fluxtune.training.ema import MovingAverage
+from fluxtune.training.fitting import work_of
 from fluxtune.training.forecasts import costs_of
 from fluxtune.training.loop import train_steps
 from fluxtune.training.planning import Planned, planned
@@ -53,18 +54,16 @@ GIB = 2**30
 WARM_UP = 3
 
 
-def work_of(preset: str, scale: str, steps: int, side: int | None, device: str) -> Work:
-    """The training of a preset, and what the process may take of the card for it."""
-    settings = resolve(
-        preset=preset, config_file=None, flags={}, sets=[f"training.steps={steps}"], working_folder=Path()
-    )
-    config, side = settings.config, side or max(settings.config.dataset.resolution)
-    room = None if config.memory.budget is None else int(config.memory.budget * GIB) - BESIDE_TORCH
-    if device == "cuda":
-        free, total = torch.cuda.mem_get_info()
-        room = min(free, room or free)
-        torch.cuda.set_per_process_memory_fraction(room / total)
-    return Work(config, base_of(scale), (side, side), (side, side), as_cuda=device == "cuda", capacity=room)
+def within(preset: str, scale: str, steps: int, side: int | None, device: str) -> Work:
+    """The training of a preset, and what this process may take of the card for it: from now on, no more."""
+    sets = [f"training.steps={steps}", "previews.every=1"]
+    config = resolve(preset=preset, config_file=None, flags={}, sets=sets, working_folder=Path()).config
+    side = side or max(config.dataset.resolution)
+    config = config.model_copy(update={"dataset": config.dataset.model_copy(update={"resolution": [side]})})
+    work = work_of(config, base_of(scale), device, [(side, side)])
+    if device == "cuda" and work.capacity is not None:
+        torch.cuda.set_per_process_memory_fraction(work.capacity / torch.cuda.mem_get_info()[1])
+    return work
 
 
 def measure(preset: str, scale: str, steps: int, side: int | None) -> dict[str, Any]:
@@ -73,7 +72,7 @@ def measure(preset: str, scale: str, steps: int, side: int | None) -> dict[str, 
     quiet_libraries()
     figures: dict[str, Any] = {"preset": preset, "scale": scale}
     try:
-        plan = planned(work_of(preset, scale, steps, side, device))
+        plan = planned(within(preset, scale, steps, side, device))
         figures |= _told(plan)
         if plan.fits:
             Measurement(plan, device, figures).run()

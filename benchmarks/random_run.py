@@ -21,7 +21,7 @@ from fluxtune.flux.weights import DTYPES, Holding, fill, shapes_of
 from fluxtune.lora.adapter import attach
 from fluxtune.memory.simulate import as_on_a_card, give_content
 from fluxtune.training.load import learner_of
-from fluxtune.training.preflight import settled_memory
+from fluxtune.training.modulated import settled_memory
 from fluxtune.training.samples import Condition, Samples, SampleSource
 from fluxtune.training.simulation import Work
 from fluxtune.training.step import Learner, MicroBatch
