@@ -64,17 +64,15 @@ def test_the_benchmark_of_cards_goes_through_every_phase_of_a_preset(
     assert "card.json" in capsys.readouterr().out
 
 
-def test_the_benchmark_of_cards_tells_what_fails_and_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    cramped, failing = tmp_path / "cramped.toml", tmp_path / "failing.toml"
+def test_what_fails_or_does_not_fit_is_part_of_the_benchmark_of_cards(tmp_path: Path) -> None:
+    cards, cramped, failing = script("cards"), tmp_path / "cramped.toml", tmp_path / "failing.toml"
     cramped.write_text("[memory]\nbudget = 0.601\n")
-    failing.write_text('[memory]\nkeep.everything = [99]\nrecompute = "all"\n')
-    runs = asked_of_cards(monkeypatch, tmp_path / "card.json", str(failing), str(cramped))["runs"]
-    assert "failed" in runs[0]
-    assert (runs[1]["fits"], "phases" in runs[1]) == (False, False)
-    assert runs[1]["lacking_gib"] > 0
-    assert "does not fit this card" in capsys.readouterr().out
+    failing.write_text("[memory]\nstreamed_blocks = 99\n")
+    failed, short = (cards.measure(str(file), "tiny", 2, 64) for file in (failing, cramped))
+    assert "99 blocks" in failed["failed"]
+    assert (short["fits"], "phases" in short, "failed" in short) == (False, False, False)
+    assert short["lacking_gib"] > 0
+    assert cards._summary(short).startswith("does not fit this card")
 
 
 def test_the_benchmark_of_cards_takes_the_presets_that_ship(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
