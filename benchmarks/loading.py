@@ -11,7 +11,6 @@ above what it had before the load. ``--scale tiny`` runs the same code on a smal
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import shutil
@@ -24,12 +23,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import bitsandbytes  # noqa: F401  (imported here, not while a load is measured)
 import torch
 from diffusers import FluxTransformer2DModel
+from random_run import SCALES, base_of
 from torch import nn
 from transformers import T5EncoderModel  # noqa: F401  (the same)
 
@@ -37,6 +36,8 @@ from fluxtune.config.memory import MemoryConfig
 from fluxtune.config.model import ModelConfig
 from fluxtune.environment.device import pick_device, versions
 from fluxtune.flux.base import open_base
+from fluxtune.flux.empty import transformer_config
+from fluxtune.flux.families import FLUX1
 from fluxtune.flux.flux1_names import NAMES
 from fluxtune.flux.load import load_transformer
 from fluxtune.memory.quantize import QuantizedPrecision, packed_tensors
@@ -46,15 +47,6 @@ Shapes = Mapping[str, tuple[int, ...]]
 PRECISIONS = ("int8", "nf4")
 SHARDS = 3
 """As FLUX.1-dev on the hub has them."""
-
-
-def full_size() -> ModuleType:
-    """The benchmark of the full size, for its scales."""
-    spec = importlib.util.spec_from_file_location("full_size", Path(__file__).with_name("full_size.py"))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def write_random(file: Path, shapes: Shapes) -> None:
@@ -94,7 +86,7 @@ def write_base(folder: Path, scale: str) -> dict[str, tuple[int, ...]]:
     """A base whose transformer has no weights yet, the rest of it being nano's; the shapes of those weights."""
     shutil.copytree(model_folder(), folder, ignore=shutil.ignore_patterns("diffusion_pytorch_model.safetensors"))
     shutil.copy(model_folder() / "vae" / "diffusion_pytorch_model.safetensors", folder / "vae")
-    config = full_size().transformer_config(scale)
+    config = transformer_config(FLUX1, base_of(scale).folder)
     (folder / "transformer" / "config.json").write_text(json.dumps(config))
     with torch.device("meta"):
         transformer = FluxTransformer2DModel.from_config(config)
@@ -234,7 +226,7 @@ def measure(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scale", choices=("dev", "tiny"), default="dev")
+    parser.add_argument("--scale", choices=SCALES, default="dev")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="on a disk with 40 GB free")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--load", help=argparse.SUPPRESS)

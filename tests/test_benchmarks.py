@@ -7,10 +7,17 @@ import json
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def _beside_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As python finds modules beside the script that it runs."""
+    monkeypatch.syspath_prepend(str(FOLDER))
 
 
 def script(name: str) -> ModuleType:
@@ -21,13 +28,73 @@ def script(name: str) -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("preset", ["24gb", "80gb"])
-def test_the_full_size_benchmark_measures_a_preset_on_a_small_transformer(preset: str) -> None:
-    figures = script("full_size").measure(preset, "tiny", steps=1, side=64)
-    assert figures["preset"] == preset
-    assert figures["step_seconds"] > 0
-    assert min(figures["load_peak_gib"], figures["peak_gib"], figures["share_of_matrix_rate"]) > 0
-    assert figures["step_operations"] > 1e6
+def asked_of_cards(monkeypatch: pytest.MonkeyPatch, output: Path, *presets: str) -> dict[str, Any]:
+    named = [part for preset in presets for part in ("--preset", preset)]
+    sizes = ["--scale", "tiny", "--steps", "2", "--side", "64"]
+    monkeypatch.setattr(sys, "argv", ["cards.py", *sizes, *named, "--output", str(output)])
+    script("cards").main()
+    return dict(json.loads(output.read_text()))
+
+
+@pytest.fixture
+def keeping(tmp_path: Path) -> str:
+    """A preset whose plan uses everything that takes less memory, and keeps something."""
+    file = tmp_path / "keeping.toml"
+    memory = {"recompute": "all", "modulation": "ahead", "streamed_blocks": 2, "offload_activations": True}
+    lines = [f"{name} = {json.dumps(value)}" for name, value in memory.items()]
+    file.write_text("\n".join(["[memory]", *lines, "budget = 8.0", "keep.products = [1, 2]"]))
+    return str(file)
+
+
+def test_the_benchmark_of_cards_goes_through_every_phase_of_a_preset(
+    keeping: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = asked_of_cards(monkeypatch, tmp_path / "results" / "card.json", keeping)
+    (run,) = report["runs"]
+    assert run["memory"]["modulation"] == "ahead"
+    assert run["memory"]["streamed_blocks"] == 2
+    assert list(run["phases"]) == list(run["foretold_gib"])
+    assert list(run["phases"]) == ["encode captions", "encode pictures", "load", "step", "preview"]
+    assert all(phase["process_gib"] > 0 for phase in run["phases"].values())
+    assert min(run["step_seconds"], run["step_operations"], run["share_of_matrix_rate"]) > 0
+    compared = run["recomputing_all"]
+    assert compared["times_as_long"] == pytest.approx(compared["step_seconds"] / run["step_seconds"], rel=0.01)
+    assert compared["foretold_times_as_long"] > 1
+    assert report["command"].endswith("--scale tiny --steps 2 --side 64")
+    assert "card.json" in capsys.readouterr().out
+
+
+def test_what_fails_or_does_not_fit_is_part_of_the_benchmark_of_cards(tmp_path: Path) -> None:
+    cards, cramped, failing = script("cards"), tmp_path / "cramped.toml", tmp_path / "failing.toml"
+    cramped.write_text("[memory]\nbudget = 0.601\n")
+    failing.write_text("[memory]\nstreamed_blocks = 99\n")
+    failed, short = (cards.measure(str(file), "tiny", 2, 64) for file in (failing, cramped))
+    assert "99 blocks" in failed["failed"]
+    assert (short["fits"], "phases" in short, "failed" in short) == (False, False, False)
+    assert short["lacking_gib"] > 0
+    assert cards._summary(short).startswith("does not fit this card")
+
+
+def test_the_benchmark_of_cards_takes_the_presets_that_ship(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    cards = script("cards")
+    monkeypatch.setattr(cards, "_in_a_process", lambda options, what: {"preset": what, "failed": "not tried"})
+    monkeypatch.setattr(sys, "argv", ["cards.py", "--scale", "tiny", "--output", str(tmp_path / "card.json")])
+    cards.main()
+    runs = json.loads((tmp_path / "card.json").read_text())["runs"]
+    shipped = {file.stem for file in (FOLDER.parent / "presets").glob("*.toml")}
+    assert {run["preset"] for run in runs} == shipped - {"nano"}
+
+
+def test_the_benchmark_of_recomputation_compares_what_plans_cost(tmp_path: Path) -> None:
+    recompute = script("recompute")
+    plans = recompute.plans_of(1, 1)
+    figures = recompute.measure(recompute.middle_sized(tmp_path / "base", (1, 1), 64), plans, rounds=1)
+    foretold = {name: plan["foretold_times_as_long"] for name, plan in figures["plans"].items()}
+    assert set(foretold) == set(plans)
+    assert min(foretold.values()) == foretold["everything"] == 1
+    assert 1 < foretold["products"] < foretold["attention"] < foretold["nothing"] < 2
+    assert all(plan["seconds"] > 0 for plan in figures["plans"].values())
+    assert 0 <= figures["pairs_in_the_right_order"] <= figures["pairs"]
 
 
 def test_the_benchmark_of_validation_measures_it_against_decoding() -> None:

@@ -121,11 +121,15 @@ def checked(
 
 
 def fill(module: nn.Module, weights: Weights, holding: Holding) -> None:
-    """Give a module on the meta device its weights, frozen.
+    """Give a module on the meta device its weights, frozen, and take its buffers to their device.
 
     Args:
         weights: (name, tensor) of every parameter, in any order; from ``checked``.
     """
+    # Files do not have them: they were made with the module, in system memory.
+    for name, buffer in list(module.named_buffers()):
+        path, _, leaf = name.rpartition(".")
+        setattr(module.get_submodule(path), leaf, buffer.to(holding.device))
     untrimmed = 0
     for name, weight in weights:
         path, _, leaf = name.rpartition(".")

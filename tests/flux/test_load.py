@@ -210,6 +210,12 @@ def test_the_streamed_text_encoders_and_vae_equal_from_pretrained_to_the_bit(tin
     assert_same_weights(load_vae(base, dtype, "cpu"), theirs.vae)
 
 
+def test_all_that_a_text_encoder_computes_with_is_on_the_device(base: Base) -> None:
+    pipeline = load_text_pipeline(base, MemoryConfig(text_precision="bf16"), torch.bfloat16, "meta")
+    for encoder in (pipeline.text_encoder, pipeline.text_encoder_2):
+        assert {tensor.device.type for tensor in (*encoder.parameters(), *encoder.buffers())} == {"meta"}
+
+
 def test_projections_of_t5_beyond_the_range_of_float16_are_not_held_in_8_bits(base: Base) -> None:
     pipeline = load_text_pipeline(base, MemoryConfig(text_precision="int8"), torch.bfloat16, "cpu")
     for name, module in pipeline.text_encoder_2.named_modules():
