@@ -1,4 +1,4 @@
-"""What blocks keep adds up: two of each kind tell what a deeper model takes."""
+"""What blocks keep adds up: a few of each kind tell what a model of another depth takes."""
 
 from __future__ import annotations
 

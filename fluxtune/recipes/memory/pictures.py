@@ -164,8 +164,8 @@ def blocks_picture(figures: Mapping[str, Any]) -> Image.Image:
     middle = (axes.left + axes.right) / 2
     sheet.text((middle, axes.bottom + 42), f"of {blocks} blocks keep their matrix products", 26, _FAINT, "ma")
     sheet.line([(84, 98), (120, 98)], _LINE, 3)
-    sheet.text((132, 98), "peak, foretold by adding up two blocks of each kind", 26, anchor="lm")
-    start = 132 + ImageFont.load_default(26).getlength("peak, foretold by adding up two blocks of each kind") + 44
+    sheet.text((132, 98), "peak, foretold by adding up what blocks keep", 26, anchor="lm")
+    start = 132 + ImageFont.load_default(26).getlength("peak, foretold by adding up what blocks keep") + 44
     sheet.dot((start, 98), 8, _POINT)
     sheet.text((start + 20, 98), "peak, the whole model simulated", 26, anchor="lm")
     sheet.text((84, 738), "FLUX.1-dev in 8 bits, 1024 px, rank 16.", 24, _FAINT)
