@@ -130,6 +130,8 @@ def train(
     )
     if folder is not None:
         flags["dataset.folders"] = ("FOLDER", [{"path": folder}])
+    if dry_run:
+        _refuse_a_dry_resume(resume)
     run = None
     if resume is None:
         resolved = resolve(
@@ -145,7 +147,6 @@ def train(
         return
     _require_pictures(resolved.config)
     if dry_run:
-        _refuse_a_dry_resume(resume)
         _dry_run(resolved, as_json, accept or [])
         return
     file = _run(

@@ -1,7 +1,7 @@
 """What each kind of block holds and computes, by what it keeps for the backward: measured on a shallow model.
 
-Blocks of a kind are alike, and what they hold adds up. So one step of two blocks of each kind, for each thing that they
-can keep, tells what a step of the whole model takes, without simulating it for every plan.
+Blocks of a kind are alike, and what they hold adds up. So one step of a few blocks of each kind, two for each thing
+that a block can keep, tells what a step of the whole model takes, without simulating it for every plan.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from fluxtune.training.simulation import Work, simulate_training
 
 _STATIC = ("weights", "adapter", "optimizer", "inputs")
 """Categories that are there through the whole step."""
+_KEPT: tuple[Kept, ...] = get_args(Kept)
 _ELEMENTWISE = 0.07
 """Of a block's products, as operations: what it takes to recompute all else. For a double block of FLUX.1 at 1024 px
 some 1.5 GB pass through the card's memory, 2 ms at 800 GB/s; its products are 1.3 TF, 30 ms at 45 TF/s."""
@@ -76,47 +77,49 @@ def costs_from(record: dict[str, Any]) -> BlockCosts:
 def block_costs(work: Work) -> BlockCosts:
     """Measures ``work``, whatever its settings say of recomputation and streaming."""
     family = work.base.family
-    full = [work.transformer[key] for key in family.depths]
-    choices: list[dict[str, Choice]] = [{} for _ in full]
-    operations = [_operations(work, kind) for kind in range(len(full))]
-    static = rest = 0
-    left = weights = [0 for _ in full]
-    for kept in get_args(Kept):
-        seen = _Seen(work, kept)
-        for kind, (products, attention) in enumerate(operations):
-            again = {"nothing": products, "attention": products - attention}.get(kept, 0)
+    depths = [work.transformer[key] for key in family.depths]
+    seen = _Seen(work)
+    kinds, operations = [], []
+    for kind, depth in enumerate(depths):
+        products, attention = _operations(work, kind)
+        again = {"nothing": products, "attention": products - attention}
+        choices: dict[str, Choice] = {}
+        for kept in _KEPT:
             elementwise = 0 if kept == "everything" else round(_ELEMENTWISE * products)
-            choices[kind][kept] = Choice(seen.held(kind), seen.working(kind), again + elementwise)
-        if kept == "nothing":
-            static, rest = seen.static(full), seen.rest()
-            left, weights = [each["adapter"] for each in seen.blocks], [each["weights"] for each in seen.blocks]
-    kinds = [Kind(depth, choices[kind], left[kind]) for kind, depth in enumerate(full)]
-    return BlockCosts(kinds, [products for products, _ in operations], static, rest, weights, _modulation(work))
+            choices[kept] = Choice(seen.held(kind, kept), seen.working(kind, kept), again.get(kept, 0) + elementwise)
+        kinds.append(Kind(depth, choices, seen.blocks[kind]["adapter"]))
+        operations.append(products)
+    weights = [each["weights"] for each in seen.blocks]
+    return BlockCosts(kinds, operations, seen.static(depths), seen.rest(), weights, seen.modulation(depths))
 
 
 class _Seen:
-    """A step of two blocks of each kind, all of which keep the same. Positions are those of the ledger's moments."""
+    """A step of a few blocks of each kind: two for each thing to keep, in the order of ``_KEPT``. The second of them is
+    looked at: what it shares with the block before is then like what others share with theirs."""
 
-    def __init__(self, work: Work, kept: Kept) -> None:
+    def __init__(self, work: Work) -> None:
         kinds = len(work.base.family.blocks)
-        keep = {} if kept == "nothing" else {kept: [2] * kinds}
+        keep = {kept: [2] * kinds for kept in _KEPT if kept != "nothing"}
         still = {"recompute": "all", "streamed_blocks": 0}
         memory = work.config.memory.model_validate({**work.config.memory.model_dump(), **still, "keep": keep})
         config = work.config.model_copy(update={"memory": memory})
+        self._depth = 2 * len(_KEPT)
+        self._work = replace(work, config=config, depths=(self._depth,) * kinds, preview=None, capacity=None)
         self._marks: dict[tuple[int, int, str], int] = {}
-        self._work = replace(work, config=config, depths=(2,) * kinds, preview=None, capacity=None)
         self.blocks: list[dict[str, int]] = []
         ledger = simulate_training(self._work, self._watch)
         self._moments: list[Moment] = ledger.moments
 
-    def held(self, kind: int) -> int:
+    def held(self, kind: int, kept: str) -> int:
         """Bytes that a block holds from its forward on."""
-        return self._at(kind, 1, "leave").bytes - self._at(kind, 0, "leave").bytes
+        block = 2 * _KEPT.index(kept) + 1
+        return self._at(kind, block, "leave").bytes - self._at(kind, block - 1, "leave").bytes
 
-    def working(self, kind: int) -> int:
+    def working(self, kind: int, kept: str) -> int:
         """Bytes that its backward takes beside what was there when it began."""
+        block = 2 * _KEPT.index(kept) + 1
         # Its inputs are keywords, of which no hook tells when their gradients are there: until the one before begins.
-        begun, done = self._marks[kind, 1, "backward"], self._marks[kind, 0, "backward"]
+        begun, done = self._marks[kind, block, "backward"], self._marks[kind, block - 1, "backward"]
         return max(moment.bytes for moment in self._moments[begun - 1 : done]) - self._moments[begun - 1].bytes
 
     def static(self, depths: Sequence[int]) -> int:
@@ -125,17 +128,32 @@ class _Seen:
         shallow = {category: alive.get(category, 0) for category in _STATIC}
         per_adapter = shallow["optimizer"] / max(1, shallow["adapter"])
         deeper = sum(
-            (depth - 2) * (block["weights"] + block["adapter"] * (1 + per_adapter))
+            (depth - self._depth) * (block["weights"] + block["adapter"] * (1 + per_adapter))
             for depth, block in zip(depths, self.blocks, strict=True)
         )
         return round(sum(shallow.values()) + deeper)
 
+    def modulation(self, depths: Sequence[int]) -> int:
+        """Bytes of all modulation weights in a model of other depths, in the precision of the computation."""
+        family = self._work.base.family
+        numbers = 0
+        for name, parameter in empty_transformer(family, self._work.transformer).named_parameters():
+            if is_modulation(name.rpartition(".")[0], family):
+                kind = next((kind for kind, blocks in enumerate(family.blocks) if name.startswith(f"{blocks}.")), None)
+                numbers += round(parameter.numel() * (1 if kind is None else depths[kind] / self._depth))
+        return numbers * self._work.dtype.itemsize
+
     def rest(self) -> int:
-        """Bytes that are neither static nor of a block when the backward of the last block begins."""
+        """Bytes that are neither static, nor gradients, nor held by a block, while the backward goes over the blocks:
+        as it comes to one of the last kind that keeps nothing, behind which all is done."""
         last = len(self.blocks) - 1
         moment = self._at(last, 1, "backward")
-        static = sum(moment.alive.get(category, 0) for category in _STATIC)
-        return moment.bytes - static - 2 * sum(self.held(kind) for kind in range(last + 1))
+        others = sum(moment.alive.get(category, 0) for category in (*_STATIC, "gradients"))
+        held = 2 * self.held(last, _KEPT[0])
+        for kind in range(last):
+            leaves = [self._at(kind, block, "leave").bytes for block in (0, self._depth - 1)]
+            held += self.held(kind, _KEPT[0]) + leaves[1] - leaves[0]
+        return moment.bytes - others - held
 
     def _at(self, kind: int, block: int, mark: str) -> Moment:
         return self._moments[self._marks[kind, block, mark] - 1]
@@ -158,13 +176,6 @@ class _Seen:
                     tensor.register_hook(lambda _: note("backward"))
 
         block.register_forward_hook(left)
-
-
-def _modulation(work: Work) -> int:
-    family = work.base.family
-    parameters = empty_transformer(family, work.transformer).named_parameters()
-    numbers = sum(each.numel() for name, each in parameters if is_modulation(name.rpartition(".")[0], family))
-    return numbers * work.dtype.itemsize
 
 
 def _bytes_of(block: nn.Module) -> dict[str, int]:

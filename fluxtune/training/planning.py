@@ -154,7 +154,7 @@ def _counts(memory: MemoryConfig, kind: int, number: int) -> Counts:
 
 def _keeping(work: Work, plan: Sequence[Counts]) -> Work:
     """The work with a plan written into its settings."""
-    if all(set(counts) == {"everything"} or not sum(counts.values()) for counts in plan):
+    if all(counts.get("everything", 0) == sum(counts.values()) for counts in plan):
         return _with(work, recompute="none", keep={}, offload_activations=False)
     names = ("attention", "products", "everything")
     keep = {name: [counts.get(name, 0) for counts in plan] for name in names}
