@@ -19,7 +19,8 @@ from fluxtune.flux.known import known_base
 from fluxtune.flux.load import build_transformer, is_text_quantized, tile
 from fluxtune.flux.weights import DTYPES, Holding, fill, shapes_of
 from fluxtune.lora.adapter import attach
-from fluxtune.memory.simulate import as_on_a_card, give_content
+from fluxtune.memory.kernels import kernels_of_the_device
+from fluxtune.memory.simulate import give_content
 from fluxtune.training.load import learner_of
 from fluxtune.training.modulated import settled_memory
 from fluxtune.training.samples import Condition, Samples, SampleSource
@@ -90,7 +91,7 @@ def step_operations(work: Work) -> int:
         attach(transformer, work.config.lora, family, 0)
     batch = RandomSource(work, "meta").at(0).subject
     guidance = 1.0 if work.base.embeds_guidance else None
-    with as_on_a_card(), FlopCounterMode(display=False) as counter:
+    with kernels_of_the_device(as_cuda=True), FlopCounterMode(display=False) as counter:
         noisy = batch.latents.to(work.dtype)
         family.forward(transformer, noisy, batch.sigmas, batch.text, guidance).sum().backward()
     return counter.get_total_flops()

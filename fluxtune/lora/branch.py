@@ -93,7 +93,10 @@ def _dropped(x: torch.Tensor, rate: float) -> torch.Tensor:
     return functional.dropout(x, rate) if rate else x
 
 
-def _random_state(device: torch.device) -> torch.Tensor:
+def _random_state(device: torch.device) -> torch.Tensor | None:
+    """What chance draws from on a device; the meta device, where steps are simulated, draws nothing."""
+    if device.type == "meta":
+        return None
     source: Any = torch if device.type == "cpu" else torch.get_device_module(device)
     state: torch.Tensor = source.get_rng_state() if device.type == "cpu" else source.get_rng_state(device)
     return state

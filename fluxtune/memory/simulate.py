@@ -7,22 +7,19 @@ seconds so. Autocast does not see them; work that needs it is not simulated righ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import nn
-from torch.nn import functional
 
+from fluxtune.memory.kernels import kernels_of_the_device
 from fluxtune.memory.ledger import Ledger
 from fluxtune.memory.transfers import Transfers
 
 T = TypeVar("T")
 
 DEVICE = "meta"
-_FLASH_HEADS = 256
-"""The widest attention heads that flash attention takes."""
 
 
 def simulate(
@@ -37,14 +34,14 @@ def simulate(
         build: makes what the steps work on, and claims all of it for its categories; nothing else that it makes is
             counted.
         step: the work, with its phases.
-        as_cuda: allocate, and compute attention, as on a graphics card, else as on the processor.
+        as_cuda: allocate, and compute attention and norms, as on a graphics card, else as on the processor.
         capacity: see ``Ledger``.
 
     Returns:
         The ledger, with what it counted.
     """
     ledger = Ledger(DEVICE, as_cuda, capacity)
-    with as_on_a_card() if as_cuda else _attention(_as_the_processor):
+    with kernels_of_the_device(as_cuda):
         work = build(ledger)
         with ledger:
             step(work, ledger)
@@ -92,61 +89,3 @@ class SimulatedTransfers(Transfers):
     def _elsewhere(self, memory: torch.Tensor) -> torch.Tensor:
         self._ledger.exclude(memory)
         return memory
-
-
-def as_on_a_card() -> AbstractContextManager[None]:
-    """Inside, operations on the meta device are those that a graphics card would be given."""
-    return _attention(_as_a_card)
-
-
-@contextmanager
-def _attention(kernel: Callable[..., torch.Tensor]) -> Iterator[None]:
-    """Inside, attention takes a kernel; on the meta device torch chooses none, but builds the whole matrix."""
-    usual = functional.scaled_dot_product_attention
-
-    def attend(query: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        result: torch.Tensor = (kernel if query.is_meta else usual)(query, *args, **kwargs)
-        return result
-
-    # torch's own ways to stand in between, such as TorchFunctionMode, do not act where a checkpoint computes again.
-    functional.scaled_dot_product_attention = attend  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        functional.scaled_dot_product_attention = usual
-
-
-def _as_a_card(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attn_mask: torch.Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> torch.Tensor:
-    """Flash attention where it can be, else the memory-efficient one."""
-    is_half = query.dtype in (torch.float16, torch.bfloat16)
-    if attn_mask is None and is_half and query.shape[-1] <= _FLASH_HEADS:
-        flash = torch.ops.aten._scaled_dot_product_flash_attention
-        return flash(query, key, value, dropout_p, is_causal, False, scale=scale)[0]
-    needs_sums = torch.is_grad_enabled() and query.requires_grad
-    efficient = torch.ops.aten._scaled_dot_product_efficient_attention
-    if attn_mask is not None:
-        attn_mask = attn_mask.expand(*query.shape[:-1], key.shape[-2])
-    return efficient(query, key, value, attn_mask, needs_sums, dropout_p, is_causal, scale=scale)[0]
-
-
-def _as_the_processor(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attn_mask: torch.Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> torch.Tensor:
-    flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    return flash(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]

@@ -33,6 +33,7 @@ class QuantizedStandIn(nn.Linear):
         self.requires_grad_(False)
         self.precision, self.dtype = precision, dtype
         self.rounds_inputs = precision == "int8" and as_cuda
+        self.scales_copies = precision != "nf4" and not as_cuda and dtype != torch.float32
         values = layer.in_features * layer.out_features
         if precision == "nf4":
             # Labelled with the precision of the products, as the real ones are.
@@ -96,7 +97,12 @@ def _eight_bit_product(activations: torch.Tensor, layer: QuantizedStandIn) -> to
 
 
 def _unpacked(layer: QuantizedStandIn) -> torch.Tensor:
-    return torch.empty(layer.out_features, layer.in_features, dtype=layer.dtype, device=layer.weight.device)
+    weight = torch.empty(layer.out_features, layer.in_features, dtype=layer.dtype, device=layer.weight.device)
+    if layer.scales_copies:
+        # Where a processor multiplies halves by float32 scales, it makes float32 of what goes in and of what comes out.
+        copies = [_empty(weight, torch.float32) for _ in range(2)]
+        del copies
+    return weight
 
 
 def _full_scales(layer: QuantizedStandIn) -> torch.Tensor:

@@ -18,10 +18,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from fluxtune.flux.empty import empty_transformer
 from fluxtune.flux.modulation import is_modulation
 from fluxtune.memory.allocator import rounded
+from fluxtune.memory.kernels import kernels_of_the_device
 from fluxtune.memory.ledger import Ledger, Moment
-from fluxtune.memory.plan import Choice, Counts, Kind, need_of
+from fluxtune.memory.plan import Choice, Counts, Kind, held_by, need_of
 from fluxtune.memory.recompute import Kept
-from fluxtune.memory.simulate import DEVICE, as_on_a_card, give_content
+from fluxtune.memory.simulate import DEVICE, give_content
 from fluxtune.training.simulation import Work, simulate_training
 
 _STATIC = ("weights", "adapter", "optimizer", "inputs")
@@ -41,6 +42,7 @@ class BlockCosts:
         operations: of a forward of one block of each kind.
         static: bytes that are held through the whole step, of the model as deep as it is.
         rest: bytes beside that and the blocks' own, while the backward goes over the blocks.
+        end: bytes beside static ones and what all blocks hold, at the end of the forward, at most.
         weights: bytes of the weights of one block of each kind, as they are held on the card.
         modulation: bytes of all modulation weights in the precision of the computation.
     """
@@ -49,6 +51,7 @@ class BlockCosts:
     operations: list[int]
     static: int
     rest: int
+    end: int
     weights: list[int]
     modulation: int
 
@@ -57,8 +60,9 @@ class BlockCosts:
         return asdict(self)
 
     def peak(self, plan: Sequence[Counts]) -> int:
-        """Bytes at the highest moment of the backward, foretold by adding up."""
-        return self.static + self.rest + need_of(self.kinds, plan)
+        """Bytes at the highest moment of the step, foretold by adding up: in the backward, or before it begins."""
+        backward = self.rest + need_of(self.kinds, plan)
+        return self.static + max(backward, self.end + held_by(self.kinds, plan))
 
 
 def costs_from(record: dict[str, Any]) -> BlockCosts:
@@ -90,7 +94,7 @@ def block_costs(work: Work) -> BlockCosts:
         kinds.append(Kind(depth, choices, seen.blocks[kind]["adapter"]))
         operations.append(products)
     weights = [each["weights"] for each in seen.blocks]
-    return BlockCosts(kinds, operations, seen.static(depths), seen.rest(), weights, seen.modulation(depths))
+    return BlockCosts(kinds, operations, seen.static(depths), seen.rest(), seen.end(), weights, seen.modulation(depths))
 
 
 class _Seen:
@@ -149,11 +153,24 @@ class _Seen:
         last = len(self.blocks) - 1
         moment = self._at(last, 1, "backward")
         others = sum(moment.alive.get(category, 0) for category in (*_STATIC, "gradients"))
-        held = 2 * self.held(last, _KEPT[0])
-        for kind in range(last):
+        return moment.bytes - others - self._held_before(last) - 2 * self.held(last, _KEPT[0])
+
+    def end(self) -> int:
+        """Bytes beside static ones and what all blocks hold, from the last block on until its backward begins."""
+        last = len(self.blocks)
+        begun = self._marks[last - 1, self._depth - 2, "leave"]
+        done = self._marks[last - 1, self._depth - 1, "backward"]
+        highest = max(self._moments[begun:done], key=lambda moment: moment.bytes)
+        static = sum(highest.alive.get(category, 0) for category in _STATIC)
+        return highest.bytes - static - self._held_before(last)
+
+    def _held_before(self, number: int) -> int:
+        """Bytes that the blocks of so many kinds hold. The input of the very first block is not like the others'."""
+        held = 0
+        for kind in range(number):
             leaves = [self._at(kind, block, "leave").bytes for block in (0, self._depth - 1)]
             held += self.held(kind, _KEPT[0]) + leaves[1] - leaves[0]
-        return moment.bytes - others - held
+        return held
 
     def _at(self, kind: int, block: int, mark: str) -> Moment:
         return self._moments[self._marks[kind, block, mark] - 1]
@@ -196,7 +213,12 @@ def _operations(work: Work, kind: int) -> tuple[int, int]:
     batch = shallow.config.training.batch_size
     sides = [side // family.side_multiple for side in reversed(shallow.size)]
     text = family.blank_text(shallow.transformer, batch, work.base.text_tokens)
-    with as_on_a_card(), torch.no_grad(), torch.device(DEVICE), FlopCounterMode(display=False) as counter:
+    with (
+        kernels_of_the_device(as_cuda=True),
+        torch.no_grad(),
+        torch.device(DEVICE),
+        FlopCounterMode(display=False) as counter,
+    ):
         noisy = torch.zeros(batch, shallow.transformer["in_channels"], *sides, dtype=torch.bfloat16)
         text = {key: tensor.to(DEVICE) for key, tensor in text.items()}
         guidance = 1.0 if work.base.embeds_guidance else None

@@ -16,7 +16,8 @@ from fluxtune.memory.forecast import Forecast, forecast_from
 from fluxtune.training.block_costs import BlockCosts, block_costs, costs_from
 from fluxtune.training.simulation import Work, foresee_encoders, foresee_training
 
-_FORMAT = 1
+_FORMAT = 3
+"""Raised when the simulation itself changes."""
 
 T = TypeVar("T")
 

@@ -153,8 +153,17 @@ def _plan(work: Work, costs: BlockCosts, room: int | None = None) -> list[Counts
     everything = [{"everything": kind.count} for kind in costs.kinds]
     if memory.recompute == "none" or capacity is None:
         return everything
-    room = capacity - costs.rest - costs.static + _streamed_away(work, costs)
-    return fastest(costs.kinds, room) or [{"nothing": kind.count} for kind in costs.kinds]
+    away = _streamed_away(work, costs)
+    room = capacity - costs.rest - costs.static + away
+    for _ in range(_TRIES):
+        plan = fastest(costs.kinds, room)
+        if plan is None:
+            break
+        over = costs.peak(plan) - away - capacity
+        if over <= 0:
+            return plan
+        room -= over
+    return [{"nothing": kind.count} for kind in costs.kinds]
 
 
 def _counts(memory: MemoryConfig, kind: int, number: int) -> Counts:

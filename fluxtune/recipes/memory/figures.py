@@ -115,7 +115,8 @@ def kept_figures(work: Work) -> Iterator[dict[str, int]]:
     costs = costs_of(work)
     for number in _KEPT:
         # The later blocks keep more, as in any plan.
-        left, products = number, []
+        left = number
+        products: list[int] = []
         for kind in reversed(costs.kinds):
             products.insert(0, min(left, kind.count))
             left -= products[0]
