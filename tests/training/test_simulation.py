@@ -109,3 +109,12 @@ def test_the_time_line_of_a_step_shows_its_peak(nano: Base) -> None:
     highest = max(sum(alive.values()) for _, alive in forecast.timeline)
     assert highest == max(peak(forecast, phase).bytes for phase in STEP)
     assert len(forecast.timeline) <= 400
+
+
+def test_dropout_is_simulated(nano: Base) -> None:
+    memory = {"base_precision": "fp32", "recompute": "none"}
+    plain, dropping = (
+        peak(foresee_training(Work(config(memory, lora={"dropout": rate}), nano, (128, 128), None)), "backward").bytes
+        for rate in (0.0, 0.1)
+    )
+    assert plain <= dropping < 1.1 * plain
