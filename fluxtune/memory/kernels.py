@@ -23,6 +23,7 @@ _FLASH_HEADS = 256
 @contextmanager
 def kernels_of_the_device(as_cuda: bool) -> Iterator[None]:
     """Inside, what is computed on the meta device takes the kernels of a graphics card, or else of the processor."""
+    kernels: dict[str, Callable[..., torch.Tensor | None]]
     if as_cuda:
         kernels = {"scaled_dot_product_attention": _as_a_card, "rms_norm": _rms_norm, "dropout": _dropout}
     else:

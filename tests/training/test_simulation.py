@@ -112,7 +112,7 @@ def test_the_time_line_of_a_step_shows_its_peak(nano: Base) -> None:
 
 
 def test_dropout_is_simulated(nano: Base) -> None:
-    memory = {"base_precision": "fp32", "recompute": "none"}
+    memory = {"recompute": "none"}
     plain, dropping = (
         peak(foresee_training(Work(config(memory, lora={"dropout": rate}), nano, (128, 128), None)), "backward").bytes
         for rate in (0.0, 0.1)
