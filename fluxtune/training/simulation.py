@@ -136,6 +136,7 @@ class _Run:
 
 def _training(work: Work) -> Ledger:
     """Loading, a training step of a run that has gone on for a while, and a preview."""
+    work = _without_autocast(work)
     config, base = work.config, work.base
     transformer = empty_transformer(base.family, work.transformer)
     memory, precision = settled_memory(config, base.family), config.memory.base_precision
@@ -173,6 +174,15 @@ def _training(work: Work) -> Ledger:
                 _preview(run, vae, work, work.preview, ledger)
 
     return simulate(build, step, work.as_cuda, work.capacity)
+
+
+def _without_autocast(work: Work) -> Work:
+    """The meta device has no autocast, which computes in bfloat16 with a base held in float32: counted as float32."""
+    config = work.config
+    if config.memory.base_precision != "fp32" or config.training.precision == "fp32":
+        return work
+    training = config.training.model_copy(update={"precision": "fp32"})
+    return replace(work, config=config.model_copy(update={"training": training}))
 
 
 def _load(transformer: Any, work: Work, ledger: Ledger, transfers: SimulatedTransfers) -> None:
