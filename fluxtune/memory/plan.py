@@ -85,15 +85,6 @@ def need_of(kinds: Sequence[Kind], plan: Sequence[Counts]) -> int:
     return need
 
 
-def held_by(kinds: Sequence[Kind], plan: Sequence[Counts]) -> int:
-    """Bytes that the blocks hold when the forward is done."""
-    return sum(
-        number * kind.choices[kept].held
-        for kind, counts in zip(kinds, plan, strict=True)
-        for kept, number in counts.items()
-    )
-
-
 def operations_of(kinds: Sequence[Kind], plan: Sequence[Counts]) -> int:
     """Operations that the backward computes again."""
     return sum(_operations(kind, counts) for kind, counts in zip(kinds, plan, strict=True))

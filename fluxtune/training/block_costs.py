@@ -20,13 +20,14 @@ from fluxtune.flux.modulation import is_modulation
 from fluxtune.memory.allocator import rounded
 from fluxtune.memory.kernels import kernels_of_the_device
 from fluxtune.memory.ledger import Ledger, Moment
-from fluxtune.memory.plan import Choice, Counts, Kind, held_by, need_of
+from fluxtune.memory.plan import Choice, Counts, Kind, fastest, need_of
 from fluxtune.memory.recompute import Kept
 from fluxtune.memory.simulate import DEVICE, give_content
 from fluxtune.training.simulation import Work, simulate_training
 
 _STATIC = ("weights", "adapter", "optimizer", "inputs")
 """Categories that are there through the whole step."""
+_END: Counts = {"end": 1}
 _KEPT: tuple[Kept, ...] = get_args(Kept)
 _ELEMENTWISE = 0.07
 """Of a block's products, as operations: what it takes to recompute all else. For a double block of FLUX.1 at 1024 px
@@ -61,8 +62,17 @@ class BlockCosts:
 
     def peak(self, plan: Sequence[Counts]) -> int:
         """Bytes at the highest moment of the step, foretold by adding up: in the backward, or before it begins."""
-        backward = self.rest + need_of(self.kinds, plan)
-        return self.static + max(backward, self.end + held_by(self.kinds, plan))
+        return self.static + self.rest + need_of(self._walk, [*plan, _END])
+
+    def fastest(self, room: int) -> list[Counts] | None:
+        """The plan that recomputes least within ``room`` bytes, as ``peak`` foretells; None where none does."""
+        plan = fastest(self._walk, room - self.static - self.rest)
+        return plan[:-1] if plan is not None else None
+
+    @property
+    def _walk(self) -> list[Kind]:
+        """The end of the forward counts as one more block, which holds nothing."""
+        return [*self.kinds, Kind(1, {"end": Choice(0, max(0, self.end - self.rest), 0)})]
 
 
 def costs_from(record: dict[str, Any]) -> BlockCosts:

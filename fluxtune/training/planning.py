@@ -17,7 +17,7 @@ from fluxtune.config.memory import MemoryConfig
 from fluxtune.flux.sizes import choices, text_precision_within
 from fluxtune.lora.targets import targeted_embedders
 from fluxtune.memory.forecast import Forecast
-from fluxtune.memory.plan import Counts, fastest, operations_of
+from fluxtune.memory.plan import Counts, operations_of
 from fluxtune.training.block_costs import BlockCosts
 from fluxtune.training.forecasts import costs_of, encoders_of, forecast_of
 from fluxtune.training.simulation import Work
@@ -28,6 +28,8 @@ one against the other."""
 _SAMPLES_A_PASS = 64
 """For which the modulation weights pass over the bus once; see ``foresight.py``."""
 _TRIES = 4
+_NEARLY = 1.02
+"""Of small models, what adding up foretells may be a percent or two too much."""
 _SLOTS = 3
 """Streamed blocks that are on the card at a time; see ``offload.stream_blocks``."""
 
@@ -67,8 +69,8 @@ def planned(work: Work) -> Planned:
     leanest = None
     for candidate in _candidates(work):
         leanest = candidate
-        if work.capacity is None or _foretold(candidate) <= work.capacity:
-            believed = _believed(candidate)
+        if work.capacity is None or _foretold(candidate) <= _NEARLY * work.capacity:
+            believed = _believed(candidate, work.config.memory.recompute == "auto")
             if believed.fits:
                 return believed
     leanest = leanest or _leanest(work)
@@ -153,17 +155,8 @@ def _plan(work: Work, costs: BlockCosts, room: int | None = None) -> list[Counts
     everything = [{"everything": kind.count} for kind in costs.kinds]
     if memory.recompute == "none" or capacity is None:
         return everything
-    away = _streamed_away(work, costs)
-    room = capacity - costs.rest - costs.static + away
-    for _ in range(_TRIES):
-        plan = fastest(costs.kinds, room)
-        if plan is None:
-            break
-        over = costs.peak(plan) - away - capacity
-        if over <= 0:
-            return plan
-        room -= over
-    return [{"nothing": kind.count} for kind in costs.kinds]
+    plan = costs.fastest(capacity + _streamed_away(work, costs))
+    return plan or [{"nothing": kind.count} for kind in costs.kinds]
 
 
 def _counts(memory: MemoryConfig, kind: int, number: int) -> Counts:
@@ -181,20 +174,34 @@ def _keeping(work: Work, plan: Sequence[Counts]) -> Work:
     return _with(work, recompute="all", keep={name: numbers for name, numbers in keep.items() if any(numbers)})
 
 
-def _believed(work: Work) -> Planned:
-    """The plan, simulated as a whole; where that takes more than was foretold, again with so much less room."""
+def _believed(work: Work, is_open: bool) -> Planned:
+    """The plan, simulated as a whole. Where that takes more than was foretold, with so much less room; where it takes
+    less, with so much more.
+
+    Args:
+        is_open: what blocks keep is ours to choose.
+    """
     costs = costs_of(work)
-    planned = _simulated(work, costs)
-    if work.capacity is None or work.config.memory.recompute == "none":
-        return planned
-    short = 0
+    believed = _simulated(work, costs)
+    if work.capacity is None or not is_open:
+        return believed
+    chosen_anew = _with(work, recompute="auto", keep={})
+    room = work.capacity
     for _ in range(_TRIES):
-        if planned.fits or not any(sum(each) for each in vars(work.config.memory.keep).values()):
-            return planned
-        short += planned.lacking + 2**25
-        open_again = _with(work, recompute="auto", keep={})
-        planned = _simulated(_keeping(work, _plan(open_again, costs, work.capacity - short)), costs)
-    return planned
+        if believed.fits:
+            break
+        room -= believed.lacking + 2**25
+        believed = _simulated(_keeping(work, _plan(chosen_anew, costs, room)), costs)
+    for _ in range(_TRIES):
+        room += work.capacity - believed.forecast.reserved
+        more = _keeping(work, _plan(chosen_anew, costs, room))
+        if more == believed.work:
+            break
+        tried = _simulated(more, costs)
+        if not tried.fits or tried.again >= believed.again:
+            break
+        believed = tried
+    return believed
 
 
 def _simulated(work: Work, costs: BlockCosts) -> Planned:

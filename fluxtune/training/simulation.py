@@ -148,6 +148,7 @@ def simulate_training(
         watch: called with the transformer before it computes.
         system: takes the bytes of system memory that are held, by what holds them.
     """
+    work = _without_autocast(work)
     config, base = work.config, work.base
     transformer = empty_transformer(base.family, work.transformer)
     memory, precision = settled_memory(config, base.family), config.memory.base_precision
@@ -192,6 +193,15 @@ def simulate_training(
                 _preview(run, vae, work, work.preview, ledger)
 
     return simulate(build, step, work.as_cuda, work.capacity)
+
+
+def _without_autocast(work: Work) -> Work:
+    """The meta device has no autocast, which computes in bfloat16 with a base held in float32: counted as float32."""
+    config = work.config
+    if config.memory.base_precision != "fp32" or config.training.precision == "fp32":
+        return work
+    training = config.training.model_copy(update={"precision": "fp32"})
+    return replace(work, config=config.model_copy(update={"training": training}))
 
 
 def _load(transformer: Any, work: Work, ledger: Ledger, transfers: SimulatedTransfers) -> None:

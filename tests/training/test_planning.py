@@ -43,19 +43,14 @@ def pinned(work: Work, plan: list[Counts]) -> Work:
 
 def test_the_planner_chooses_what_a_search_through_every_plan_finds(work: Work) -> None:
     costs, encoding = block_costs(work), foresee_encoders(work).reserved
-    tried = [
-        (max(encoding, foresee_training(pinned(work, plan)).reserved), costs.peak(plan), plan) for plan in every_plan()
-    ]
+    tried = [(max(encoding, foresee_training(pinned(work, plan)).reserved), plan) for plan in every_plan()]
     assert len(tried) == 40
-    peaks = sorted({peak for peak, _, _ in tried})
+    peaks = sorted({peak for peak, _ in tried})
     budgets = [(low + high) // 2 for low, high in pairwise(peaks)] + [round(1.05 * peaks[-1])]
-    # Of so small a model, adding up may be wrong by a percent or two: budgets where it is right about what fits.
-    clear = [each for each in budgets if all((peak <= each) == (foretold <= each) for peak, foretold, _ in tried)]
-    assert len(clear) >= 4
-    for budget in clear:
+    for budget in budgets[:: max(1, len(budgets) // 6)]:
         found = planned(replace(work, capacity=budget))
         assert found.fits
-        assert found.again == min(operations_of(costs.kinds, plan) for peak, _, plan in tried if peak <= budget)
+        assert found.again == min(operations_of(costs.kinds, plan) for peak, plan in tried if peak <= budget)
 
 
 def test_where_no_plan_fits_the_leanest_is_told_with_what_it_lacks(work: Work) -> None:

@@ -109,3 +109,22 @@ def test_the_time_line_of_a_step_shows_its_peak(nano: Base) -> None:
     highest = max(sum(alive.values()) for _, alive in forecast.timeline)
     assert highest == max(peak(forecast, phase).bytes for phase in STEP)
     assert len(forecast.timeline) <= 400
+
+
+def test_dropout_is_simulated(nano: Base) -> None:
+    memory = {"recompute": "none"}
+    plain, dropping = (
+        peak(foresee_training(Work(config(memory, lora={"dropout": rate}), nano, (128, 128), None)), "backward").bytes
+        for rate in (0.0, 0.1)
+    )
+    assert plain <= dropping < 1.1 * plain
+
+
+@pytest.mark.parametrize("recompute", ["none", "all"])
+def test_a_base_in_float32_that_is_computed_with_in_bfloat16_counts_as_float32(nano: Base, recompute: str) -> None:
+    memory = {"base_precision": "fp32", "recompute": recompute}
+    mixed, whole = (
+        foresee_training(Work(config(memory, training={"precision": precision}), nano, (128, 128), (128, 128)))
+        for precision in ("bf16", "fp32")
+    )
+    assert mixed == whole

@@ -112,7 +112,7 @@ PLANS = [
     settings("bf16", "bf16", "attention", recompute="none", ema=0.9),
     settings("bf16", "bf16", "attention", recompute="all", keep={"attention": [2, 1], "everything": [0, 1]}),
     settings("fp32", "nf4", "all-linear", recompute="all", streamed_blocks=5, offload_activations=True),
-    settings("bf16", "fp8", "attention+mlp", recompute="all", modulation="ahead", dropout=0.1, preservation="output"),
+    settings("bf16", "fp8", "attention+mlp", recompute="none", modulation="ahead", dropout=0.1, preservation="output"),
     settings("bf16", "int8", "attention", recompute="none", streamed_blocks=4, modulation="ahead"),
 ]
 SLOW_PLANS = [
