@@ -156,9 +156,11 @@ def _with_kept(moments: Sequence[Moment]) -> list[tuple[str, dict[str, int]]]:
     for moment in reversed(moments):
         alive = dict(moment.alive)
         if moment.phase == "forward":
-            unnamed = alive.get(TEMPORARIES, 0)
-            stays = unnamed if stays is None else min(stays, unnamed)
-            alive[TEMPORARIES] = unnamed - stays
-            alive["activations"] = alive.get("activations", 0) + stays
+            made = alive.get(TEMPORARIES, 0) + alive.get("activations", 0)
+            stays = made if stays is None else min(stays, made)
+            alive |= {TEMPORARIES: made - stays, "activations": stays}
+        else:
+            # Behind the backward nothing of it is there any more.
+            stays = None
         told.append((moment.phase, alive))
     return told[::-1]
