@@ -51,4 +51,4 @@ def test_the_pictures_are_drawn_from_the_figures(file: Path, figures: dict[str, 
 
 def _small(picture: Image.Image) -> list[int]:
     """A coarse copy in a few shades of grey."""
-    return [value // 64 for value in picture.convert("L").resize((160, 80)).tobytes()]
+    return [value // 32 for value in picture.convert("L").resize((160, 80)).tobytes()]
