@@ -23,6 +23,21 @@ _ALLOCATOR = "PYTORCH_ALLOC_CONF"
 _ALLOCATOR_NAMES = (_ALLOCATOR, "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
 
 
+_WORKSPACES = int(0.2 * 2**30)
+"""Bytes of what is free on a card that stay free: for the workspaces of libraries, and what the desktop may want."""
+
+
+def capacity_of(budget: float | None, device: str) -> int | None:
+    """Bytes that torch's allocator can have on the card; None where there is neither a card nor a budget."""
+    wanted = None if budget is None else int(budget * 2**30) - BESIDE_TORCH
+    if device != "cuda":
+        return wanted
+    import torch
+
+    free = torch.cuda.mem_get_info()[0] - _WORKSPACES
+    return free if wanted is None else min(free, wanted)
+
+
 def pick_device(wanted: Literal["auto", "cpu", "cuda"]) -> str:
     """``cpu`` or ``cuda``: what was wanted, or for ``auto`` the graphics card where there is one.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,14 @@ import torch
 from PIL import Image
 
 from fluxtune import files
-from fluxtune.environment.device import pick_device, warn_of_the_processor, warn_without_bf16
+from fluxtune.environment.device import capacity_of, pick_device, warn_of_the_processor, warn_without_bf16
 from fluxtune.errors import UsageError
 from fluxtune.events import Phase, Progress, Sink, ignore
 from fluxtune.flux.base import Base, open_base
 from fluxtune.flux.denoise import Request, encode_prompt, generate, looking_ahead
 from fluxtune.flux.families import Text
 from fluxtune.flux.load import free_memory, image_pipeline, load_text_pipeline, load_transformer, load_vae
+from fluxtune.flux.sizes import within
 from fluxtune.flux.weights import DTYPES
 from fluxtune.lora.files import read_metadata
 from fluxtune.memory.shortage import fits_in_memory
@@ -72,6 +73,8 @@ def sample(request: SampleRequest, on_event: Sink = ignore) -> SampleResult:
         read_metadata(use.path)
     files.require_folder(request.output)
     base = open_base(request.model, on_event)
+    capacity = capacity_of(request.memory.budget, device)
+    request = replace(request, memory=within(base, request.memory, DTYPES[request.precision], capacity))
     _check_size(request, base)
     loras = [open_lora(use, base) for use in request.loras]
     with fits_in_memory("sampling", _SMALLER):

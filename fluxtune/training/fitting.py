@@ -8,7 +8,7 @@ from typing import Any
 
 from fluxtune.config.schema import Config
 from fluxtune.dataset.images import Size
-from fluxtune.environment.device import BESIDE_TORCH
+from fluxtune.environment.device import capacity_of
 from fluxtune.errors import OutOfMemoryError, Refusal
 from fluxtune.events import Phase, Plan, Sink, Warning
 from fluxtune.flux.base import Base
@@ -17,8 +17,6 @@ from fluxtune.training.planning import Planned, foretold_to_fit, planned
 from fluxtune.training.simulation import Work
 
 _CHANGES = 3
-_WORKSPACES = int(0.2 * 2**30)
-"""Bytes of what is free on a card that stay free: for the workspaces of libraries, and what the desktop may want."""
 
 
 @dataclass(frozen=True)
@@ -87,17 +85,6 @@ def work_of(config: Config, base: Base, device: str, sizes: Iterable[Size]) -> W
         as_cuda=device == "cuda" or config.memory.budget is not None,
         capacity=capacity,
     )
-
-
-def capacity_of(budget: float | None, device: str) -> int | None:
-    """Bytes that torch's allocator can have on the card; None where there is neither a card nor a budget."""
-    wanted = None if budget is None else int(budget * 2**30) - BESIDE_TORCH
-    if device != "cuda":
-        return wanted
-    import torch
-
-    free = torch.cuda.mem_get_info()[0] - _WORKSPACES
-    return free if wanted is None else min(free, wanted)
 
 
 def summary(plan: Planned) -> str:
