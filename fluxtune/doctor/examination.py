@@ -19,6 +19,7 @@ from fluxtune.doctor.libraries import (
     check_versions,
 )
 from fluxtune.doctor.machine import check_disks, check_memory
+from fluxtune.doctor.presets import check_presets
 from fluxtune.doctor.torch_build import check_torch
 from fluxtune.environment.card import Graphics, look
 from fluxtune.environment.device import versions
@@ -67,6 +68,7 @@ def examine(base: str, runs: Path, on_event: Sink = ignore) -> Diagnosis:
         check_python,
         lambda: check_driver(graphics, not isinstance(torch, Broken) and torch["available"]),
         lambda: check_cards(graphics),
+        lambda: check_presets(graphics),
         lambda: check_torch(torch, graphics),
         check_versions,
         lambda: _of_libraries(torch, graphics),
