@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import os
 import platform
 import random
@@ -22,7 +21,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +28,7 @@ import PIL
 import psutil
 import torch
 from diffusers import AutoencoderKL
+from report import heading, publish
 
 from fluxtune import rng
 from fluxtune.config.dataset import FolderConfig
@@ -216,9 +215,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     figures = {
-        "date": date.today().isoformat(),
-        "command": f"python benchmarks/caching.py --pictures {options.pictures} --captions {options.captions} "
-        f"--entries {options.entries} --rounds {options.rounds}",
+        **heading(
+            f"python benchmarks/caching.py --pictures {options.pictures} --captions {options.captions} "
+            f"--entries {options.entries} --rounds {options.rounds}"
+        ),
         "cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
         "python": platform.python_version(),
@@ -226,11 +226,7 @@ def main() -> None:
         **versions(),
         **measure(options.pictures, options.captions, options.entries, options.rounds, (1632, 1224)),
     }
-    text = json.dumps(figures, indent=2)
-    print(text)
-    if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(text + "\n", encoding="utf-8")
+    publish(figures, options.output)
 
 
 if __name__ == "__main__":

@@ -10,20 +10,19 @@ captions, notes them in the journal and writes each file. The runs alternate and
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from PIL import Image
+from report import heading, publish
 
 from fluxtune.captioning.load import Loaded, load_model
 from fluxtune.captioning.run import caption
@@ -102,9 +101,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     figures = {
-        "date": date.today().isoformat(),
-        "command": f"python benchmarks/captioning.py --pictures {options.pictures} --batch-size {options.batch_size} "
-        f"--rounds {options.rounds}",
+        **heading(
+            f"python benchmarks/captioning.py --pictures {options.pictures} --batch-size {options.batch_size} "
+            f"--rounds {options.rounds}"
+        ),
         "device": "cpu",
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -113,11 +113,7 @@ def main() -> None:
         "transformers": transformers.__version__,
         **measure(options.pictures, options.batch_size, options.rounds),
     }
-    text = json.dumps(figures, indent=2)
-    print(text)
-    if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(text + "\n", encoding="utf-8")
+    publish(figures, options.output)
 
 
 if __name__ == "__main__":

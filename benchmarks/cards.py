@@ -23,7 +23,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import date
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from typing import Any
 import psutil
 import torch
 from random_run import SCALES, RandomSource, base_of, learner, step_operations, text_encoders, vae
+from report import heading, write
 
 from fluxtune.config.layers import resolve
 from fluxtune.config.presets import built_in_folder, listing
@@ -293,14 +293,8 @@ def main() -> None:
         return
     if options.scale == "dev" and not torch.cuda.is_available():
         parser.error("torch finds no graphics card: `fluxtune doctor` says why; --scale tiny needs none")
-    root = Path(__file__).parents[1]
-    commit = subprocess.run(
-        ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True
-    ).stdout.strip()
     report = {
-        "date": date.today().isoformat(),
-        "commit": commit,
-        "command": " ".join(["python benchmarks/cards.py", *_asked(options)]),
+        **heading(" ".join(["python benchmarks/cards.py", *_asked(options)])),
         **_in_a_process(options, "card"),
         "runs": [],
     }
@@ -312,8 +306,7 @@ def main() -> None:
             figures["share_of_matrix_rate"] = round(rate / report["operations_a_second"], 3)
         report["runs"].append(figures)
         print(_summary(figures), flush=True)
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        write(report, options.output)
     print(f"Written to {options.output}: please send this file in an issue of fluxtune.")
     print("It tells of the card, the system's memory, the libraries and the presets.")
 

@@ -21,7 +21,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ import bitsandbytes  # noqa: F401  (imported here, not while a load is measured)
 import torch
 from diffusers import FluxTransformer2DModel
 from random_run import SCALES, base_of
+from report import heading, publish
 from torch import nn
 from transformers import T5EncoderModel  # noqa: F401  (the same)
 
@@ -235,20 +235,14 @@ def main() -> None:
         print(json.dumps(load_once(json.loads(options.load))))
         return
     report = {
-        "date": date.today().isoformat(),
-        "commit": subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip(),
-        "command": f"python benchmarks/loading.py --scale {options.scale}",
+        **heading(f"python benchmarks/loading.py --scale {options.scale}"),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
         "versions": versions(),
         **measure(options.scale, options.folder),
     }
-    text = json.dumps(report, indent=2)
-    print(text)
-    if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(text + "\n", encoding="utf-8")
+    publish(report, options.output)
 
 
 if __name__ == "__main__":

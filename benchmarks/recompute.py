@@ -16,18 +16,17 @@ import argparse
 import json
 import platform
 import shutil
-import subprocess
 import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import date
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import torch
 from random_run import RandomSource, base_of, learner, step_operations
+from report import heading, publish
 
 from fluxtune.config.schema import Config
 from fluxtune.environment.device import quiet_libraries, versions
@@ -135,9 +134,7 @@ def main() -> None:
         work = middle_sized(Path(folder) / "base", DEPTHS, SIDE)
         figures = measure(work, plans_of(*DEPTHS), options.rounds)
     report = {
-        "date": date.today().isoformat(),
-        "commit": subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip(),
-        "command": f"python benchmarks/recompute.py --rounds {options.rounds}",
+        **heading(f"python benchmarks/recompute.py --rounds {options.rounds}"),
         "device": platform.processor() or "cpu",
         "clock": "processor time of one thread",
         "versions": versions(),
@@ -145,11 +142,7 @@ def main() -> None:
         "depths": DEPTHS,
         **figures,
     }
-    text = json.dumps(report, indent=2)
-    print(text)
-    if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(text + "\n", encoding="utf-8")
+    publish(report, options.output)
 
 
 if __name__ == "__main__":

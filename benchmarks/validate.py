@@ -9,7 +9,6 @@ photographs beside each other, as JPEGs of 12 and 2 megapixels, what a phone and
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import random
@@ -17,13 +16,13 @@ import statistics
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import PIL
 import skimage.data
 from PIL import Image
+from report import heading, publish
 
 from fluxtune.config.dataset import FolderConfig
 from fluxtune.config.schema import Config
@@ -102,18 +101,13 @@ def main() -> None:
     options = parser.parse_args()
     threads = min(4, os.cpu_count() or 1)
     figures = {
-        "date": date.today().isoformat(),
-        "command": f"python benchmarks/validate.py --pictures {options.pictures} --rounds {options.rounds}",
+        **heading(f"python benchmarks/validate.py --pictures {options.pictures} --rounds {options.rounds}"),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "pillow": PIL.__version__,
         **{name: measure(options.pictures, size, options.rounds, threads) for name, size in SIZES.items()},
     }
-    text = json.dumps(figures, indent=2)
-    print(text)
-    if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(text + "\n", encoding="utf-8")
+    publish(figures, options.output)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -88,3 +90,19 @@ def pictures(tmp_path: Path) -> Path:
         image.save(folder / f"{index}.png")
         (folder / f"{index}.txt").write_text(f"a zorvex in place {index}", encoding="utf-8")
     return folder
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """How often the weight of a modulation layer has been taken to the device, of all layers together."""
+    from fluxtune.flux.modulation import RowLinear
+
+    count, products = 0, RowLinear.products
+
+    def counted(layer: Any, inputs: list[torch.Tensor]) -> Iterator[torch.Tensor]:
+        nonlocal count
+        count += 1
+        return products(layer, inputs)
+
+    monkeypatch.setattr(RowLinear, "products", counted)
+    return lambda: count

@@ -69,7 +69,9 @@ def dataset(
     accept: Annotated[
         list[Refusal] | None,
         typer.Option(
-            "--accept", metavar="data", help="Export in spite of pictures and captions with errors, without those."
+            "--accept",
+            metavar="data",
+            help="Export in spite of pictures and captions with errors, without those.",
         ),
     ] = None,
     as_json: Json = False,
@@ -90,6 +92,12 @@ def dataset(
             f"{missing} is not given",
             where="fluxtune export dataset",
             hint=f"fluxtune export dataset photos --format {layout or Layout.KOHYA} --output {output or 'copy'}",
+        )
+    if other := set(accept or ()) - {Refusal.DATA}:
+        raise UsageError(
+            f"an export is refused for its pictures and captions alone, not for {', '.join(other)}",
+            where="--accept",
+            hint="--accept data",
         )
     flags = given(
         {

@@ -25,6 +25,8 @@ _ALLOCATOR_NAMES = (_ALLOCATOR, "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CO
 
 _WORKSPACES = int(0.2 * 2**30)
 """Bytes of what is free on a card that stay free: for the workspaces of libraries, and what the desktop may want."""
+_STEP = 2**26
+"""What is free is planned for in whole multiples of this, so that a plan is found again where a little changed."""
 
 
 def capacity_of(budget: float | None, device: str) -> int | None:
@@ -34,7 +36,7 @@ def capacity_of(budget: float | None, device: str) -> int | None:
         return wanted
     import torch
 
-    free = torch.cuda.mem_get_info()[0] - _WORKSPACES
+    free = (torch.cuda.mem_get_info()[0] - _WORKSPACES) // _STEP * _STEP
     return free if wanted is None else min(free, wanted)
 
 

@@ -26,6 +26,11 @@ from fluxtune.flux.single_files import require_part, stream
 from fluxtune.flux.weights import checked, read_json, shapes_of, weight_files, wrong_weights
 from fluxtune.hub.layouts import INDEX, base_model
 from fluxtune.hub.locate import locate
+from fluxtune.nano import EMBEDDED
+
+WITH_WEIGHTS = ("transformer", "vae", "text_encoder", "text_encoder_2")
+"""The parts of a base model that have weights, each of which a single file can have instead; as ``[model]`` names
+them."""
 
 
 @dataclass(frozen=True)
@@ -92,16 +97,19 @@ class Base:
         return key_of(digest, *marks) if marks else digest
 
 
-def open_base(model: ModelConfig, on_event: Sink = ignore) -> Base:
+def open_base(model: ModelConfig, on_event: Sink = ignore, with_weights: bool = True) -> Base:
     """Find the base model and check what it is, without loading weights.
 
     Of single files the names and shapes of all tensors are compared with the base's configs.
+
+    Args:
+        with_weights: also download the weights of a hub model; those of a folder here must be there in any case.
 
     Raises:
         BaseModelError: missing, gated, offline, incomplete, or of a family fluxtune does not train; or a single file
             is not what it was named as.
     """
-    named = {part: getattr(model, part) for part in ("transformer", "vae", "text_encoder", "text_encoder_2")}
+    named = {part: getattr(model, part) for part in WITH_WEIGHTS}
     files = {part: Path(os.path.expanduser(name)) for part, name in named.items() if name is not None}
 
     def check_index(index: Path) -> None:
@@ -109,7 +117,9 @@ def open_base(model: ModelConfig, on_event: Sink = ignore) -> Base:
         for part, file in files.items():
             require_part(file, part, family.names)
 
-    folder = locate(model.base, model.revision, model.offline, on_event, check_index, base_model(without=files))
+    is_here = model.base == EMBEDDED or Path(os.path.expanduser(model.base)).exists()
+    elsewhere = files if with_weights or is_here else WITH_WEIGHTS
+    folder = locate(model.base, model.revision, model.offline, on_event, check_index, base_model(without=elsewhere))
     check_index(folder / INDEX)
     base = replace(base_in(folder, model.base), files=files)
     for part, file in files.items():

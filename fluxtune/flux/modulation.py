@@ -121,7 +121,7 @@ class Modulation:
             self.heard.append(conditioning)
             raise _Heard
         if conditioning.requires_grad:
-            raise NotImplementedError("rows computed ahead carry no gradient to what the conditioning is made of")
+            raise RuntimeError("rows computed ahead carry no gradient to what the conditioning is made of")
         for layer in self._layers:
             layer.row = None
         batch = len(conditioning)

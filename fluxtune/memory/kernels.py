@@ -23,11 +23,11 @@ _FLASH_HEADS = 256
 @contextmanager
 def kernels_of_the_device(as_cuda: bool) -> Iterator[None]:
     """Inside, what is computed on the meta device takes the kernels of a graphics card, or else of the processor."""
-    kernels: dict[str, Callable[..., torch.Tensor | None]]
+    kernels: dict[str, Callable[..., torch.Tensor | None]] = {
+        "scaled_dot_product_attention": partial(_attention, as_cuda)
+    }
     if as_cuda:
-        kernels = {"scaled_dot_product_attention": _as_a_card, "rms_norm": _rms_norm, "dropout": _dropout}
-    else:
-        kernels = {"scaled_dot_product_attention": _as_the_processor}
+        kernels |= {"rms_norm": _rms_norm, "dropout": _dropout}
     usual = {name: getattr(functional, name) for name in kernels}
     # torch's own ways to stand in between, such as TorchFunctionMode, do not act where a checkpoint computes again.
     for name, kernel in kernels.items():
@@ -48,7 +48,8 @@ def _on_meta(
     return usual(*args, **kwargs) if result is None else result
 
 
-def _as_a_card(
+def _attention(
+    as_cuda: bool,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -58,30 +59,21 @@ def _as_a_card(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> torch.Tensor:
-    """Flash attention where it can be, else the memory-efficient one."""
+    """Flash attention where it can be; on a card, which takes it for 16 bits without a mask, else the memory-efficient
+    one."""
+    aten = torch.ops.aten
+    if not as_cuda:
+        flash = aten._scaled_dot_product_flash_attention_for_cpu
+        return flash(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]
     is_half = query.dtype in (torch.float16, torch.bfloat16)
     if attn_mask is None and is_half and query.shape[-1] <= _FLASH_HEADS:
-        flash = torch.ops.aten._scaled_dot_product_flash_attention
+        flash = aten._scaled_dot_product_flash_attention
         return flash(query, key, value, dropout_p, is_causal, False, scale=scale)[0]
     needs_sums = torch.is_grad_enabled() and query.requires_grad
-    efficient = torch.ops.aten._scaled_dot_product_efficient_attention
     if attn_mask is not None:
         attn_mask = attn_mask.expand(*query.shape[:-1], key.shape[-2])
+    efficient = aten._scaled_dot_product_efficient_attention
     return efficient(query, key, value, attn_mask, needs_sums, dropout_p, is_causal, scale=scale)[0]
-
-
-def _as_the_processor(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attn_mask: torch.Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> torch.Tensor:
-    flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    return flash(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]
 
 
 def _rms_norm(

@@ -81,14 +81,6 @@ class Ledger(TorchDispatchMode):
         """The first moment at which most was alive."""
         return max(self.moments, key=lambda moment: moment.bytes)
 
-    def peaks(self) -> dict[str, Moment]:
-        """The peak of each phase, in the order in which they began."""
-        found: dict[str, Moment] = {}
-        for moment in self.moments:
-            if moment.phase not in found or moment.bytes > found[moment.phase].bytes:
-                found[moment.phase] = moment
-        return found
-
     def claim(self, tensor: torch.Tensor, category: str) -> None:
         """Counts what holds a tensor under a category, whether it is known already or not."""
         storage = tensor.untyped_storage()

@@ -29,6 +29,8 @@ from fluxtune.memory.transfers import Transfers
 
 T = TypeVar("T")
 
+AHEAD = 2
+"""Blocks that are on their way while one computes; the device holds one more."""
 _ALIGNMENT = 256
 """Bytes at which tensors begin, as CUDA's kernels like them."""
 _FORWARD, _BACKWARD = 1, -1
@@ -51,7 +53,7 @@ def to_system_memory(module: nn.Module) -> None:
 
 
 def stream_blocks(
-    blocks: Sequence[nn.Module], device: str | torch.device, ahead: int = 2, transfers: Transfers | None = None
+    blocks: Sequence[nn.Module], device: str | torch.device, ahead: int = AHEAD, transfers: Transfers | None = None
 ) -> BlockStream:
     """Takes the frozen parameters and buffers of ``blocks`` into system memory, from where they are used from now on.
 

@@ -98,7 +98,7 @@ def kept_product(compute: Callable[[], T]) -> T:
     Args:
         compute: returns new tensors, one or a tuple.
     """
-    mode: _Mode | None = getattr(_thread, "mode", None)
+    mode: _Recording | _Replaying | None = getattr(_thread, "mode", None)
     result: T = mode.result_of(compute) if mode is not None and mode.keeps_products else compute()
     return result
 
@@ -172,10 +172,6 @@ class _Mode(TorchDispatchMode):
         _thread.mode = self._before
         super().__exit__(*error)
 
-    def result_of(self, compute: Callable[[], Any]) -> Any:
-        """The result of work that is not to be done twice."""
-        raise NotImplementedError
-
 
 class _Recording(_Mode):
     """The forward: keeps results, and at its end lets go of those that no saved tensor is computed from.
@@ -221,6 +217,7 @@ class _Recording(_Mode):
         return returned
 
     def result_of(self, compute: Callable[[], Any]) -> Any:
+        """The result of work that is not to be done twice; it is kept."""
         if self._inside:
             return compute()
         self._inside = True
@@ -246,6 +243,7 @@ class _Replaying(_Mode):
         return self.result_of(work) if _name(func) in self._operations else work()
 
     def result_of(self, compute: Callable[[], Any]) -> Any:
+        """The result that was kept of that work, which is not done."""
         return next(self._next).take()
 
 

@@ -114,11 +114,9 @@ class _Seen:
     def __init__(self, work: Work) -> None:
         kinds = len(work.base.family.blocks)
         keep = {kept: [2] * kinds for kept in _KEPT if kept != "nothing"}
-        still = {"recompute": "all", "streamed_blocks": 0}
-        memory = work.config.memory.model_validate({**work.config.memory.model_dump(), **still, "keep": keep})
-        config = work.config.model_copy(update={"memory": memory})
+        kept = work.with_memory(recompute="all", streamed_blocks=0, keep=keep)
         self._depth = 2 * len(_KEPT)
-        self._work = replace(work, config=config, depths=(self._depth,) * kinds, preview=None, capacity=None)
+        self._work = replace(kept, depths=(self._depth,) * kinds, preview=None, capacity=None)
         self._marks: dict[tuple[int, int, str], int] = {}
         self.blocks: list[dict[str, int]] = []
         ledger = simulate_training(self._work, self._watch)

@@ -8,15 +8,14 @@ from typing import Any
 from fluxtune.config.model import ModelConfig
 from fluxtune.config.schema import Config
 from fluxtune.dataset.batches import Batches
-from fluxtune.dataset.buckets import plan as plan_buckets
 from fluxtune.errors import Refusal
-from fluxtune.events import Phase, Result, Sink, ignore
-from fluxtune.flux.base import Base, base_in, open_base
+from fluxtune.events import Result, Sink, ignore
+from fluxtune.flux.base import WITH_WEIGHTS, Base, open_base
 from fluxtune.flux.known import known_base
-from fluxtune.hub.locate import at_hand
 from fluxtune.training.fitting import as_event
 from fluxtune.training.pace import pace_of
 from fluxtune.training.preflight import preflight
+from fluxtune.training.prepare import told_buckets
 
 _UNSAID = "a picture that a captioner has yet to describe"
 
@@ -24,30 +23,30 @@ _UNSAID = "a picture that a captioner has yet to describe"
 def dry_run(config: Config, on_event: Sink = ignore, accept: Collection[Refusal] = ()) -> dict[str, Any]:
     """What a run would do; its last event is the result.
 
-    The configs of well-known base models are at hand, so nothing is downloaded for them.
+    No weights are downloaded: of a hub model the configs and tokenizers suffice, and those of well-known ones that
+    decide sizes are at hand.
 
     Returns:
-        The data of the result: the plan, steps, epochs, pictures, buckets, and seconds where such a run was timed.
+        The data of the result: the plan, the time-line of a step in bytes by category, steps, epochs, pictures,
+        buckets, and seconds where such a run was timed.
 
     Raises:
         FluxtuneError: as ``run.train``, before it loads weights.
     """
     ready = preflight(config, on_event, accept=accept, caption_bare=_unsaid, find_base=_base, plans_always=True)
     config, training = ready.config, ready.config.training
-    buckets = plan_buckets([each.size for each in ready.pictures], config.dataset, ready.base.family.side_multiple)
-    on_event(Phase("buckets", buckets.summary()))
+    buckets = told_buckets(config, ready.pictures, ready.base.family.side_multiple, on_event)
     crops = config.dataset.crops * (2 if config.dataset.flip else 1)
     samples = [
-        (index * crops + crop, sample.size, ready.pictures[sample.picture].repeats)
+        (index, sample.size, ready.pictures[sample.picture].repeats * crops)
         for index, sample in enumerate(buckets.samples)
-        for crop in range(crops)
     ]
     per_epoch = Batches(samples, training.batch_size, training.seed).per_epoch / training.accumulation
     assert ready.plan is not None
     seconds = pace_of(ready.plan.work, ready.device)
-    plan = as_event(ready.plan)
     data = {
-        "plan": {name: value for name, value in vars(plan).items()},
+        "plan": vars(as_event(ready.plan)),
+        "timeline": [{"phase": phase, "alive": alive} for phase, alive in ready.plan.forecast.timeline],
         "base": ready.base.name,
         "device": ready.device,
         "pictures": len(ready.pictures),
@@ -61,13 +60,11 @@ def dry_run(config: Config, on_event: Sink = ignore, accept: Collection[Refusal]
 
 
 def _base(model: ModelConfig, on_event: Sink) -> Base:
-    """The base model as far as its configs, without a download where that can be."""
-    named = (model.transformer, model.vae, model.text_encoder, model.text_encoder_2)
-    folder = at_hand(model.base, model.revision)
+    """The base model as far as its configs go."""
     known = known_base(model.base)
-    if any(named) or (folder is None and known is None):
-        return open_base(model, on_event)
-    return known if known is not None else base_in(folder, model.base)  # type: ignore[arg-type]
+    if known is None or any(getattr(model, part) for part in WITH_WEIGHTS):
+        return open_base(model, on_event, with_weights=False)
+    return known
 
 
 def _unsaid(bare: Sequence[Any]) -> Mapping[str, str]:

@@ -169,11 +169,7 @@ def _changes(work: Work) -> Iterator[tuple[Change, Callable[[Work], Work]]]:
 
 
 def _memory(name: str, value: Any, meaning: str, **more: Any) -> tuple[Change, Callable[[Work], Work]]:
-    def changed(work: Work) -> Work:
-        settings = work.config.memory.model_validate({**work.config.memory.model_dump(), name: value, **more})
-        return replace(work, config=work.config.model_copy(update={"memory": settings}))
-
-    return Change(f"--set memory.{name}={value}", meaning), changed
+    return Change(f"--set memory.{name}={value}", meaning), lambda work: work.with_memory(**{name: value}, **more)
 
 
 def _smaller(work: Work, side: int) -> Work:
@@ -197,8 +193,7 @@ def _without_limit(work: Work) -> Work:
         decided["modulation"] = "card"
     if memory.recompute == "auto":
         decided["recompute"] = "none"
-    settings = memory.model_validate({**memory.model_dump(), **decided})
-    return replace(work, config=work.config.model_copy(update={"memory": settings}))
+    return work.with_memory(**decided)
 
 
 def _gib(size: int) -> str:

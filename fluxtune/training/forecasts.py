@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 def forecast_of(work: Work) -> Forecast:
-    """``simulation.foresee``, kept."""
+    """All phases of a run, simulated once."""
     encoders, training = encoders_of(work), training_of(work)
     return Forecast((*encoders.phases, *training.phases), training.timeline, training.system)
 
@@ -42,10 +42,11 @@ def training_of(work: Work) -> Forecast:
 
 def costs_of(work: Work) -> BlockCosts:
     """``block_costs``, kept."""
-    blank = {"recompute": "all", "keep": {}, "streamed_blocks": 0, "vae_tiling": False}
-    memory = work.config.memory.model_validate({**work.config.memory.model_dump(), **blank})
     alike = replace(
-        work, config=work.config.model_copy(update={"memory": memory}), capacity=None, preview=None, depths=None
+        work.with_memory(recompute="all", keep={}, streamed_blocks=0, vae_tiling=False),
+        capacity=None,
+        preview=None,
+        depths=None,
     )
     return _kept("blocks", alike, _deciding(alike), block_costs, costs_from)
 

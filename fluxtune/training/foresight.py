@@ -13,14 +13,14 @@ from fluxtune.flux.modulation import foreseen
 from fluxtune.training.samples import SampleSource
 from fluxtune.training.step import Learner, MicroBatch, velocity
 
-_SAMPLES_AHEAD = 64
+SAMPLES_AHEAD = 64
 """A pass takes the 6.5 GB of FLUX.1-dev's modulation weights over the bus: 0.1 GB a sample so, as much as one of its
 blocks in 8 bits. The rows take 2.1 MB a sample of system memory, or twice that with preservation."""
 
 
 def looking_ahead(config: TrainingConfig, learner: Learner, source: SampleSource, first_step: int) -> Iterator[int]:
     """The steps from ``first_step``, each given out when the modulation of its forward calls is there."""
-    together = max(1, _SAMPLES_AHEAD // (config.batch_size * config.accumulation))
+    together = max(1, SAMPLES_AHEAD // (config.batch_size * config.accumulation))
     for start in range(first_step, config.steps, together):
         end = min(start + together, config.steps)
         with foreseeing(learner, source, range(start * config.accumulation, end * config.accumulation)):

@@ -10,28 +10,26 @@ before it is believed.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from fluxtune.config.memory import MemoryConfig
 from fluxtune.flux.sizes import choices, text_precision_within
 from fluxtune.lora.targets import targeted_embedders
 from fluxtune.memory.forecast import Forecast
+from fluxtune.memory.offload import AHEAD
 from fluxtune.memory.plan import Counts, operations_of
 from fluxtune.training.block_costs import BlockCosts
 from fluxtune.training.forecasts import costs_of, encoders_of, forecast_of
+from fluxtune.training.foresight import SAMPLES_AHEAD
 from fluxtune.training.simulation import Work
 
 _OPERATIONS_A_SECOND, _BUS_BYTES_A_SECOND = 45e12, 12.6e9
 """Of a middle card: half of the bf16 rate of a 3090 Ti or a quarter of a 4090's; PCIe 4.0 x8 at 80 %. They only weigh
 one against the other."""
-_SAMPLES_A_PASS = 64
-"""For which the modulation weights pass over the bus once; see ``foresight.py``."""
 _TRIES = 4
 _NEARLY = 1.02
 """Of small models, what adding up foretells may be a percent or two too much."""
-_SLOTS = 3
-"""Streamed blocks that are on the card at a time; see ``offload.stream_blocks``."""
 
 
 @dataclass(frozen=True)
@@ -86,29 +84,23 @@ def _candidates(work: Work) -> Iterator[Work]:
     """Plans, the most wanted first, of those in which the encoders have room."""
     work = _with_text_precision(work)
     for relief in _reliefs(work):
-        relieved = _with(work, **relief)
+        relieved = work.with_memory(**relief)
         if work.capacity is None or encoders_of(relieved).peak.bytes <= work.capacity:
             for precision in _precisions(work):
-                yield from _fastest_first(_with(relieved, base_precision=precision))
+                yield from _fastest_first(relieved.with_memory(base_precision=precision))
 
 
 def _leanest(work: Work) -> Work:
     """The plan that is left where not even the encoders have room."""
     *_, relief = _reliefs(work)
-    leanest = _with(_with_text_precision(work), base_precision=_precisions(work)[-1], **relief)
+    leanest = _with_text_precision(work).with_memory(base_precision=_precisions(work)[-1], **relief)
     modulation, recompute = _modulations(work)[-1], work.config.memory.recompute
-    return _with(leanest, modulation=modulation, recompute="all" if recompute == "auto" else recompute)
-
-
-def _with(work: Work, **memory: Any) -> Work:
-    """The same work with other settings of ``[memory]``."""
-    settings = MemoryConfig.model_validate({**work.config.memory.model_dump(), **memory})
-    return replace(work, config=work.config.model_copy(update={"memory": settings}))
+    return leanest.with_memory(modulation=modulation, recompute="all" if recompute == "auto" else recompute)
 
 
 def _with_text_precision(work: Work) -> Work:
     memory = work.config.memory
-    return _with(work, text_precision=text_precision_within(work.base, memory, work.dtype, work.capacity))
+    return work.with_memory(text_precision=text_precision_within(work.base, memory, work.dtype, work.capacity))
 
 
 def _precisions(work: Work) -> Sequence[str]:
@@ -133,7 +125,7 @@ def _fastest_first(work: Work) -> list[Work]:
     """With each place for the modulation weights, the plan of what blocks keep; the one that costs least first."""
     found = []
     for modulation in _modulations(work):
-        settled = _with(work, modulation=modulation)
+        settled = work.with_memory(modulation=modulation)
         costs = costs_of(settled)
         plan = _plan(settled, costs)
         seconds = operations_of(costs.kinds, plan) / _OPERATIONS_A_SECOND
@@ -168,10 +160,10 @@ def _counts(memory: MemoryConfig, kind: int, number: int) -> Counts:
 def _keeping(work: Work, plan: Sequence[Counts]) -> Work:
     """The work with a plan written into its settings."""
     if all(counts.get("everything", 0) == sum(counts.values()) for counts in plan):
-        return _with(work, recompute="none", keep={}, offload_activations=False)
+        return work.with_memory(recompute="none", keep={}, offload_activations=False)
     names = ("attention", "products", "everything")
     keep = {name: [counts.get(name, 0) for counts in plan] for name in names}
-    return _with(work, recompute="all", keep={name: numbers for name, numbers in keep.items() if any(numbers)})
+    return work.with_memory(recompute="all", keep={name: numbers for name, numbers in keep.items() if any(numbers)})
 
 
 def _believed(work: Work, is_open: bool) -> Planned:
@@ -185,7 +177,7 @@ def _believed(work: Work, is_open: bool) -> Planned:
     believed = _simulated(work, costs)
     if work.capacity is None or not is_open:
         return believed
-    chosen_anew = _with(work, recompute="auto", keep={})
+    chosen_anew = work.with_memory(recompute="auto", keep={})
     room = work.capacity
     for _ in range(_TRIES):
         if believed.fits:
@@ -221,10 +213,10 @@ def _streamed_away(work: Work, costs: BlockCosts) -> int:
     number = work.config.memory.streamed_blocks
     total = sum(kind.count for kind in costs.kinds)
     away = sum(number * kind.count * each // total for kind, each in zip(costs.kinds, costs.weights, strict=True))
-    return max(0, away - min(number, _SLOTS) * max(costs.weights, default=0))
+    return max(0, away - min(number, AHEAD + 1) * max(costs.weights, default=0))
 
 
 def _bus_seconds(work: Work, costs: BlockCosts) -> float:
     """Seconds a micro-batch in which modulation weights pass over the bus."""
-    passes = work.config.training.batch_size / _SAMPLES_A_PASS if work.config.memory.modulation == "ahead" else 0.0
+    passes = work.config.training.batch_size / SAMPLES_AHEAD if work.config.memory.modulation == "ahead" else 0.0
     return passes * costs.modulation / _BUS_BYTES_A_SECOND

@@ -17,7 +17,7 @@ from fluxtune.errors import ConfigError, FluxtuneError, Refusal, UsageError
 from fluxtune.events import Phase, Sink, Warning
 from fluxtune.flux.base import Base, open_base
 from fluxtune.flux.empty import empty_transformer, transformer_config
-from fluxtune.lora.adapter import require_fit
+from fluxtune.lora.adapter import LoraLayer, require_fit
 from fluxtune.lora.files import read_lora
 from fluxtune.lora.targets import target_layers
 from fluxtune.nano import EMBEDDED
@@ -73,37 +73,18 @@ def preflight(
         OutOfMemoryError: the captioner does not fit, or the run does not.
     """
     _check_together(config)
-    device = pick_device(config.training.device)
-    if config.model.base != EMBEDDED:
-        warn_of_the_processor(device, config.training.device, on_event)
-    if config.training.precision == "bf16":
-        warn_without_bf16(device, on_event)
+    device = _device(config, on_event)
     on_event(Phase("preflight", "checking the pictures and the base model"))
     start = None if goes_on or not config.lora.init_from else Path(config.lora.init_from)
     layers = read_lora(start) if start else {}
     # Before the base model, whose download can take an hour.
     usable = check_folders(config.dataset, on_event, Refusal.DATA in accept, has_captioner=caption_bare is not None)
     base = find_base(config.model, on_event)
-    if not base.embeds_guidance:
-        on_event(
-            Warning(
-                f"{base.name} has no guidance embedding, as FLUX.1-schnell: it is distilled to a few steps, and what "
-                "training teaches it wears that off",
-                where="model.base",
-                hint="train on black-forest-labs/FLUX.1-dev, unless it must be this model",
-            )
-        )
-    if start or not isinstance(config.lora.targets, str):
-        transformer = empty_transformer(base.family, transformer_config(base.family, base.folder))
-        paths = target_layers(transformer, config.lora, base.family)
-        if start:
-            require_fit(layers, transformer, paths, config.lora, str(start))
-    settled_memory(config, base.family)
-    multiple = base.family.side_multiple
-    # Late, for captions can take an hour, too.
+    _check_base(config, base, layers, start, on_event)
+    buckets = plan_buckets([look.size for _, look in usable], config.dataset, base.family.side_multiple)
+    config, plan = fitted(config, base, device, buckets.buckets, accept, on_event, plans_always)
+    # Last, for captions can take an hour, too.
     pictures = pictures_of(usable, config.dataset, on_event, caption_bare)
-    sizes = {sample.size for sample in plan_buckets([each.size for each in pictures], config.dataset, multiple).samples}
-    config, plan = fitted(config, base, device, sizes, accept, on_event, plans_always)
     preview_prompts = (config.previews.prompts or [_shown_caption(pictures)]) if config.previews.every else []
     preservation = config.training.preservation
     guarded = prior_prompts(config) if preservation.method == "prior" else preservation.prompts
@@ -124,6 +105,35 @@ def preflight(
         },
         accepted=frozenset(accept),
     )
+
+
+def _device(config: Config, on_event: Sink) -> str:
+    """Where to train; says what is slow there."""
+    device = pick_device(config.training.device)
+    if config.model.base != EMBEDDED:
+        warn_of_the_processor(device, config.training.device, on_event)
+    if config.training.precision == "bf16":
+        warn_without_bf16(device, on_event)
+    return device
+
+
+def _check_base(config: Config, base: Base, layers: dict[str, LoraLayer], start: Path | None, on_event: Sink) -> None:
+    """Whether what is adapted, and the LoRA that is started from, go with the base model."""
+    if not base.embeds_guidance:
+        on_event(
+            Warning(
+                f"{base.name} has no guidance embedding, as FLUX.1-schnell: it is distilled to a few steps, and what "
+                "training teaches it wears that off",
+                where="model.base",
+                hint="train on black-forest-labs/FLUX.1-dev, unless it must be this model",
+            )
+        )
+    if start or not isinstance(config.lora.targets, str):
+        transformer = empty_transformer(base.family, transformer_config(base.family, base.folder))
+        paths = target_layers(transformer, config.lora, base.family)
+        if start:
+            require_fit(layers, transformer, paths, config.lora, str(start))
+    settled_memory(config, base.family)
 
 
 def _shown_caption(pictures: list[Picture]) -> str:

@@ -58,7 +58,7 @@ def prepare(
         DataError: a picture or mask was changed since it was checked.
         StorageError: the disk has no room for what is missing, or the cache cannot be written.
     """
-    buckets = _planned(config, pictures, base.family.side_multiple, on_event)
+    buckets = told_buckets(config, pictures, base.family.side_multiple, on_event)
     examples = list(examples_of(config, base, pictures, buckets, dtype, device))
     captions = {caption for example in examples for caption in (example.caption, example.class_caption) if caption}
     text_keys = text_keys_of(config, base, {*captions, *prompts}, dtype, device)
@@ -96,6 +96,17 @@ def prepare(
     return prepared
 
 
+def told_buckets(config: Config, pictures: list[Picture], multiple: int, on_event: Sink) -> Plan:
+    """Which picture is trained at which size, and what there is to say of it."""
+    buckets = plan([picture.size for picture in pictures], config.dataset, multiple)
+    on_event(Phase("buckets", buckets.summary()))
+    for warning in as_warnings(list(check_shapes(buckets, pictures, config.training.batch_size))):
+        on_event(warning)
+    for warning in _of_variants(config.dataset):
+        on_event(warning)
+    return buckets
+
+
 def _missing(store: Store, by_key: dict[str, T], size: Callable[[T], int]) -> Missing[T]:
     """``3 new (12 MiB), 9 from the cache, which holds 40 more of other data or settings (0.2 GiB)``."""
     items = [by_key[key] for key in store.missing(by_key)]
@@ -114,17 +125,6 @@ def _latent_bytes(picture: Example | Request) -> int:
 def _mask_bytes(example: Example, multiple: int) -> int:
     """Of a float32 for each token."""
     return (example.width // multiple) * (example.height // multiple) * 4
-
-
-def _planned(config: Config, pictures: list[Picture], multiple: int, on_event: Sink) -> Plan:
-    """Which picture is trained at which size, and what there is to say of it."""
-    buckets = plan([picture.size for picture in pictures], config.dataset, multiple)
-    on_event(Phase("buckets", buckets.summary()))
-    for warning in as_warnings(list(check_shapes(buckets, pictures, config.training.batch_size))):
-        on_event(warning)
-    for warning in _of_variants(config.dataset):
-        on_event(warning)
-    return buckets
 
 
 def _of_variants(dataset: DatasetConfig) -> Iterator[Warning]:

@@ -59,17 +59,16 @@ class Work:
         """What is computed in."""
         return DTYPES[self.config.training.precision]
 
+    def with_memory(self, **settings: Any) -> Work:
+        """The same with other settings of ``[memory]``, checked as a user's are."""
+        memory = self.config.memory.model_validate({**self.config.memory.model_dump(), **settings})
+        return replace(self, config=self.config.model_copy(update={"memory": memory}))
+
     @property
     def transformer(self) -> dict[str, Any]:
         """The config of the transformer, as deep as it is wanted."""
         config, family = transformer_config(self.base.family, self.base.folder), self.base.family
         return config | dict(zip(family.depths, self.depths, strict=True)) if self.depths else config
-
-
-def foresee(work: Work) -> Forecast:
-    """Simulates all phases of a run."""
-    encoders, training = foresee_encoders(work), foresee_training(work)
-    return Forecast((*encoders.phases, *training.phases), training.timeline, training.system)
 
 
 def foresee_encoders(work: Work) -> Forecast:

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
+
+from fluxtune.hub.layouts import ModelKind
 
 QUICK = [
     "--set=training.precision=fp32",
@@ -26,7 +30,7 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def dry(fluxtune: Callable, base: Path, *more: str) -> object:
+def dry(fluxtune: Callable, base: Path, *more: str) -> Any:
     return fluxtune("train", "photos", "--base", str(base), "--dry-run", *QUICK, *more)
 
 
@@ -126,3 +130,44 @@ def test_a_dry_run_is_of_a_new_run(fluxtune: Callable, photos: Path) -> None:
     outcome = fluxtune("train", "--resume", "run", "--dry-run")
     assert outcome.code == 2
     assert "--dry-run" in outcome.err
+
+
+def test_a_folder_without_its_weights_is_refused_as_a_run_would_be(
+    fluxtune: Callable, photos: Path, tiny_flux: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_flux, tmp_path / "base", ignore=shutil.ignore_patterns("*.safetensors"))
+    outcome = dry(fluxtune, tmp_path / "base")
+    assert outcome.code == 5
+    assert "safetensors" in outcome.err
+
+
+def test_of_another_hub_model_no_weights_are_downloaded(
+    fluxtune: Callable, photos: Path, tiny_flux: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is asked of the hub is tried with a running one in tests/hub."""
+    asked: list[ModelKind] = []
+
+    def locate(base: str, revision: object, offline: bool, on_event: object, check: object, kind: ModelKind) -> Path:
+        asked.append(kind)
+        return tiny_flux
+
+    monkeypatch.setattr("fluxtune.flux.base.locate", locate)
+    assert dry(fluxtune, Path("someone/flux-tuned"), "--set=previews.every=0").code == 0
+    (kind,) = asked
+    for part in ("transformer", "vae", "text_encoder", "text_encoder_2"):
+        assert f"{part}/*.safetensors" in kind.unwanted
+
+
+def test_the_time_line_of_a_step_is_told_to_programs(fluxtune: Callable, photos: Path, tiny_flux: Path) -> None:
+    data = dry(fluxtune, tiny_flux, "--vram", "0.8", "--json").records()[-1]["data"]
+    phases = {phase["phase"]: sum(phase["alive"].values()) for phase in data["plan"]["phases"]}
+    highest = max(sum(moment["alive"].values()) for moment in data["timeline"])
+    assert highest == max(phases[name] for name in ("forward", "backward", "update"))
+    assert list(dict.fromkeys(moment["phase"] for moment in data["timeline"]))[:2] == ["forward", "backward"]
+
+
+def test_shapes_are_judged_as_before_a_run(fluxtune: Callable, photos: Path, tiny_flux: Path) -> None:
+    Image.effect_noise((40, 40), 60).convert("RGB").save(photos / "small.png")
+    (photos / "small.txt").write_text("a small zorvex")
+    outcome = dry(fluxtune, tiny_flux, "--vram", "0.8")
+    assert "small.png" in outcome.err

@@ -110,3 +110,9 @@ def test_an_export_that_is_interrupted_leaves_nothing_behind(tmp_path: Path, num
     assert returned == code
     assert "Traceback" not in err
     assert [path.name for path in tmp_path.iterdir()] == ["photos"]
+
+
+def test_what_does_not_concern_pictures_cannot_be_accepted(fluxtune: Fluxtune, photos: Path) -> None:
+    outcome = fluxtune("export", "dataset", "photos", "-f", "folder", "-o", "copy", "--accept", "memory")
+    assert outcome.code == 2
+    assert "memory" in outcome.err

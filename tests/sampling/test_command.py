@@ -189,3 +189,10 @@ def test_no_library_writes_beside_fluxtunes_own_lines(working_folder: Path, lora
     assert done.stdout.split() == [str(Path("samples", "00-seed5.png"))]
     labels = [line.partition(":")[0] for line in done.stderr.splitlines()]
     assert labels == ["encode", "load text encoder 2", "load", "load transformer", "sample", "denoise"]
+
+
+def test_precisions_that_are_left_to_fluxtune_are_decided_and_stand_in_the_picture() -> None:
+    sets = ["--set=memory.base_precision=auto", "--set=memory.text_precision=auto", "--set=memory.budget=0.61"]
+    assert main(["sample", "a cup", "--seed", "3", "--output", "out", *sets]) == 0
+    told = facts("out/00-seed3.png")
+    assert (told["base_precision"], told["text_precision"]) == ("nf4", "nf4")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,22 @@ def test_what_cannot_fit_is_refused_before_there_is_a_run_folder(
         train(config, output=tmp_path / "mug")
     assert not (tmp_path / "mug").exists()
     assert refused.value.where == "memory"
+
+
+def test_what_cannot_fit_is_refused_before_anything_is_captioned(
+    tiny_flux: Path, few_pictures: Path, tmp_path: Path
+) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(few_pictures, bare, ignore=shutil.ignore_patterns("*.txt"))
+    config = plain_config(
+        tiny_flux, bare, memory__budget=TOO_LITTLE, dataset__missing_captions="caption", previews__every=0
+    )
+
+    def never(*_: object) -> dict[str, str]:
+        raise AssertionError("a captioner was asked")
+
+    with pytest.raises(OutOfMemoryError):
+        train(config, output=tmp_path / "mug", caption_bare=never)
 
 
 def test_what_does_not_fit_is_tried_where_that_is_accepted(tiny_flux: Path, few_pictures: Path, cache: Path) -> None:

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from fluxtune.events import Step, ignore
 from fluxtune.flux.base import Base, open_base
 from fluxtune.flux.families import FLUX1
 from fluxtune.flux.load import load_transformer
-from fluxtune.flux.modulation import RowLinear, foreseen, is_modulation
+from fluxtune.flux.modulation import foreseen, is_modulation
 from fluxtune.flux.weights import DTYPES
 from fluxtune.lora.adapter import adapter_parameters, attach
 from fluxtune.training import foresight
@@ -40,20 +40,6 @@ def nano() -> Base:
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One for all runs here: what it holds is the same for all."""
     return tmp_path_factory.mktemp("shared")
-
-
-@pytest.fixture
-def passes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], int]]:
-    """How often the weight of a layer has been taken to the device, of all layers together."""
-    count, products = 0, RowLinear.products
-
-    def counted(layer: RowLinear, inputs: list[torch.Tensor]) -> Iterator[torch.Tensor]:
-        nonlocal count
-        count += 1
-        return products(layer, inputs)
-
-    monkeypatch.setattr(RowLinear, "products", counted)
-    yield lambda: count
 
 
 def learner_for(base: Base, modulation: str, config: Config) -> Learner:

@@ -11,7 +11,8 @@ from fluxtune.config.schema import Config
 from fluxtune.flux.base import Base, open_base
 from fluxtune.flux.known import known_base
 from fluxtune.memory.forecast import Forecast, PhasePeak, forecast_from
-from fluxtune.training.simulation import STEP, Work, foresee, foresee_training
+from fluxtune.training.forecasts import forecast_of
+from fluxtune.training.simulation import STEP, Work, foresee_training
 
 GIB = 2**30
 ALL = ["encode captions", "encode pictures", "load", *STEP, "preview"]
@@ -41,7 +42,7 @@ def peak(forecast: Forecast, phase: str) -> PhasePeak:
 @pytest.mark.parametrize("optimizer", ["adamw", "adamw-8bit"])
 def test_every_phase_of_a_run_is_foreseen(nano: Base, precision: str, optimizer: str) -> None:
     settings = config({"base_precision": precision, "text_precision": precision}, training={"optimizer": optimizer})
-    forecast = foresee(Work(settings, nano, (128, 128), (128, 128)))
+    forecast = forecast_of(Work(settings, nano, (128, 128), (128, 128)))
     assert [phase.phase for phase in forecast.phases] == ALL
     assert all(phase.bytes > 0 for phase in forecast.phases)
     assert {"weights", "adapter", "optimizer", "inputs", "activations"} <= set(peak(forecast, "backward").alive)
@@ -88,19 +89,17 @@ def test_a_moving_average_counts(nano: Base) -> None:
 
 
 def test_quantised_text_encoders_take_less(dev: Base) -> None:
-    """Half of one of T5's 24 layers' weights is 94 MB in bf16."""
-    held = {
-        precision: peak(
-            foresee(Work(config({"text_precision": precision}), dev, (64, 64), None, depths=(1, 1))), "encode captions"
-        )
+    works = {
+        precision: Work(config({"text_precision": precision}), dev, (64, 64), None, depths=(1, 1))
         for precision in ("bf16", "nf4")
     }
+    held = {precision: peak(forecast_of(work), "encode captions") for precision, work in works.items()}
     assert held["bf16"].alive["weights"] / GIB == pytest.approx(9.1, abs=0.05)
     assert held["nf4"].alive["weights"] / GIB == pytest.approx(2.7, abs=0.05)
 
 
 def test_a_forecast_is_kept_as_json_and_read_again(nano: Base) -> None:
-    forecast = foresee(Work(config({}), nano, (128, 128), (128, 128)))
+    forecast = forecast_of(Work(config({}), nano, (128, 128), (128, 128)))
     assert forecast_from(forecast.as_record()) == forecast
 
 
