@@ -31,7 +31,7 @@ _STEP = 2**26
 
 def capacity_of(budget: float | None, device: str) -> int | None:
     """Bytes that torch's allocator can have on the card; None where there is neither a card nor a budget."""
-    wanted = None if budget is None else int(budget * 2**30) - BESIDE_TORCH
+    wanted = None if budget is None else max(0, int(budget * 2**30) - BESIDE_TORCH)
     if device != "cuda":
         return wanted
     import torch
