@@ -40,7 +40,7 @@ def hard_conditions(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (offload, activations):
         monkeypatch.setattr(module, "Transfers", lambda device: LateTransfers())
     monkeypatch.setattr(ActivationOffload, "smallest", 1)
-    monkeypatch.setattr(foresight, "_SAMPLES_AHEAD", 4)
+    monkeypatch.setattr(foresight, "SAMPLES_AHEAD", 4)
 
 
 def settings(base: Path, pictures: Path, precision: str, **together: Any) -> Config:

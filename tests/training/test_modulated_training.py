@@ -145,7 +145,7 @@ def assert_same_run(ours: Trained, theirs: Trained) -> None:
 def test_a_run_on_nano_ends_with_the_same_file_and_previews_to_the_bit(
     few_pictures: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(foresight, "_SAMPLES_AHEAD", 8)  # two steps, and the previews between
+    monkeypatch.setattr(foresight, "SAMPLES_AHEAD", 8)  # two steps, and the previews between
     config = config_for(
         Path("nano"),
         few_pictures,
