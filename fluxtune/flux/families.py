@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from fluxtune.flux import flux1, flux1_names
+from fluxtune.flux.layer_names import LayerNames
 from fluxtune.flux.single_files import Names
 
 Text = dict[str, torch.Tensor]
@@ -29,7 +30,7 @@ class Family:
     models that do not embed it.
     ``decode_image(vae, latents) -> pixels``: the way back from ``encode_image``.
     ``blank_text(config, batch, tokens) -> Text``: zeros in the shapes of ``encode_text``, for a transformer's config.
-    ``names``: how files name the tensors of each part, by its folder.
+    ``names``: how files name the tensors of each part, by its folder; ``layer_names``: how LoRA files name its layers.
     ``generate``: text to picture through the family's own pipeline.
     ``blocks`` names the transformer's lists of blocks, ``depths`` the keys of its config that say how long each is.
     ``modulation``: patterns of the modulation layers, which map what ``conditioner``, a module, answers; ``embedders``
@@ -54,6 +55,7 @@ class Family:
     conditioner: str
     embedders: tuple[str, ...]
     names: Mapping[str, Names]
+    layer_names: LayerNames
     encode_text: Callable[..., Text]
     blank_text: Callable[[Mapping[str, Any], int, int], Text]
     encode_image: Callable[..., torch.Tensor]
@@ -81,6 +83,7 @@ FLUX1 = Family(
     conditioner="time_text_embed",
     embedders=flux1.EMBEDDERS,
     names=flux1_names.NAMES,
+    layer_names=flux1_names.LAYER_NAMES,
     encode_text=flux1.encode_text,
     blank_text=flux1.blank_text,
     encode_image=flux1.encode_image,

@@ -6,6 +6,7 @@ diffusers' `FluxTransformer2DModel` and `AutoencoderKL`. A block's number is ``{
 
 from __future__ import annotations
 
+from fluxtune.flux.layer_names import LayerNames
 from fluxtune.flux.single_files import Names
 
 _DOUBLE = {
@@ -50,6 +51,25 @@ _RESNET = {
     "conv2": "conv2",
     "nin_shortcut": "conv_shortcut",
 }
+_CLIP = (*(f"self_attn.{name}_proj" for name in ("q", "k", "v", "out")), "mlp.fc1", "mlp.fc2")
+_T5 = (
+    *(f"layer.0.SelfAttention.{name}" for name in "qkvo"),
+    *(f"layer.1.DenseReluDense.{name}" for name in ("wi_0", "wi_1", "wo")),
+)
+_XLABS = {
+    "double_blocks.{}.processor.qkv_lora1": tuple(
+        f"transformer_blocks.{{}}.{name}" for name in _DOUBLE["img_attn.qkv"]
+    ),
+    "double_blocks.{}.processor.qkv_lora2": tuple(
+        f"transformer_blocks.{{}}.{name}" for name in _DOUBLE["txt_attn.qkv"]
+    ),
+    "double_blocks.{}.processor.proj_lora1": ("transformer_blocks.{}.attn.to_out.0",),
+    "double_blocks.{}.processor.proj_lora2": ("transformer_blocks.{}.attn.to_add_out",),
+    "single_blocks.{}.processor.qkv_lora": tuple(f"single_transformer_blocks.{{}}.attn.to_{name}" for name in "qkv"),
+    "single_blocks.{}.processor.proj_lora": ("single_transformer_blocks.{}.proj_out",),
+}
+"""XLabs' trainer names them after its attention processors."""
+_USO = {"single_blocks.{}.linear1_qkv": tuple(f"single_transformer_blocks.{{}}.attn.to_{name}" for name in "qkv")}
 _VAE_ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
 
 
@@ -107,3 +127,25 @@ NAMES = {
     ),
 }
 """By the folders of a diffusers model."""
+
+LAYER_NAMES = LayerNames(
+    layers={
+        "transformer": {
+            name: to
+            for name, to in NAMES["transformer"].layers.items()
+            if not name.endswith(("query_norm", "key_norm"))
+        },
+        "text_encoder": {
+            f"text_model.encoder.layers.{{}}.{name}": (f"text_model.encoder.layers.{{}}.{name}",) for name in _CLIP
+        },
+        "text_encoder_2": {f"encoder.block.{{}}.{name}": (f"encoder.block.{{}}.{name}",) for name in _T5},
+    },
+    read_only={
+        "transformer": _XLABS | _USO,
+        # transformers 5 has no text_model around CLIP's encoder any more.
+        "text_encoder": {f"encoder.layers.{{}}.{name}": (f"text_model.encoder.layers.{{}}.{name}",) for name in _CLIP},
+    },
+    swapped=NAMES["transformer"].swapped,
+    widths={"single_transformer_blocks.{}.proj_mlp": 4},
+)
+"""Of what a LoRA can change: all linear layers."""
