@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from merge_oracle import rows
 from safetensors.torch import save_file
 
 from fluxtune.errors import VerificationError
@@ -15,9 +15,6 @@ from fluxtune.flux.families import FLUX1
 from fluxtune.lora.adapter import LoraLayer
 from fluxtune.lora.conventions import CONVENTIONS, LoraFormat
 from fluxtune.lora.encoding import encoded
-
-sys.path.append(str(Path(__file__).parent.parent / "lora"))
-from merge_oracle import rows  # noqa: E402
 
 WIDTH = 32
 Layers = dict[str, LoraLayer]
@@ -75,7 +72,7 @@ def test_a_file_that_says_something_else_is_refused(
     form: LoraFormat, damage: str, message: str, layers: Layers, tmp_path: Path
 ) -> None:
     tensors = written(tmp_path / "lora.safetensors", layers, form)
-    up = next(key for key in tensors if key.endswith(("lora_B.weight", "lora_up.weight")))
+    up = next(key for key in tensors if key.endswith(("to_out.0.lora_B.weight", "img_attn_proj.lora_up.weight")))
     name = up.removesuffix(".lora_B.weight").removesuffix(".lora_up.weight")
     match damage:
         case "a weight":
