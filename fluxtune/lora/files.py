@@ -6,6 +6,8 @@ no alpha applies ``B @ A``; one that looks for alpha finds none and does the sam
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -14,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 
 from fluxtune.errors import BaseModelError, StorageError, UsageError, VerificationError, some_names
-from fluxtune.files import sha256_of, write_bytes
+from fluxtune.files import write_with
 from fluxtune.flux.families import FLUX1, Family
 from fluxtune.lora.adapter import LoraLayer
 from fluxtune.lora.metadata import LoraFacts, lora_metadata
@@ -44,17 +46,41 @@ def write_lora(path: Path, layers: dict[str, LoraLayer], dtype: torch.dtype, fac
         StorageError: the file cannot be written.
     """
     tensors = folded_tensors(layers, dtype)
+    return write_tensors(path, tensors, lora_metadata(facts, tensors), lambda file: verify_lora(file, layers))
+
+
+def write_tensors(
+    path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str], check: Callable[[Path], None]
+) -> str:
+    """Write a LoRA's tensors atomically: the file gets its name once ``check`` found nothing wrong in it.
+
+    Returns:
+        Hex SHA-256 of the file.
+
+    Raises:
+        VerificationError: a weight is not finite, or ``check`` raised it; what was there before is untouched.
+        StorageError: the file cannot be written.
+    """
     broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if broken:
         raise VerificationError(
             f"{len(broken)} tensors are not finite, the first is {broken[0]}",
             where=str(path),
-            hint="the training diverged: take an earlier checkpoint and a lower learning rate",
+            hint="the training diverged, or its values are beyond the precision of the file: take an earlier "
+            "checkpoint and a lower learning rate, or another precision",
         )
-    metadata = lora_metadata(facts, tensors)
-    write_bytes(path, _aligned(save(tensors, metadata=metadata)))
-    verify_lora(path, layers)
-    return sha256_of(path)
+    content = _aligned(save(tensors, metadata=metadata))
+
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(content)
+        try:
+            check(temporary)
+        except VerificationError as error:
+            error.where = str(path)
+            raise
+
+    write_with(path, write)
+    return hashlib.sha256(content).hexdigest()
 
 
 def _aligned(serialised: bytes) -> bytes:

@@ -6,11 +6,17 @@ Values are strings. No local path, user name or caption goes in.
 from __future__ import annotations
 
 import hashlib
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import PurePath
 
 import torch
 from safetensors.torch import save
+
+from fluxtune.lora.adapter import LoraLayer
+from fluxtune.lora.conventions import CONVENTIONS, Convention, LoraFormat
 
 _IMPLEMENTATION = "https://github.com/huggingface/diffusers"
 # Forge takes a LoRA for one of FLUX by dev's architecture or by this name alone.
@@ -75,6 +81,73 @@ def lora_metadata(facts: LoraFacts, tensors: dict[str, torch.Tensor]) -> dict[st
         metadata["modelspec.trigger_phrase"] = facts.trigger
         metadata["modelspec.usage_hint"] = f"put {facts.trigger} into the prompt"
     return metadata
+
+
+def restated(
+    metadata: Mapping[str, str],
+    tensors: dict[str, torch.Tensor],
+    layers: Mapping[str, LoraLayer],
+    convention: Convention,
+) -> dict[str, str]:
+    """The header for a file that was made from one with ``metadata``: what is still true of it, and its own hashes.
+
+    Of other trainers' fields only those are carried over that programs read, and no path in them.
+    """
+    kept = {
+        key: _without_path(value) if key in _NAMES else value
+        for key, value in metadata.items()
+        if key in _CARRIED or key in _NAMES or key.startswith(("modelspec.", "fluxtune."))
+    }
+    serialised = save(tensors)
+    content = serialised[8 + int.from_bytes(serialised[:8], "little") :]
+    digest = hashlib.sha256(content).hexdigest()
+    architecture = kept.setdefault("modelspec.architecture", "flux-1-dev/lora")
+    ranks = {layer.a.shape[0] for layer in layers.values()}
+    alphas = {layer.scale * layer.a.shape[0] if convention.alpha else layer.a.shape[0] for layer in layers.values()}
+    kept |= {
+        "format": "pt",
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.implementation": (
+            _IMPLEMENTATION if "-dev/" in architecture and not convention.fused else _IMPLEMENTATION_BUT_DEV
+        ),
+        "modelspec.hash_sha256": f"0x{digest}",
+        "sshs_model_hash": digest,
+        "ss_base_model_version": kept.get("ss_base_model_version", "flux1"),
+        # Of layers that differ the largest, as in kohya's own files with ranks by block.
+        "ss_network_dim": str(max(ranks)),
+        "ss_network_alpha": f"{max(alphas):g}",
+    }
+    if convention is CONVENTIONS[LoraFormat.KOHYA]:
+        kept["ss_network_module"] = "networks.lora_flux"
+    return kept
+
+
+def _without_path(name: str) -> str:
+    """A model's name as it is, if it is a hub's; of a path its last part."""
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.endswith((".safetensors", ".sft", ".ckpt", ".gguf")):
+        return name
+    return PurePath(name.replace("\\", "/")).name
+
+
+_NAMES = ("ss_sd_model_name", "ss_output_name")
+"""Fields that may hold a path; of that its last part stays."""
+_CARRIED = (
+    "ss_base_model_version",
+    "ss_bucket_info",
+    "ss_clip_skip",
+    "ss_epoch",
+    "ss_learning_rate",
+    "ss_num_epochs",
+    "ss_num_train_images",
+    "ss_optimizer",
+    "ss_resolution",
+    "ss_seed",
+    "ss_steps",
+    "ss_tag_frequency",
+    "ss_training_comment",
+    "ss_training_finished_at",
+    "ss_training_started_at",
+)
 
 
 def tensor_hash(tensors: dict[str, torch.Tensor]) -> str:
