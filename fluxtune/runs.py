@@ -213,6 +213,25 @@ def latest_run(under: Path) -> Path:
     return max(states, key=lambda path: path.stat().st_mtime_ns).parent
 
 
+def lora_in(folder: Path) -> Path:
+    """The LoRA in a run folder, or in the folder of one of its checkpoints.
+
+    Raises:
+        StorageError: it is neither, or the run has no result yet.
+    """
+    if (folder / MANIFEST).is_file() and (kept := sorted(folder.glob("*.safetensors"))):
+        return kept[0]
+    state = Run.open(folder).state
+    if state.result is None:
+        last = f"; its last checkpoint is in {folder / state.checkpoint}" if state.checkpoint else ""
+        raise StorageError(
+            f"this run has no result yet{last}",
+            where=str(folder),
+            hint=f"finish it: fluxtune train --resume {quote(str(folder))}",
+        )
+    return folder / state.result
+
+
 def write_manifest(folder: Path) -> None:
     """List every file of a checkpoint, with size and SHA-256. Written last, it makes the checkpoint whole."""
     entries = {

@@ -7,7 +7,6 @@ import re
 import sys
 from dataclasses import replace
 from pathlib import Path
-from shlex import quote
 from typing import Annotated
 
 import typer
@@ -17,9 +16,9 @@ from fluxtune.cli.render import sink, write_line
 from fluxtune.config.documents import Layer, read_layer
 from fluxtune.config.layers import Resolved, resolve
 from fluxtune.environment.device import quiet_libraries
-from fluxtune.errors import StorageError, UsageError
+from fluxtune.errors import UsageError
 from fluxtune.events import Result
-from fluxtune.runs import Run
+from fluxtune.runs import lora_in
 from fluxtune.sampling.request import LoraUse, SampleRequest
 
 # All of a section where no names are given. The folders say that the run had pictures, and no demo data set with
@@ -137,22 +136,7 @@ def _lora_use(text: str) -> LoraUse:
         raise UsageError(
             f"{scale!r} is no scale: wanted a finite number", where="--lora", hint=f"for instance --lora {name}:0.8"
         )
-    return LoraUse(_result_of(path) if path.is_dir() else path, strength)
-
-
-def _result_of(run: Path) -> Path:
-    """The LoRA in a run folder, or in the folder of one of its checkpoints."""
-    if (run / "manifest.json").is_file() and (kept := sorted(run.glob("*.safetensors"))):
-        return kept[0]
-    state = Run.open(run).state
-    if state.result is None:
-        last = f"; its last checkpoint is in {run / state.checkpoint}" if state.checkpoint else ""
-        raise StorageError(
-            f"this run has no result yet{last}",
-            where=str(run),
-            hint=f"finish it: fluxtune train --resume {quote(str(run))}",
-        )
-    return run / state.result
+    return LoraUse(lora_in(path) if path.is_dir() else path, strength)
 
 
 def _run_around(path: Path) -> Path | None:

@@ -1,4 +1,4 @@
-"""`fluxtune export`: hand over to other programs. Its subcommands, each of which makes one kind of thing."""
+"""`fluxtune export dataset`: a copy of a data set in the layout of another trainer."""
 
 from __future__ import annotations
 
@@ -14,31 +14,14 @@ from fluxtune.cli.options import ConfigFile, Json, Sets, given, setting_flag
 from fluxtune.cli.render import printable, sink, write_line
 from fluxtune.config.layers import Resolved, resolve
 from fluxtune.environment.device import quiet_libraries
-from fluxtune.errors import ExitCode, Refusal, UsageError
+from fluxtune.errors import Refusal, UsageError
 from fluxtune.events import Result
 from fluxtune.exporting.layouts import Layout
 
 if TYPE_CHECKING:
     from fluxtune.exporting.dataset import Exported
 
-_HELP = """Hand over to other programs.
 
-\b
-Examples:
-  fluxtune export dataset photos --format kohya --output for-kohya
-"""
-
-app = typer.Typer(name="export", help=_HELP, rich_markup_mode=None)
-
-
-@app.callback(invoke_without_command=True)
-def _export(context: typer.Context) -> None:
-    if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
-        raise typer.Exit(ExitCode.USAGE)
-
-
-@app.command("dataset")
 def dataset(
     folders: Annotated[
         list[str] | None,

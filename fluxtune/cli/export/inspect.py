@@ -1,0 +1,84 @@
+"""`fluxtune export inspect`: what a LoRA file is."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fluxtune.cli.export.options import lora_file
+from fluxtune.cli.options import Json
+from fluxtune.cli.render import json_lines, printable, write_line
+from fluxtune.environment.device import quiet_libraries
+from fluxtune.events import Result
+
+if TYPE_CHECKING:
+    from fluxtune.exporting.inspection import Inspection
+
+_BARS = " ▁▂▃▄▅▆▇█"
+_LONGEST = 200
+
+
+def inspect(
+    lora: Annotated[
+        Path, typer.Argument(metavar="LORA", help="A LoRA file of any trainer, or a run folder.", show_default=False)
+    ],
+    as_json: Json = False,
+) -> None:
+    """Show what a LoRA file is: format, ranks, alphas, how much it changes each block, hashes, and its header.
+
+    \b
+    Examples:
+      fluxtune export inspect zorvex.safetensors
+      fluxtune export inspect runs/zorvex --json
+    """
+    source = lora_file(lora)
+    quiet_libraries()
+    from fluxtune.exporting.inspection import as_data
+    from fluxtune.exporting.inspection import inspect as look
+
+    found = look(source)
+    if as_json:
+        json_lines(sys.stdout)(Result("export inspect", as_data(found)))
+        return
+    for line in _lines(found):
+        write_line(sys.stdout, printable(line))
+
+
+def _lines(found: Inspection) -> Iterator[str]:
+    yield f"{found.file}"
+    kinds = ", ".join(f"{number} {kind}" for kind, number in found.kinds.items())
+    dtypes = ", ".join(f"{name}" for name in found.dtypes)
+    yield f"  format      {found.format}, {kinds} layers, {dtypes}, for {found.family}"
+    yield f"  size        {found.bytes / 2**20:.1f} MiB, {found.parameters:,} parameters"
+    if found.trigger:
+        yield f"  trigger     {found.trigger}"
+    yield f"  SHA-256     {found.hashes['sha256']}"
+    yield f"  AutoV2      {found.hashes['autov2']}    AutoV3  {found.hashes['autov3']}"
+    yield ""
+    width = max(len(group.name) for group in found.groups)
+    yield f"  {'layers':<{width}}  number  rank        alpha       change"
+    for group in found.groups:
+        ranks, alphas = (" ".join(map(str, values)) for values in (group.ranks, group.alphas))
+        yield f"  {group.name:<{width}}  {group.layers:>6}  {ranks:<10}  {alphas:<10}  {group.norm:.3g}"
+    yield ""
+    for kind in ("double", "single"):
+        if bars := _chart({name: norm for name, norm in found.blocks.items() if name.startswith(kind)}):
+            yield f"  change by {kind} block  {bars}"
+    yield ""
+    for key, value in found.metadata.items():
+        cut = f"{value[:_LONGEST]}... ({len(value)} characters)" if len(value) > _LONGEST else value
+        yield f"  {key}: {cut}"
+
+
+def _chart(norms: Mapping[str, float]) -> str:
+    """A bar for each block, in order; the largest is full."""
+    if not norms:
+        return ""
+    highest, last = max(norms.values()) or 1.0, max(int(name.split()[1]) for name in norms)
+    kind = next(iter(norms)).split()[0]
+    heights = [norms.get(f"{kind} {number}", 0.0) / highest for number in range(last + 1)]
+    return "".join(_BARS[round(height * (len(_BARS) - 1))] for height in heights)

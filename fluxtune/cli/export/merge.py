@@ -1,0 +1,90 @@
+"""`fluxtune export merge`: several LoRAs as one."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fluxtune.cli.export.options import Dtype, Format, Verify, as_data, lora_file, require_other, say
+from fluxtune.cli.options import Json
+from fluxtune.cli.render import sink
+from fluxtune.environment.device import quiet_libraries
+from fluxtune.errors import UsageError
+from fluxtune.events import Result
+from fluxtune.exporting.methods import Method
+from fluxtune.lora.conventions import LoraFormat
+
+
+def merge(
+    loras: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="LORA[:WEIGHT]...", help="LoRA files or run folders, each with its weight.", show_default=False
+        ),
+    ],
+    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="The file to write.")] = None,
+    method: Annotated[
+        Method,
+        typer.Option(
+            "--method",
+            "-m",
+            help="exact: ranks add up; svd: cut down to --rank; ties, dare, dare-ties: less disagreement, by peft.",
+        ),
+    ] = Method.EXACT,
+    rank: Annotated[
+        int | None,
+        typer.Option(
+            "--rank", "-r", min=1, metavar="N", help="Rank of the result; by default the largest that goes in."
+        ),
+    ] = None,
+    density: Annotated[
+        float, typer.Option("--density", metavar="SHARE", help="Share of the values that ties and dare keep.")
+    ] = 0.5,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of what dare drops.")] = 42,
+    form: Format = LoraFormat.DIFFUSERS,
+    dtype: Dtype = None,
+    verify: Verify = True,
+    as_json: Json = False,
+) -> None:
+    """Make one LoRA of several, each with its weight.
+
+    \b
+    Examples:
+      fluxtune export merge style.safetensors:0.8 zorvex.safetensors:0.5 --output both.safetensors
+      fluxtune export merge a.safetensors b.safetensors --method svd --rank 16 --output both.safetensors
+      fluxtune export merge a.safetensors b.safetensors --method ties --density 0.3 --output both.safetensors
+    """
+    if output is None:
+        raise UsageError("--output is not given", where="fluxtune export merge", hint="--output both.safetensors")
+    if not 0 < density <= 1:
+        raise UsageError(f"{density} is no share: wanted more than 0, at most 1", where="--density", hint="0.5")
+    if rank is not None and method is Method.EXACT:
+        raise UsageError("an exact merge has the sum of the ranks", where="--rank", hint="add --method svd")
+    uses = [_weighted(text) for text in loras]
+    require_other(output, [file for file, _ in uses])
+    with sink(as_json) as on_event:
+        quiet_libraries()
+        from fluxtune.exporting.conversion import Wanted
+        from fluxtune.exporting.merging import Merging, merge_files
+
+        merging = Merging(method, rank, density, seed)
+        written = merge_files(uses, merging, Wanted(form, output, dtype, verify=verify), on_event)
+        if as_json:
+            on_event(Result("export merge", as_data(written)))
+    if not as_json:
+        say(written)
+
+
+def _weighted(text: str) -> tuple[Path, float]:
+    """``FILE`` or ``FILE:WEIGHT``."""
+    name, _, weight = text.rpartition(":")
+    try:
+        use = (Path(name), float(weight)) if name and not Path(text).exists() else (Path(text), 1.0)
+    except ValueError:
+        use = (Path(text), 1.0)
+    if not math.isfinite(use[1]):
+        raise UsageError(f"{weight!r} is no weight: wanted a finite number", where=text, hint=f"{name}:0.8")
+    return lora_file(use[0]), use[1]

@@ -1,0 +1,142 @@
+"""What a LoRA file is: its format, ranks and alphas, how much it changes each part of the model, and its header."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fluxtune.files import sha256_of
+from fluxtune.flux.families import FLUX1, Family
+from fluxtune.lora.adapter import LoraLayer
+from fluxtune.lora.low_rank import norm_of, rank_of
+from fluxtune.lora.reading import read_lora_file
+
+
+@dataclass(frozen=True)
+class Group:
+    """Layers of one kind, such as the attention of the double blocks.
+
+    Attributes:
+        ranks, alphas: value -> how many layers have it; an alpha is the scale times the rank.
+        norm: Frobenius norm of all their changes together.
+    """
+
+    name: str
+    layers: int
+    ranks: Mapping[int, int]
+    alphas: Mapping[str, int]
+    norm: float
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a file is.
+
+    Attributes:
+        blocks: block, ``double 0`` to ``single 37`` or ``outside``, -> norm of its change.
+        hashes: ``sha256`` of the file, the ``autov2`` and ``autov3`` that sites show, and what kohya's header holds.
+    """
+
+    file: str
+    bytes: int
+    format: str
+    family: str
+    kinds: Mapping[str, int]
+    dtypes: Mapping[str, int]
+    parameters: int
+    groups: list[Group]
+    blocks: Mapping[str, float]
+    trigger: str | None
+    hashes: Mapping[str, str]
+    metadata: Mapping[str, str]
+
+
+def inspect(path: Path, family: Family = FLUX1) -> Inspection:
+    """Read a LoRA file and describe it.
+
+    Raises:
+        UsageError, StorageError, BaseModelError: as ``read_lora_file``.
+    """
+    lora = read_lora_file(path, family)
+    by_group: dict[str, list[LoraLayer]] = {}
+    by_block: dict[str, list[LoraLayer]] = {}
+    for name, layer in sorted(lora.layers.items(), key=lambda each: _place(each[0])):
+        by_group.setdefault(_group_of(name), []).append(layer)
+        by_block.setdefault(_block_of(name), []).append(layer)
+    return Inspection(
+        file=str(path),
+        bytes=path.stat().st_size,
+        format=lora.convention,
+        family=family.name,
+        kinds=lora.kinds,
+        dtypes=lora.dtypes,
+        parameters=sum(layer.a.numel() + layer.b.numel() for layer in lora.layers.values()),
+        groups=[_group(name, layers) for name, layers in by_group.items()],
+        blocks={name: _together(layers) for name, layers in by_block.items()},
+        trigger=lora.metadata.get("modelspec.trigger_phrase"),
+        hashes=hashes_of(path),
+        metadata=dict(sorted(lora.metadata.items())),
+    )
+
+
+def hashes_of(path: Path) -> dict[str, str]:
+    """The hashes by which sites and UIs know a file.
+
+    ``autov2``: the first ten digits of the file's SHA-256. ``autov3``: the first twelve of the SHA-256 of the tensors'
+    bytes alone, as kohya's `sshs_model_hash` is over them.
+    """
+    whole = sha256_of(path)
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        file.seek(8 + int.from_bytes(file.read(8), "little"))
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return {"sha256": whole, "autov2": whole[:10].upper(), "autov3": digest.hexdigest()[:12].upper()}
+
+
+def as_data(inspection: Inspection) -> dict[str, Any]:
+    """The description as programs read it."""
+    data = {**vars(inspection), "groups": [vars(group) for group in inspection.groups]}
+    return {name: dict(value) if isinstance(value, Mapping) else value for name, value in data.items()}
+
+
+def _group(name: str, layers: list[LoraLayer]) -> Group:
+    ranks = Counter(map(rank_of, layers))
+    alphas = Counter(f"{layer.scale * rank_of(layer):g}" for layer in layers)
+    return Group(name, len(layers), dict(sorted(ranks.items())), dict(sorted(alphas.items())), _together(layers))
+
+
+def _together(layers: list[LoraLayer]) -> float:
+    return float(sum(norm_of(layer) ** 2 for layer in layers) ** 0.5)
+
+
+def _place(path: str) -> tuple[object, ...]:
+    """Order in which a picture goes through the model: double blocks, single blocks, then all else."""
+    block = re.match(r"transformer\.(single_)?transformer_blocks\.(\d+)\.", path)
+    return (0, bool(block[1]), int(block[2]), path) if block else (1, not path.startswith("transformer."), 0, path)
+
+
+def _block_of(path: str) -> str:
+    part, _, layer = path.partition(".")
+    block = re.match(r"(single_)?transformer_blocks\.(\d+)\.", layer)
+    if block:
+        return f"{'single' if block[1] else 'double'} {block[2]}"
+    return "outside" if part == "transformer" else part
+
+
+def _group_of(path: str) -> str:
+    block = _block_of(path)
+    kind = block.partition(" ")[0]
+    if kind not in ("double", "single"):
+        return block
+    layer = path.partition("blocks.")[2].partition(".")[2]
+    if "norm" in layer:
+        return f"{kind} modulation"
+    if layer.startswith("attn."):
+        return f"{kind} attention" + (" of text" if "add" in layer else "")
+    return f"{kind} MLP" + (" of text" if "context" in layer else "")

@@ -1,0 +1,126 @@
+"""Several LoRAs as one: exactly, by putting their products one after the other; cut down; or TIES and DARE of peft.
+
+TIES keeps of each LoRA its largest values, and of those that disagree in sign the stronger side (arXiv 2306.01708);
+DARE drops values at random and enlarges the rest (arXiv 2311.03099). Both work on the changes themselves, which are
+formed one layer at a time and decomposed again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+from fluxtune import rng
+from fluxtune.events import Phase, Progress, Sink, ignore
+from fluxtune.exporting.conversion import Wanted, Written, told_of_reading, write
+from fluxtune.exporting.methods import Method
+from fluxtune.flux.families import FLUX1, Family
+from fluxtune.lora.adapter import LoraLayer
+from fluxtune.lora.low_rank import compressed, factors_of, rank_of, summed
+from fluxtune.lora.reading import read_lora_file
+
+Layers = Mapping[str, LoraLayer]
+
+
+@dataclass(frozen=True)
+class Merging:
+    """What to do.
+
+    Attributes:
+        rank: of every layer at the end; ``exact`` needs none, the others take by default the largest that goes in.
+        density: share of the values that ``ties`` and ``dare`` keep.
+        seed: of what ``dare`` drops.
+    """
+
+    method: Method = Method.EXACT
+    rank: int | None = None
+    density: float = 0.5
+    seed: int = 42
+
+
+def merge_files(
+    files: Sequence[tuple[Path, float]],
+    merging: Merging,
+    wanted: Wanted,
+    on_event: Sink = ignore,
+    family: Family = FLUX1,
+) -> Written:
+    """Write one LoRA file of several, each with its weight.
+
+    Raises:
+        UsageError, StorageError, BaseModelError, VerificationError: as ``convert``.
+    """
+    read = []
+    for file, weight in files:
+        on_event(Phase("read", str(file)))
+        lora = read_lora_file(file, family)
+        told_of_reading(lora, on_event)
+        read.append((lora, weight))
+    layers, errors = merged([(lora.layers, weight) for lora, weight in read], merging, on_event)
+    # What is true of one of several files is not true of what they make.
+    facts = {
+        "modelspec.title": wanted.output.stem,
+        "modelspec.date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "modelspec.merged_from": ", ".join(lora.metadata.get("modelspec.title", lora.path.stem) for lora, _ in read),
+        "ss_output_name": wanted.output.stem,
+        "modelspec.trigger_phrase": ", ".join(
+            dict.fromkeys(phrase for lora, _ in read if (phrase := lora.metadata.get("modelspec.trigger_phrase")))
+        ),
+    }
+    for key in ("modelspec.architecture", "ss_sd_model_name", "ss_base_model_version"):
+        if len(said := {lora.metadata.get(key) for lora, _ in read}) == 1 and (value := said.pop()):
+            facts[key] = value
+    written = write(layers, {key: value for key, value in facts.items() if value}, wanted, on_event, family)
+    return replace(written, cut=max(written.cut, *errors.values())) if errors else written
+
+
+@torch.no_grad()
+def merged(
+    loras: Sequence[tuple[Layers, float]], merging: Merging, on_event: Sink
+) -> tuple[dict[str, LoraLayer], dict[str, float]]:
+    """The layers of all LoRAs, each with its weight, as one LoRA.
+
+    Returns:
+        The layers, and for those that are not exact the relative error of the decomposition.
+    """
+    paths = list(dict.fromkeys(path for layers, _ in loras for path in layers))
+    made: dict[str, LoraLayer] = {}
+    errors: dict[str, float] = {}
+    for done, path in enumerate(paths, 1):
+        present = [(layers[path], weight) for layers, weight in loras if path in layers]
+        if merging.method is Method.EXACT:
+            made[path] = _single(summed(present))
+        else:
+            rank = merging.rank or max(rank_of(layer) for layer, _ in present)
+            if merging.method is Method.SVD:
+                made[path], errors[path] = compressed(summed(present), rank)
+            else:
+                made[path], errors[path] = factors_of(_combined(present, merging, path), rank)
+        on_event(Progress("merge", done, len(paths), "layers"))
+    return made, errors
+
+
+def _combined(present: Sequence[tuple[LoraLayer, float]], merging: Merging, path: str) -> torch.Tensor:
+    """The change ``[out, in]`` that peft's arithmetic makes of several."""
+    from peft.utils.merge_utils import dare_linear, dare_ties, ties
+
+    changes = [layer.scale * (layer.b.float() @ layer.a.float()) for layer, _ in present]
+    weights = torch.tensor([weight for _, weight in present])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(rng.derive(merging.seed, "merge", path))
+        match merging.method:
+            case Method.TIES:
+                combined = ties(changes, weights, merging.density)
+            case Method.DARE:
+                combined = dare_linear(changes, weights, merging.density)
+            case _:
+                combined = dare_ties(changes, weights, merging.density)
+    return torch.as_tensor(combined)
+
+
+def _single(layer: LoraLayer) -> LoraLayer:
+    return LoraLayer(layer.a.float(), layer.b.float(), layer.scale)
