@@ -1,4 +1,4 @@
-"""The ways in which several LoRAs become one."""
+"""The ways in which several LoRAs become one, and in which a whole model is written."""
 
 from __future__ import annotations
 
@@ -13,3 +13,10 @@ class Method(StrEnum):
     TIES = "ties"
     DARE = "dare"
     DARE_TIES = "dare-ties"
+
+
+class Checkpoint(StrEnum):
+    """The layouts that a whole model is written in."""
+
+    DIFFUSERS = "diffusers"
+    COMFYUI = "comfyui"

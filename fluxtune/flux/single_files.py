@@ -63,6 +63,26 @@ class Names:
         known = set(names)
         return next((prefix for prefix in self.prefixes for mark in self.marks if f"{prefix}{mark}" in known), None)
 
+    def layers_of(self, ours: Iterable[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
+        """The file's layers for a model of diffusers with the layers ``ours``, each with those it stands for; a layer
+        that has the same name in both stands for itself."""
+        left = dict.fromkeys(ours)
+        for layer in list(left):
+            if layer not in left:
+                continue
+            theirs, parts = next(
+                (
+                    (name.format(*match.groups()), tuple(each.format(*match.groups()) for each in to))
+                    for name, to in self.layers.items()
+                    for each in to
+                    if (match := re.fullmatch(re.escape(each).replace(r"\{\}", r"(\d+)"), layer))
+                ),
+                (layer, (layer,)),
+            )
+            for part in parts:
+                left.pop(part, None)
+            yield theirs, parts
+
 
 def require_part(file: Path, part: str, parts: Mapping[str, Names]) -> None:
     """Refuse a file that does not hold a part of a model, and say what it is.
