@@ -89,7 +89,7 @@ def test_wrong_usage_is_said_with_exit_code_2(
 def test_without_a_subcommand_it_shows_its_help(fluxtune: Fluxtune) -> None:
     outcome = fluxtune("export")
     assert outcome.code == 2
-    assert "Hand over to other programs." in outcome.out
+    assert "Hand over to other programs" in outcome.out
     assert "dataset" in outcome.out
 
 

@@ -9,11 +9,12 @@ from typer.core import TyperGroup
 
 from fluxtune.cli.export.convert import convert, resize
 from fluxtune.cli.export.dataset import dataset
+from fluxtune.cli.export.fuse import extract, fuse
 from fluxtune.cli.export.inspect import inspect
 from fluxtune.cli.export.merge import merge
 from fluxtune.errors import ExitCode
 
-_HELP = """Hand over to other programs: LoRA files, data sets.
+_HELP = """Hand over to other programs: LoRA files, whole models, data sets.
 
 `fluxtune export FILE --format kohya` is short for `fluxtune export convert FILE --format kohya`; a file that is named
 like a subcommand is written ./merge.
@@ -23,6 +24,7 @@ Examples:
   fluxtune export runs/zorvex --format kohya --output zorvex-kohya.safetensors
   fluxtune export inspect zorvex.safetensors
   fluxtune export merge style.safetensors:0.8 zorvex.safetensors --output both.safetensors
+  fluxtune export fuse zorvex.safetensors --format comfyui --output zorvex-flux.safetensors
   fluxtune export dataset photos --format kohya --output for-kohya
 """
 _DEFAULT = "convert"
@@ -41,6 +43,8 @@ app = typer.Typer(name="export", help=_HELP, rich_markup_mode=None, cls=_WithDef
 app.command("convert")(convert)
 app.command("resize")(resize)
 app.command("merge")(merge)
+app.command("extract")(extract)
+app.command("fuse")(fuse)
 app.command("inspect")(inspect)
 app.command("dataset")(dataset)
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from fluxtune.cli.export.options import Dtype, Format, Verify, as_data, lora_file, require_other, say
+from fluxtune.cli.export.options import Dtype, Format, Verify, as_data, require_other, say, weighted
 from fluxtune.cli.options import Json
 from fluxtune.cli.render import sink
 from fluxtune.environment.device import quiet_libraries
@@ -63,7 +62,7 @@ def merge(
         raise UsageError(f"{density} is no share: wanted more than 0, at most 1", where="--density", hint="0.5")
     if rank is not None and method is Method.EXACT:
         raise UsageError("an exact merge has the sum of the ranks", where="--rank", hint="add --method svd")
-    uses = [_weighted(text) for text in loras]
+    uses = [weighted(text) for text in loras]
     require_other(output, [file for file, _ in uses])
     with sink(as_json) as on_event:
         quiet_libraries()
@@ -76,15 +75,3 @@ def merge(
             on_event(Result("export merge", as_data(written)))
     if not as_json:
         say(written)
-
-
-def _weighted(text: str) -> tuple[Path, float]:
-    """``FILE`` or ``FILE:WEIGHT``."""
-    name, _, weight = text.rpartition(":")
-    try:
-        use = (Path(name), float(weight)) if name and not Path(text).exists() else (Path(text), 1.0)
-    except ValueError:
-        use = (Path(text), 1.0)
-    if not math.isfinite(use[1]):
-        raise UsageError(f"{weight!r} is no weight: wanted a finite number", where=text, hint=f"{name}:0.8")
-    return lora_file(use[0]), use[1]

@@ -80,6 +80,22 @@ def lora_file(named: Path) -> Path:
     return lora_in(named) if named.is_dir() else named
 
 
+def weighted(text: str) -> tuple[Path, float]:
+    """``FILE`` or ``FILE:WEIGHT``, or the same with a run folder.
+
+    Raises:
+        UsageError: the weight is no finite number.
+    """
+    name, _, weight = text.rpartition(":")
+    try:
+        use = (Path(name), float(weight)) if name and not Path(text).exists() else (Path(text), 1.0)
+    except ValueError:
+        use = (Path(text), 1.0)
+    if not math.isfinite(use[1]):
+        raise UsageError(f"{weight!r} is no weight: wanted a finite number", where=text, hint=f"{name}:0.8")
+    return lora_file(use[0]), use[1]
+
+
 def default_output(source: Path, suffix: str) -> Path:
     """A file in the working folder, named after its source."""
     return Path(f"{source.stem}-{suffix}.safetensors")

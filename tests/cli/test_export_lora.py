@@ -1,0 +1,207 @@
+"""`fluxtune export` of LoRA files: what people read, what programs read, and the exit codes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from fluxtune.lora.adapter import LoraLayer
+from fluxtune.lora.low_rank import distance
+from fluxtune.lora.reading import read_lora_file
+
+Fluxtune = Callable[..., Any]
+LAYERS = {
+    "transformer_blocks.0.attn.to_q": (64, 64),
+    "transformer_blocks.0.attn.to_v": (64, 64),
+    "single_transformer_blocks.1.proj_mlp": (64, 256),
+    "proj_out": (64, 64),
+}
+
+
+def lora(file: Path, seed: int = 1, **metadata: str) -> Path:
+    """A LoRA of some layers of the tiny FLUX, in diffusers' names."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for path, (width, height) in LAYERS.items():
+        tensors[f"transformer.{path}.lora_A.weight"] = torch.randn(4, width, generator=generator)
+        tensors[f"transformer.{path}.lora_B.weight"] = torch.randn(height, 4, generator=generator)
+    save_file(tensors, file, {"modelspec.title": "zorvex", **metadata})
+    return file
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """``zorvex.safetensors`` in the working folder."""
+    return lora(tmp_path / "zorvex.safetensors", **{"modelspec.trigger_phrase": "zorvex"})
+
+
+def layers(file: Path) -> dict[str, LoraLayer]:
+    return dict(read_lora_file(file).layers)
+
+
+def test_a_file_is_converted_without_naming_a_subcommand(fluxtune: Fluxtune, source: Path, tmp_path: Path) -> None:
+    outcome = fluxtune("export", "zorvex.safetensors", "--format", "kohya", "--dtype", "fp32")
+    assert (outcome.code, outcome.out) == (0, "zorvex-kohya.safetensors\n")
+    assert "verified: no layer is off by more than" in outcome.err
+    assert "warning: zorvex-kohya.safetensors: diffusers passes over 1 layers outside the blocks" in outcome.err
+    keys = set(load_file(tmp_path / "zorvex-kohya.safetensors"))
+    assert "lora_unet_double_blocks_0_img_attn_qkv.alpha" in keys
+    assert all(key.startswith("lora_unet_") for key in keys)
+
+
+def test_options_may_stand_before_the_file(fluxtune: Fluxtune, source: Path) -> None:
+    assert fluxtune("export", "--format", "comfyui", "zorvex.safetensors").out == "zorvex-comfyui.safetensors\n"
+
+
+def test_a_file_named_like_a_subcommand_is_written_with_its_folder(fluxtune: Fluxtune, tmp_path: Path) -> None:
+    lora(tmp_path / "merge")
+    (tmp_path / "merge").rename(tmp_path / "inspect.safetensors")
+    assert fluxtune("export", "./inspect.safetensors", "--output", "made.safetensors").code == 0
+
+
+def test_for_programs_the_last_line_is_the_result(fluxtune: Fluxtune, source: Path) -> None:
+    records = fluxtune("export", "zorvex.safetensors", "-f", "onetrainer", "--json").records()
+    assert (records[-1]["event"], records[-1]["command"]) == ("result", "export")
+    data = records[-1]["data"]
+    assert (data["file"], data["format"], data["layers"]) == ("zorvex-onetrainer.safetensors", "onetrainer", 4)
+    assert 0 < data["error"] < 0.02
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("missing.safetensors",), 2, "no such LoRA file"),
+        (("zorvex.safetensors", "--output", "zorvex.safetensors"), 2, "the output is the file that is read"),
+        (("zorvex.safetensors", "--output", "made.ckpt"), 2, "written as .safetensors, not as .ckpt"),
+        (("zorvex.safetensors", "--format", "nobody"), 2, "nobody"),
+        (("zorvex.safetensors", "--rank", "2", "--energy", "0.9"), 2, "cannot go together"),
+        (("zorvex.safetensors", "--energy", "2"), 2, "is no share"),
+        (("zorvex.safetensors", "--size", "small"), 2, "is no size"),
+        (("zorvex.safetensors", "--size", "10"), 2, "rank 1 of every layer takes"),
+        (("resize", "zorvex.safetensors"), 2, "not said how small"),
+        (("merge", "zorvex.safetensors"), 2, "--output is not given"),
+        (("merge", "zorvex.safetensors:nan", "-o", "made.safetensors"), 2, "is no weight"),
+        (("merge", "zorvex.safetensors", "-o", "made.safetensors", "--rank", "4"), 2, "--method svd"),
+        (("fuse", "zorvex.safetensors"), 2, "--output is not given"),
+        (("fuse", "zorvex.safetensors", "-o", "made", "--dtype", "fp8"), 2, "diffusers loads no fp8 folders"),
+        (("extract", "a", "b"), 2, "--output is not given"),
+        (("inspect", "text.safetensors"), 6, "damaged"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_what_cannot_be_done_is_said_and_leaves_nothing(
+    fluxtune: Fluxtune, source: Path, tmp_path: Path, arguments: tuple[str, ...], code: int, message: str
+) -> None:
+    (tmp_path / "text.safetensors").write_text("no tensors here")
+    before = sorted(path.name for path in tmp_path.iterdir())
+    outcome = fluxtune("export", *arguments)
+    assert (outcome.code, message in outcome.err) == (code, True), outcome.err
+    assert "hint:" in outcome.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_a_file_is_made_smaller(fluxtune: Fluxtune, source: Path, tmp_path: Path) -> None:
+    outcome = fluxtune("export", "resize", "zorvex.safetensors", "--rank", "2", "--output", "small.safetensors")
+    assert outcome.code == 0
+    assert "cut down, at most" in outcome.err
+    assert {layer.a.shape[0] for layer in layers(tmp_path / "small.safetensors").values()} == {2}
+
+
+def test_two_files_become_one_with_their_weights(fluxtune: Fluxtune, source: Path, tmp_path: Path) -> None:
+    other = lora(tmp_path / "other.safetensors", seed=2)
+    outcome = fluxtune(
+        "export",
+        "merge",
+        "zorvex.safetensors:0.8",
+        "other.safetensors:-0.5",
+        "-o",
+        "both.safetensors",
+        "--dtype",
+        "fp32",
+    )
+    assert (outcome.code, outcome.out) == (0, "both.safetensors\n")
+    first, second, both = layers(source), layers(other), layers(tmp_path / "both.safetensors")
+    for path, layer in both.items():
+        change = layer.scale * layer.b @ layer.a
+        wanted = 0.8 * first[path].b @ first[path].a - 0.5 * second[path].b @ second[path].a
+        assert torch.allclose(change, wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["svd", "ties", "dare", "dare-ties"])
+def test_a_merge_can_keep_the_rank(fluxtune: Fluxtune, source: Path, tmp_path: Path, method: str) -> None:
+    lora(tmp_path / "other.safetensors", seed=2)
+    arguments = ["export", "merge", "zorvex.safetensors", "other.safetensors", "-m", method, "-o", "both.safetensors"]
+    assert fluxtune(*arguments).code == 0
+    both = layers(tmp_path / "both.safetensors")
+    assert {layer.a.shape[0] for layer in both.values()} == {4}
+    # The same command makes the same file.
+    (tmp_path / "both.safetensors").rename(tmp_path / "first.safetensors")
+    assert fluxtune(*arguments).code == 0
+    assert (tmp_path / "both.safetensors").read_bytes()[-1000:] == (tmp_path / "first.safetensors").read_bytes()[-1000:]
+
+
+def test_ties_of_a_lora_with_itself_keeps_its_largest_values(fluxtune: Fluxtune, source: Path, tmp_path: Path) -> None:
+    fluxtune("export", "merge", "zorvex.safetensors:0.5", "zorvex.safetensors:0.5", "-m", "ties", "--density", "1",
+             "--dtype", "fp32", "-o", "both.safetensors")  # fmt: skip
+    both = layers(tmp_path / "both.safetensors")
+    # Weighted half and half, what agrees in sign is averaged: the LoRA itself, at half its strength or all of it.
+    scales = {
+        round(float((both[path].b @ both[path].a).norm() / (layer.b @ layer.a).norm()), 3)
+        for path, layer in layers(source).items()
+    }
+    assert len(scales) == 1
+    scale = scales.pop()
+    for path, layer in layers(source).items():
+        assert distance(LoraLayer(layer.a, layer.b, scale), both[path]) < 1e-3
+
+
+def test_a_lora_is_described(fluxtune: Fluxtune, source: Path) -> None:
+    out = fluxtune("export", "inspect", "zorvex.safetensors").out
+    assert "diffusers, 4 LoRA layers, float32, for flux1" in out
+    assert "trigger     zorvex" in out
+    assert "double attention       2  4           4" in out
+    assert "change by single block   █" in out
+
+
+def test_a_description_for_programs_has_the_hashes(fluxtune: Fluxtune, source: Path) -> None:
+    data = fluxtune("export", "inspect", "zorvex.safetensors", "--json").records()[-1]["data"]
+    assert data["hashes"]["autov2"] == data["hashes"]["sha256"][:10].upper()
+    assert data["blocks"].keys() == {"double 0", "single 1", "outside"}
+    assert data["groups"][0]["ranks"] == {"4": 2}
+
+
+def test_names_and_headers_cannot_speak_to_the_terminal(fluxtune: Fluxtune, tmp_path: Path) -> None:
+    lora(tmp_path / "zorvex.safetensors", **{"modelspec.title": "\x1b]0;taken\x07[bold]"})
+    out = fluxtune("export", "inspect", "zorvex.safetensors").out
+    assert "\x1b" not in out and "\\x1b]0;taken\\x07[bold]" in out
+
+
+def test_a_model_is_fused_and_the_lora_extracted_from_it(
+    fluxtune: Fluxtune, source: Path, tiny_flux: Path, tmp_path: Path
+) -> None:
+    outcome = fluxtune(
+        "export", "fuse", "zorvex.safetensors", "--base", str(tiny_flux), "--dtype", "fp32", "-o", "fused"
+    )
+    assert (outcome.code, outcome.out) == (0, "fused\n")
+    assert "every changed weight was read back" in outcome.err
+    outcome = fluxtune(
+        "export", "extract", str(tiny_flux), "fused", "--rank", "4", "--dtype", "fp32", "-o", "again.safetensors"
+    )
+    assert (outcome.code, outcome.out) == (0, "again.safetensors\n")
+    again = layers(tmp_path / "again.safetensors")
+    assert max(distance(layer, again[path]) for path, layer in layers(source).items()) < 1e-3
+
+
+def test_a_lora_is_extracted_from_a_single_file(
+    fluxtune: Fluxtune, source: Path, tiny_flux: Path, tmp_path: Path
+) -> None:
+    fluxtune("export", "fuse", "zorvex.safetensors", "--base", str(tiny_flux), "--format", "comfyui", "--dtype", "fp32",
+             "-o", "fused.safetensors")  # fmt: skip
+    outcome = fluxtune("export", "extract", str(tiny_flux), "fused.safetensors", "-r", "4", "-o", "again.safetensors")
+    assert outcome.code == 0
+    assert set(layers(tmp_path / "again.safetensors")) == set(layers(source))
