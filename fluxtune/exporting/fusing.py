@@ -22,7 +22,7 @@ from fluxtune.flux.single_files import stream
 from fluxtune.flux.stored import plain
 from fluxtune.flux.weights import opened, shapes_of
 from fluxtune.lora.adapter import LoraLayer
-from fluxtune.tensor_files import Spec, TensorWriter, write_tensors
+from fluxtune.tensor_writing import Spec, TensorWriter, write_tensors
 
 SHARD_BYTES = 10 * 10**9
 """As diffusers splits its files."""

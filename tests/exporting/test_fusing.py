@@ -20,7 +20,7 @@ from fluxtune.exporting.methods import Checkpoint
 from fluxtune.flux.base import Base, open_base
 from fluxtune.lora.adapter import LoraLayer
 from fluxtune.lora.low_rank import distance
-from fluxtune.tensor_files import Spec, write_tensors
+from fluxtune.tensor_writing import Spec, write_tensors
 
 Layers = dict[str, LoraLayer]
 Fuse = Callable[..., Fused]
