@@ -24,6 +24,12 @@ from safetensors import SafetensorError
 
 from fluxtune.errors import StorageError, UsageError
 
+_PASSING = {
+    getattr(errno, name)
+    for name in ("ENOSPC", "EDQUOT", "EIO", "ESTALE", "ETIMEDOUT", "EAGAIN", "ENETDOWN", "ENETUNREACH", "EHOSTDOWN")
+    if hasattr(errno, name)
+}
+"""Errors of a disk that is full or a file system that is away for a while, which can pass."""
 _WHOLE_FILE_HASHED = 64 * 2**20
 """Bytes; of larger files the ends stand for the whole in a fingerprint."""
 
@@ -282,6 +288,12 @@ def storage_errors(path: Path) -> Iterator[None]:
         raise StorageError(
             f"cannot write the file: {error}", where=str(path), hint="check the disk: it may be full"
         ) from error
+
+
+def waiting_helps(error: StorageError) -> bool:
+    """Whether what failed may work later with nothing else changed: a full disk, a network file system that is away."""
+    cause = error.__cause__
+    return isinstance(cause, OSError) and cause.errno in _PASSING
 
 
 def _size(number: int) -> str:

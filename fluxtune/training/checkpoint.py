@@ -16,69 +16,109 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from fluxtune import files
-from fluxtune.errors import StorageError
-from fluxtune.events import Checkpoint, Sink, Warning
-from fluxtune.lora.adapter import adapter_layers
+from fluxtune.errors import DivergedError, StorageError
+from fluxtune.events import Sink, Warning
+from fluxtune.lora.adapter import LoraLayer, adapter_layers
 from fluxtune.lora.files import write_lora
 from fluxtune.lora.metadata import LoraFacts
 from fluxtune.runs import Run, verify_manifest, write_manifest
 from fluxtune.training.ema import MovingAverage
 
+Counters = dict[str, float | int]
+
 _STATE_SCHEMA = 1
 
 
-def save_checkpoint(
-    run: Run,
+@dataclass(frozen=True)
+class Snapshot:
+    """The whole state after ``step`` steps, in memory of its own, so that training can go on while it is written.
+
+    Attributes:
+        layers: the adapter as a LoRA file has it: the moving average, where one is kept.
+        tensors: for each file below ``state/``, its tensors.
+        record: what ``state.json`` holds.
+        dtype: precision of the LoRA file.
+    """
+
+    step: int
+    layers: dict[str, LoraLayer]
+    tensors: dict[str, dict[str, torch.Tensor]]
+    record: dict[str, Any]
+    dtype: torch.dtype
+    facts: LoraFacts
+
+
+def take_snapshot(
     step: int,
     parameters: dict[str, torch.nn.Parameter],
     optimizer: torch.optim.Optimizer,
     average: MovingAverage,
+    counters: Counters,
     scale: float,
     dtype: torch.dtype,
     facts: LoraFacts,
-    keep: int,
-    on_event: Sink,
-) -> Path:
-    """Write the state after ``step`` steps under a temporary name, then rename it, then drop the oldest.
+) -> Snapshot:
+    """Copy the state to the processor's memory.
+
+    Args:
+        counters: what the loop counts, for ``load_checkpoint`` to give back.
+        scale: of the adapter, see ``lora/adapter.py``.
 
     Raises:
-        StorageError: it cannot be written; earlier checkpoints are untouched.
+        DivergedError: some of it is not finite, and could never be trained from.
     """
-    folder = run.checkpoint_folder(step)
-    if folder in run.checkpoints():
-        return folder
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    write_lora(partial / f"{facts.name}.safetensors", adapter_layers(average.weights(), scale), dtype, facts)
-    _write_tensors(partial / "state" / "adapter.safetensors", dict(parameters))
-    if average.average:
-        _write_tensors(partial / "state" / "average.safetensors", average.average)
-    tensors, scalars = _flatten(optimizer)
-    _write_tensors(partial / "state" / "optimizer.safetensors", tensors)
-    state = {
+    moments, scalars = _flatten(optimizer)
+    parts = {"adapter": dict(parameters), "average": average.average, "optimizer": moments}
+    tensors = {part: _copied(held) for part, held in parts.items() if held or part != "average"}
+    for part, copies in tensors.items():
+        if broken := [name for name, tensor in copies.items() if not tensor.isfinite().all()]:
+            raise DivergedError(
+                f"after step {step} the {part} is not finite ({broken[0]}), so it is not saved: the checkpoint before "
+                "stands",
+                hint="resume from it with a lower --learning-rate",
+            )
+    record = {
         "schema": _STATE_SCHEMA,
         "step": step,
         "average_updates": average.updates,
         "optimizer_class": type(optimizer).__name__,
         "optimizer": scalars,
+        "counters": dict(counters),
     }
-    files.write_json(partial / "state.json", state)
+    layers = adapter_layers(tensors.get("average", tensors["adapter"]), scale)
+    return Snapshot(step, layers, tensors, record, dtype, facts)
+
+
+def write_checkpoint(folder: Path, snapshot: Snapshot) -> None:
+    """Write a snapshot under a temporary name, read it back, and rename it to ``folder``; touches nothing else.
+
+    A checkpoint that is there already, and whole, stands: it is of the same step.
+
+    Raises:
+        StorageError: it cannot be written; nothing is left of it.
+        VerificationError: what was written is not what was trained.
+    """
+    if _is_whole(folder):
+        return
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    write_lora(partial / f"{snapshot.facts.name}.safetensors", snapshot.layers, snapshot.dtype, snapshot.facts)
+    for part, tensors in snapshot.tensors.items():
+        files.write_bytes(partial / "state" / f"{part}.safetensors", save(tensors))
+    files.write_json(partial / "state.json", snapshot.record)
     write_manifest(partial)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)
     files.sync_folder(folder.parent)
-    run.update(step=step, checkpoint=str(folder.relative_to(run.folder).as_posix()))
-    on_event(Checkpoint(step, str(folder)))
-    for old in run.checkpoints()[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
-    return folder
 
 
 def last_good_checkpoint(run: Run, on_event: Sink) -> Path | None:
@@ -109,8 +149,8 @@ def load_checkpoint(
     parameters: dict[str, torch.nn.Parameter],
     optimizer: torch.optim.Optimizer,
     average: MovingAverage,
-) -> int:
-    """Restore the state; returns the step it was saved after.
+) -> tuple[int, Counters]:
+    """Restore the state; returns the step it was saved after, and what the loop had counted.
 
     Raises:
         StorageError: the checkpoint was made with another adapter or optimizer.
@@ -132,16 +172,26 @@ def load_checkpoint(
     optimizer.load_state_dict(
         {"state": _unflatten(stored, state["optimizer"]), "param_groups": optimizer.state_dict()["param_groups"]}
     )
-    return int(state["step"])
+    return int(state["step"]), dict(state["counters"])
 
 
 def _read_state(folder: Path) -> dict[str, Any]:
     return dict(json.loads((folder / "state.json").read_text(encoding="utf-8")))
 
 
-def _write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    on_cpu = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    files.write_with(path, lambda temporary: save_file(on_cpu, temporary))
+def _is_whole(folder: Path) -> bool:
+    try:
+        verify_manifest(folder)
+    except StorageError:
+        return False
+    return True
+
+
+def _copied(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {
+        name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
 
 
 @torch.no_grad()

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from fluxtune import __version__
@@ -15,16 +18,20 @@ from fluxtune.lora.adapter import adapter_layers, as_saved, scale_of
 from fluxtune.lora.files import write_lora
 from fluxtune.lora.metadata import LoraFacts
 from fluxtune.runs import Run
-from fluxtune.training.checkpoint import save_checkpoint
+from fluxtune.training.checkpoint import Counters, take_snapshot
 from fluxtune.training.examples import Prepared
 from fluxtune.training.load import Loaded
 from fluxtune.training.preflight import Preflight
 from fluxtune.training.previews import make_previews, preview_requests
+from fluxtune.training.saving import Saver
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """Writes into one run folder. ``started`` is the time of the process's start, in seconds since 1970."""
+    """Writes into one run folder. ``started`` is the time of the process's start, in seconds since 1970.
+
+    ``counters`` are what the loop counts; every checkpoint holds them as they are at its step.
+    """
 
     run: Run
     config: Config
@@ -33,6 +40,7 @@ class Outputs:
     loaded: Loaded
     started: float
     on_event: Sink
+    counters: Counters = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -41,10 +49,13 @@ class Outputs:
 
     def after_step(self, step: int) -> None:
         """Once in a while: a checkpoint, previews; always both after the last step."""
+        self._saver.look()
         last = step == self.config.training.steps
         checkpoints, previews = self.config.checkpoints.every, self.config.previews.every
         if last or (checkpoints and step % checkpoints == 0):
             self.checkpoint(step)
+        if last:
+            self.settle()
         if previews and (last or step % previews == 0):
             self.previews(step)
 
@@ -71,19 +82,39 @@ class Outputs:
             )
 
     def checkpoint(self, step: int) -> None:
-        """The whole state after ``step`` steps."""
-        save_checkpoint(
-            self.run,
+        """Begin to save the whole state after ``step`` steps, unless that is done or being done; ``settle`` waits.
+
+        Raises:
+            DivergedError: it is not finite, and is not saved.
+            StorageError: the checkpoint before it could not be saved.
+        """
+        if step == self._saver.step:
+            return
+        snapshot = take_snapshot(
             step,
             self.loaded.parameters,
             self.loaded.learner.optimizer.optimizer,
             self.loaded.average,
+            self.counters,
             scale_of(self.config.lora),
             DTYPES[self.config.checkpoints.dtype],
             self._facts(step),
-            self.config.checkpoints.keep,
-            self.on_event,
         )
+        self._saver.begin(snapshot)
+
+    def settle(self) -> None:
+        """Wait until every checkpoint that was begun is whole on disk.
+
+        Raises:
+            StorageError: it could not be saved, however often it was tried.
+        """
+        self._saver.settle()
+
+    @contextmanager
+    def finishing(self) -> Iterator[None]:
+        """Whatever ends what is inside, a checkpoint that is being written then is finished and recorded."""
+        with self._saver:
+            yield
 
     def write_result(self) -> tuple[Path, str]:
         """Write the finished LoRA and read it back; returns its path and SHA-256."""
@@ -93,6 +124,10 @@ class Outputs:
         digest = write_lora(file, layers, DTYPES[self.config.checkpoints.dtype], self._facts(steps))
         self.run.update(status="finished", step=steps, result=file.name)
         return file, digest
+
+    @cached_property
+    def _saver(self) -> Saver:
+        return Saver(self.run, self.config.checkpoints.keep, self.on_event)
 
     def _facts(self, step: int) -> LoraFacts:
         config, base = self.config, self.ready.base

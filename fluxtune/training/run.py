@@ -144,7 +144,10 @@ def _train_in(
     outputs = Outputs(run, config, ready, prepared, loaded, started, on_event)
     first_step = 0
     if checkpoint is not None:
-        first_step = load_checkpoint(checkpoint, loaded.parameters, loaded.learner.optimizer.optimizer, loaded.average)
+        first_step, counters = load_checkpoint(
+            checkpoint, loaded.parameters, loaded.learner.optimizer.optimizer, loaded.average
+        )
+        outputs.counters.update(counters)
         on_event(Resumed(first_step, str(checkpoint)))
     if resuming:
         # Not earlier: a resume that is refused leaves the run, its settings and captions as they were.
@@ -155,14 +158,23 @@ def _train_in(
     layers = len(loaded.parameters) // 2
     on_event(Phase("train", f"{training.steps - first_step} steps, {layers} layers adapted"))
     clocked = _Clocked(on_event)
-    step, asked = train_steps(
-        training, loaded.learner, loaded.source, loaded.average, first_step, outputs.after_step, should_stop, clocked
-    )
+    with outputs.finishing():
+        step, asked = train_steps(
+            training,
+            loaded.learner,
+            loaded.source,
+            loaded.average,
+            first_step,
+            outputs.after_step,
+            should_stop,
+            clocked,
+        )
     if ready.plan is not None and clocked.rate:
         keep_pace(ready.plan.work, ready.device, 1 / clocked.rate)
     if asked is not None:
         if step > first_step:
             outputs.checkpoint(step)
+        outputs.settle()
         raise Stopped(
             f"stopped after step {step} of {training.steps}; everything is saved", asked, hint=_how_to_go_on(run)
         )

@@ -1,0 +1,128 @@
+"""Saving behind the loop's back: a thread writes a checkpoint while training goes on.
+
+At its step only a ``Snapshot`` is taken. One is written at a time; the next waits for the one before. The thread writes
+files and nothing else: what the run records, says and drops is done by the training thread, when it next looks.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from fluxtune.errors import FluxtuneError, StorageError, VerificationError
+from fluxtune.events import Checkpoint, Sink, Warning
+from fluxtune.files import waiting_helps
+from fluxtune.runs import Run
+from fluxtune.training.checkpoint import Snapshot, write_checkpoint
+
+PAUSES = (2.0, 10.0, 30.0, 60.0, 120.0)
+"""Seconds between attempts at a save that fails with what waiting can help: a full disk, a file system that is gone."""
+
+
+class Saver:
+    """Writes the checkpoints of a run; as a context, it finishes what it began, whatever ends the work inside.
+
+    Args:
+        keep: so many are kept; older ones go once a newer one is whole.
+        pauses: as ``PAUSES``; when the last attempt fails, the run is stopped.
+    """
+
+    def __init__(self, run: Run, keep: int, on_event: Sink, pauses: tuple[float, ...] = PAUSES) -> None:
+        self._run = run
+        self._keep = keep
+        self._on_event = on_event
+        self._pauses = pauses
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self.step: int | None = None
+        """Of the last checkpoint that was begun."""
+        self._unsaved: Snapshot | None = None
+        self._writing: Future[None] | None = None
+        self._failures = 0
+        self._next_attempt = 0.0
+
+    def begin(self, snapshot: Snapshot) -> None:
+        """Write a snapshot from now on. Waits for the one before; where that failed so far, this one replaces it.
+
+        Raises:
+            StorageError: the one before could not be written, and is not tried again.
+        """
+        self._finish()
+        self.step = snapshot.step
+        self._unsaved = snapshot
+        self.look()
+
+    def look(self) -> None:
+        """Say and record what has been written since; try again what failed, once it is time. Does not wait.
+
+        Raises:
+            StorageError: it could not be written, and is not tried again.
+        """
+        if self._writing is not None and self._writing.done():
+            self._finish()
+        if self._unsaved is not None and self._writing is None and time.monotonic() >= self._next_attempt:
+            folder = self._run.checkpoint_folder(self._unsaved.step)
+            self._writing = self._thread.submit(write_checkpoint, folder, self._unsaved)
+
+    def settle(self) -> None:
+        """Wait until everything is on disk.
+
+        Raises:
+            StorageError: it could not be written, however often it was tried.
+        """
+        while self._unsaved is not None:
+            if self._writing is None:
+                time.sleep(max(0.0, self._next_attempt - time.monotonic()))
+            self.look()
+            self._finish()
+
+    def __enter__(self) -> Saver:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        """After an error: finish what is being written, try once more what failed; the error goes on its way."""
+        if error is None or self._unsaved is None:
+            return
+        self._next_attempt, self._failures = 0.0, len(self._pauses)
+        try:
+            self.look()
+            self._finish()
+        except FluxtuneError as failure:
+            message = f"the checkpoint of step {self.step} could not be saved: {failure.message}"
+            self._on_event(Warning(message, failure.where, failure.hint))
+
+    def _finish(self) -> None:
+        """Wait for what is being written, if anything is, and see how it went."""
+        if self._writing is None:
+            return
+        writing, self._writing = self._writing, None
+        try:
+            writing.result()
+        except (StorageError, VerificationError) as error:
+            self._failed(error)
+        else:
+            self._unsaved, self._failures, self._next_attempt = None, 0, 0.0
+            self._saved()
+
+    def _failed(self, error: StorageError | VerificationError) -> None:
+        """Put the save off, or give it up."""
+        may_pass = isinstance(error, VerificationError) or waiting_helps(error)
+        if not may_pass or self._failures == len(self._pauses):
+            self._unsaved = None
+            raise error
+        pause = self._pauses[self._failures]
+        self._failures += 1
+        self._next_attempt = time.monotonic() + pause
+        message = (
+            f"the checkpoint of step {self.step} could not be saved: {error.message}; trying again in {pause:.0f} s"
+        )
+        self._on_event(Warning(message, error.where, error.hint))
+
+    def _saved(self) -> None:
+        """Record the checkpoint, say so, and drop the oldest."""
+        assert self.step is not None
+        folder = self._run.checkpoint_folder(self.step)
+        self._run.update(step=self.step, checkpoint=folder.relative_to(self._run.folder).as_posix())
+        self._on_event(Checkpoint(self.step, str(folder)))
+        for old in self._run.checkpoints()[: -self._keep]:
+            shutil.rmtree(old, ignore_errors=True)
