@@ -144,9 +144,10 @@ def _result_of(run: Path) -> Path:
     """The LoRA in a run folder, or in the folder of one of its checkpoints."""
     if (run / "manifest.json").is_file() and (kept := sorted(run.glob("*.safetensors"))):
         return kept[0]
-    state = Run.open(run).state
+    opened = Run.open(run)
+    state = opened.state
     if state.result is None:
-        last = f"; its last checkpoint is in {run / state.checkpoint}" if state.checkpoint else ""
+        last = "".join(f"; its last checkpoint is in {folder}" for folder in opened.checkpoints()[-1:])
         raise StorageError(
             f"this run has no result yet{last}",
             where=str(run),

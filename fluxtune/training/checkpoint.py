@@ -5,6 +5,7 @@
       state/adapter.safetensors  raw float32 A and B
       state/average.safetensors  the moving average, if one is kept
       state/optimizer.safetensors
+      state/run.json             the run's record as it was, should its own be lost
       state.json                 step, counters, scalars of the optimizer
       manifest.json              sizes and hashes, written last
 
@@ -13,11 +14,13 @@ Nothing random is stored: every draw is a pure function of the seed and the step
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +33,15 @@ from fluxtune.events import Sink, Warning
 from fluxtune.lora.adapter import LoraLayer, adapter_layers
 from fluxtune.lora.files import write_lora
 from fluxtune.lora.metadata import LoraFacts
-from fluxtune.runs import Run, verify_manifest, write_manifest
+from fluxtune.runs import STATE_COPY, Run, verify_manifest, write_manifest
 from fluxtune.training.ema import MovingAverage
+from fluxtune.training.optimizers import missing_state
 
 Counters = dict[str, float | int]
 
 _STATE_SCHEMA = 1
+_HEADER = 250
+"""Bytes that describe a tensor in a safetensors file, about."""
 
 
 @dataclass(frozen=True)
@@ -98,45 +104,144 @@ def take_snapshot(
     return Snapshot(step, layers, tensors, record, dtype, facts)
 
 
-def write_checkpoint(folder: Path, snapshot: Snapshot) -> None:
-    """Write a snapshot under a temporary name, read it back, and rename it to ``folder``; touches nothing else.
+def write_checkpoint(run: Run, snapshot: Snapshot) -> None:
+    """Write a snapshot under a temporary name, read it back, and rename it; nothing else in the run changes.
 
-    A checkpoint that is there already, and whole, stands: it is of the same step.
+    A checkpoint of that step that is whole stands.
 
     Raises:
-        StorageError: it cannot be written; nothing is left of it.
+        StorageError: it cannot be written.
         VerificationError: what was written is not what was trained.
     """
-    if _is_whole(folder):
-        return
+    folder = run.checkpoint_folder(snapshot.step)
+    if folder.exists():
+        damage = damage_of(folder)
+        if damage is None:
+            return
+        set_aside(folder)
+    run.require_there()
     partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    write_lora(partial / f"{snapshot.facts.name}.safetensors", snapshot.layers, snapshot.dtype, snapshot.facts)
+    with files.storage_errors(partial):
+        if partial.exists():
+            shutil.rmtree(partial)
+        _write_files(partial, snapshot, asdict(run.state))
+        verify_manifest(partial)
+        os.replace(partial, folder)
+        files.sync_folder(folder.parent)
+        files.sync_folder(run.folder)
+
+
+def _write_files(folder: Path, snapshot: Snapshot, run_state: dict[str, Any]) -> None:
+    """All files of a checkpoint. Hashes are of what is in memory, so that reading back tells the mistakes of a disk."""
+    name = f"{snapshot.facts.name}.safetensors"
+    digests = {name: write_lora(folder / name, snapshot.layers, snapshot.dtype, snapshot.facts)}
     for part, tensors in snapshot.tensors.items():
-        files.write_bytes(partial / "state" / f"{part}.safetensors", save(tensors))
-    files.write_json(partial / "state.json", snapshot.record)
-    write_manifest(partial)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(partial, folder)
-    files.sync_folder(folder.parent)
+        digests[f"state/{part}.safetensors"] = _write(folder / "state" / f"{part}.safetensors", save(tensors))
+    digests[STATE_COPY] = _write(folder / STATE_COPY, files.sealed(run_state))
+    digests["state.json"] = _write(folder / "state.json", json.dumps(snapshot.record, indent=2).encode("utf-8"))
+    write_manifest(folder, digests)
+
+
+def _write(path: Path, content: bytes) -> str:
+    files.write_bytes(path, content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def damage_of(folder: Path) -> StorageError | None:
+    """What is wrong with a checkpoint, if anything is.
+
+    Raises:
+        StorageError: it cannot be read, which says nothing of how it is.
+    """
+    try:
+        verify_manifest(folder)
+    except StorageError as error:
+        if isinstance(error.__cause__, OSError):
+            raise
+        return error
+    return None
+
+
+def set_aside(folder: Path) -> None:
+    """Rename a damaged checkpoint to ``damaged-step-...``, so that nothing takes it for whole again.
+
+    Raises:
+        StorageError: it cannot be renamed.
+    """
+    aside = folder.with_name(f"damaged-{folder.name}")
+    with files.storage_errors(folder):
+        if aside.exists():
+            shutil.rmtree(aside)
+        os.replace(folder, aside)
 
 
 def last_good_checkpoint(run: Run, on_event: Sink) -> Path | None:
-    """The newest checkpoint whose every file is as it was written.
+    """The newest checkpoint whose every file is as it was written; damaged ones are named and set aside.
 
-    Damaged ones are named and renamed ``damaged-step-...``, so that nothing takes them for whole again.
+    Raises:
+        StorageError: one cannot be read, or a damaged one cannot be set aside.
     """
-    for folder in reversed(run.checkpoints()):
-        try:
-            verify_manifest(folder)
-        except StorageError as error:
-            on_event(Warning(f"checkpoint skipped: {error.message}", error.where, "the one before it is used"))
-            aside = folder.with_name(f"damaged-{folder.name}")
-            shutil.rmtree(aside, ignore_errors=True)
-            os.replace(folder, aside)
-            continue
-        return folder
+    for folder in reversed(run.checkpoint_folders()):
+        damage = damage_of(folder)
+        if damage is None:
+            return folder
+        on_event(Warning(f"checkpoint skipped: {damage.message}", damage.where, "the one before it is used"))
+        set_aside(folder)
     return None
+
+
+def size_of(
+    parameters: dict[str, torch.nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    average: MovingAverage,
+    dtype: torch.dtype,
+) -> tuple[int, int]:
+    """Bytes that a checkpoint takes on disk, and its LoRA alone, to within what files and folders take themselves."""
+    count = sum(parameter.numel() for parameter in parameters.values())
+    moments = missing_state(optimizer) + sum(tensor.nbytes for tensor in _flatten(optimizer)[0].values())
+    lora = count * dtype.itemsize + _HEADER * len(parameters)
+    state = sum(tensor.nbytes for tensor in (*parameters.values(), *average.average.values())) + moments
+    return lora + state + 4 * _HEADER * len(parameters), lora
+
+
+class Retention:
+    """Which checkpoints may go: those older than the newest ``keep`` that are whole on disk."""
+
+    def __init__(self, run: Run, keep: int) -> None:
+        self._run = run
+        self._keep = keep
+        self._verified: dict[Path, object] = {}
+
+    def superseded(self) -> list[Path]:
+        """Checkpoints that are not needed any more. What did not change since it was last read is not read again."""
+        whole = 0
+        older = self._run.checkpoints()
+        while older and whole < self._keep:
+            whole += self._is_whole(older.pop())
+        return older
+
+    def _is_whole(self, folder: Path) -> bool:
+        try:
+            marks = _marks(folder)
+            if self._verified.get(folder) != marks:
+                verify_manifest(folder)
+                self._verified[folder] = marks
+        except (StorageError, OSError):
+            return False
+        return True
+
+    def drop(self, folder: Path) -> None:
+        """Remove a checkpoint; killed meanwhile, it is not taken for a damaged one. What cannot be removed stays."""
+        dropped = folder.with_name(f".{folder.name}.dropped")
+        with suppress(OSError):
+            os.replace(folder, dropped)
+            shutil.rmtree(dropped)
+
+
+def _marks(folder: Path) -> list[tuple[str, int, int, int]]:
+    """By which a change of a folder's files is seen without reading them."""
+    stats = [(str(path), path.stat()) for path in sorted(folder.rglob("*"))]
+    return [(path, stat.st_ino, stat.st_size, stat.st_mtime_ns) for path, stat in stats]
 
 
 def steps_done(folder: Path) -> int:
@@ -176,15 +281,8 @@ def load_checkpoint(
 
 
 def _read_state(folder: Path) -> dict[str, Any]:
-    return dict(json.loads((folder / "state.json").read_text(encoding="utf-8")))
-
-
-def _is_whole(folder: Path) -> bool:
-    try:
-        verify_manifest(folder)
-    except StorageError:
-        return False
-    return True
+    with files.storage_errors(folder / "state.json"):
+        return dict(json.loads((folder / "state.json").read_text(encoding="utf-8")))
 
 
 def _copied(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

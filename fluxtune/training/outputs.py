@@ -13,17 +13,18 @@ from pathlib import Path
 from fluxtune import __version__
 from fluxtune.config.schema import Config
 from fluxtune.events import Sink
+from fluxtune.files import require_space
 from fluxtune.flux.weights import DTYPES
 from fluxtune.lora.adapter import adapter_layers, as_saved, scale_of
 from fluxtune.lora.files import write_lora
 from fluxtune.lora.metadata import LoraFacts
 from fluxtune.runs import Run
-from fluxtune.training.checkpoint import Counters, take_snapshot
+from fluxtune.training.checkpoint import Counters, size_of, take_snapshot
 from fluxtune.training.examples import Prepared
 from fluxtune.training.load import Loaded
 from fluxtune.training.preflight import Preflight
 from fluxtune.training.previews import make_previews, preview_requests
-from fluxtune.training.saving import Saver
+from fluxtune.training.saving import Saver, patiently
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,23 @@ class Outputs:
         """The LoRA's name: as configured, or the run folder's."""
         return self.config.name or self.run.folder.resolve().name
 
+    def require_space(self, first_step: int) -> None:
+        """Check that the run folder's disk has room for all that will be saved from ``first_step`` on.
+
+        Raises:
+            StorageError: it has not.
+        """
+        config, loaded = self.config.checkpoints, self.loaded
+        checkpoint, lora = size_of(
+            loaded.parameters, loaded.learner.optimizer.optimizer, loaded.average, DTYPES[config.dtype]
+        )
+        steps = self.config.training.steps
+        saved = -(-steps // config.every) - first_step // config.every if config.every else 1
+        # One more than are kept, for a new one is whole before an old one goes.
+        count = min(saved, config.keep + 1 - min(config.keep, len(self.run.checkpoints())))
+        purpose = f"{count} checkpoint{'s' if count > 1 else ''} and the result"
+        require_space(self.run.folder, count * checkpoint + lora, purpose)
+
     def after_step(self, step: int) -> None:
         """Once in a while: a checkpoint, previews; always both after the last step."""
         self._saver.look()
@@ -61,6 +79,7 @@ class Outputs:
 
     def previews(self, step: int) -> None:
         """The preview pictures, made with what would be saved."""
+        self.run.require_there()
         requests = preview_requests(self.config, self.ready.base, self.ready.preview_prompts)
         transformer = self.loaded.learner.transformer
         saved = as_saved(
@@ -121,9 +140,15 @@ class Outputs:
         file = self.run.result_path(self.name)
         steps = self.config.training.steps
         layers = adapter_layers(self.loaded.average.weights(), scale_of(self.config.lora))
-        digest = write_lora(file, layers, DTYPES[self.config.checkpoints.dtype], self._facts(steps))
-        self.run.update(status="finished", step=steps, result=file.name)
-        return file, digest
+        facts, dtype = self._facts(steps), DTYPES[self.config.checkpoints.dtype]
+
+        def write() -> str:
+            self.run.require_there()
+            digest = write_lora(file, layers, dtype, facts)
+            self.run.update(status="finished", step=steps, result=file.name)
+            return digest
+
+        return file, patiently(write, "writing the LoRA", self.on_event)
 
     @cached_property
     def _saver(self) -> Saver:

@@ -89,9 +89,11 @@ def train(
         # A wrong run folder is told before the base model downloads and the pictures are read.
         require_unused(output)
     else:
-        state = Run.open(resume).state
-        goes_on = state.checkpoint is not None
-        accepted |= {each for each in Refusal if each in state.accepted}
+        found = Run.open(resume)
+        if found.trouble is not None:
+            before_run(found.trouble)
+        goes_on = bool(found.checkpoints())
+        accepted |= {each for each in Refusal if each in found.state.accepted}
         captions = as_recorded(resume, before_run, captions)
     with fits_in_memory("this training", _SMALLER):
         ready = preflight(config, before_run, goes_on, accepted, captions)
@@ -109,10 +111,12 @@ def train(
         fits_in_memory("this training", _SMALLER),
     ):
         for record in early:
-            run.append_record(record)
+            if (trouble := run.append_record(record)) is not None:
+                on_event(trouble)
 
         def report(event: Event) -> None:
-            run.append(event)
+            if (trouble := run.append(event)) is not None:
+                on_event(trouble)
             on_event(event)
 
         return _train_in(run, config, origins, ready, resuming, report, should_stop)
@@ -149,6 +153,7 @@ def _train_in(
         )
         outputs.counters.update(counters)
         on_event(Resumed(first_step, str(checkpoint)))
+    outputs.require_space(first_step)
     if resuming:
         # Not earlier: a resume that is refused leaves the run, its settings and captions as they were.
         run.go_on(to_toml(config), origins, ready.accepted)

@@ -6,15 +6,19 @@ files and nothing else: what the run records, says and drops is done by the trai
 
 from __future__ import annotations
 
-import shutil
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
 
 from fluxtune.errors import FluxtuneError, StorageError, VerificationError
 from fluxtune.events import Checkpoint, Sink, Warning
 from fluxtune.files import waiting_helps
 from fluxtune.runs import Run
-from fluxtune.training.checkpoint import Snapshot, write_checkpoint
+from fluxtune.training.checkpoint import Retention, Snapshot, write_checkpoint
+
+T = TypeVar("T")
 
 PAUSES = (2.0, 10.0, 30.0, 60.0, 120.0)
 """Seconds between attempts at a save that fails with what waiting can help: a full disk, a file system that is gone."""
@@ -28,16 +32,16 @@ class Saver:
         pauses: as ``PAUSES``; when the last attempt fails, the run is stopped.
     """
 
-    def __init__(self, run: Run, keep: int, on_event: Sink, pauses: tuple[float, ...] = PAUSES) -> None:
+    def __init__(self, run: Run, keep: int, on_event: Sink, pauses: tuple[float, ...] | None = None) -> None:
         self._run = run
-        self._keep = keep
+        self._retention = Retention(run, keep)
         self._on_event = on_event
-        self._pauses = pauses
+        self._pauses = PAUSES if pauses is None else pauses
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self.step: int | None = None
         """Of the last checkpoint that was begun."""
         self._unsaved: Snapshot | None = None
-        self._writing: Future[None] | None = None
+        self._writing: Future[list[Path]] | None = None
         self._failures = 0
         self._next_attempt = 0.0
 
@@ -61,8 +65,7 @@ class Saver:
         if self._writing is not None and self._writing.done():
             self._finish()
         if self._unsaved is not None and self._writing is None and time.monotonic() >= self._next_attempt:
-            folder = self._run.checkpoint_folder(self._unsaved.step)
-            self._writing = self._thread.submit(write_checkpoint, folder, self._unsaved)
+            self._writing = self._thread.submit(self._write, self._unsaved)
 
     def settle(self) -> None:
         """Wait until everything is on disk.
@@ -97,12 +100,12 @@ class Saver:
             return
         writing, self._writing = self._writing, None
         try:
-            writing.result()
+            superseded = writing.result()
         except (StorageError, VerificationError) as error:
             self._failed(error)
         else:
             self._unsaved, self._failures, self._next_attempt = None, 0, 0.0
-            self._saved()
+            self._saved(superseded)
 
     def _failed(self, error: StorageError | VerificationError) -> None:
         """Put the save off, or give it up."""
@@ -118,11 +121,39 @@ class Saver:
         )
         self._on_event(Warning(message, error.where, error.hint))
 
-    def _saved(self) -> None:
+    def _saved(self, superseded: list[Path]) -> None:
         """Record the checkpoint, say so, and drop the oldest."""
         assert self.step is not None
         folder = self._run.checkpoint_folder(self.step)
-        self._run.update(step=self.step, checkpoint=folder.relative_to(self._run.folder).as_posix())
+        try:
+            self._run.update(step=self.step, checkpoint=self._run.within(folder))
+        except StorageError as error:
+            # The checkpoint counts without; the next update writes this one, too.
+            if not waiting_helps(error):
+                raise
+            self._on_event(Warning(f"the run's record is out of date: {error.message}", error.where, error.hint))
         self._on_event(Checkpoint(self.step, str(folder)))
-        for old in self._run.checkpoints()[: -self._keep]:
-            shutil.rmtree(old, ignore_errors=True)
+        for old in superseded:
+            self._retention.drop(old)
+
+    def _write(self, snapshot: Snapshot) -> list[Path]:
+        """What the thread does; returns the checkpoints that are not needed any more."""
+        write_checkpoint(self._run, snapshot)
+        return self._retention.superseded()
+
+
+def patiently(work: Callable[[], T], what: str, on_event: Sink, pauses: tuple[float, ...] | None = None) -> T:
+    """Does ``work``, after pauses again where it fails with what waiting can help.
+
+    Raises:
+        StorageError: it failed, the last time too.
+    """
+    for pause in PAUSES if pauses is None else pauses:
+        try:
+            return work()
+        except StorageError as error:
+            if not waiting_helps(error):
+                raise
+            on_event(Warning(f"{what} failed: {error.message}; trying again in {pause:.0f} s", error.where, error.hint))
+            time.sleep(pause)
+    return work()

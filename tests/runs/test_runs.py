@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from fluxtune import runs
+from fluxtune import files, runs
 from fluxtune.errors import StorageError
 from fluxtune.events import Phase, Step
 from fluxtune.runs import Run, latest_run, verify_manifest, write_manifest
@@ -47,7 +47,8 @@ def checkpoint(run: Run, step: int) -> Path:
     (folder / "state").mkdir(parents=True)
     (folder / "cat.safetensors").write_bytes(b"weights")
     (folder / "state" / "optimizer.safetensors").write_bytes(b"moments")
-    write_manifest(folder)
+    names = ("cat.safetensors", "state/optimizer.safetensors")
+    write_manifest(folder, {name: files.sha256_of(folder / name) for name in names})
     return folder
 
 
@@ -85,16 +86,18 @@ def test_a_folder_of_another_kind_is_not_opened_as_a_run(tmp_path: Path, exists:
 
 def test_a_run_of_another_schema_is_refused(run: Run) -> None:
     path = run.folder / "run.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "schema": 99, "news": 1}))
+    files.write_sealed(path, {**files.read_sealed(path), "schema": 99, "news": 1})
     with pytest.raises(StorageError, match="schema 99"):
         Run.open(run.folder)
 
 
-def test_a_damaged_run_json_is_a_storage_error_that_names_it(run: Run) -> None:
+def test_a_damaged_run_json_is_made_again_and_said(run: Run) -> None:
     (run.folder / "run.json").write_text('{"schema": 1, "sta')
-    with pytest.raises(StorageError) as error:
-        Run.open(run.folder)
-    assert error.value.where == str(run.folder / "run.json")
+    again = Run.open(run.folder)
+    assert again.trouble is not None
+    assert "run.json is damaged" in again.trouble.message
+    assert again.trouble.where == str(run.folder / "run.json")
+    assert (again.state.status, again.state.step, again.state.checkpoint) == ("running", 0, None)
 
 
 def test_progress_of_a_run_is_found_again_when_it_is_opened(run: Run) -> None:
