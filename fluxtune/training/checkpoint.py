@@ -31,6 +31,8 @@ from fluxtune.lora.metadata import LoraFacts
 from fluxtune.runs import Run, verify_manifest, write_manifest
 from fluxtune.training.ema import MovingAverage
 
+Counters = dict[str, float | int]
+
 _STATE_SCHEMA = 1
 
 
@@ -40,6 +42,7 @@ def save_checkpoint(
     parameters: dict[str, torch.nn.Parameter],
     optimizer: torch.optim.Optimizer,
     average: MovingAverage,
+    counters: Counters,
     scale: float,
     dtype: torch.dtype,
     facts: LoraFacts,
@@ -68,6 +71,7 @@ def save_checkpoint(
         "average_updates": average.updates,
         "optimizer_class": type(optimizer).__name__,
         "optimizer": scalars,
+        "counters": dict(counters),
     }
     files.write_json(partial / "state.json", state)
     write_manifest(partial)
@@ -104,13 +108,27 @@ def steps_done(folder: Path) -> int:
     return int(_read_state(folder)["step"])
 
 
+def is_whole(folder: Path) -> bool:
+    """Whether every file of a checkpoint is as it was written."""
+    try:
+        verify_manifest(folder)
+    except StorageError:
+        return False
+    return True
+
+
+def counters_in(folder: Path) -> Counters:
+    """What the loop had counted when a checkpoint was saved."""
+    return dict(_read_state(folder).get("counters", {}))
+
+
 def load_checkpoint(
     folder: Path,
     parameters: dict[str, torch.nn.Parameter],
     optimizer: torch.optim.Optimizer,
     average: MovingAverage,
-) -> int:
-    """Restore the state; returns the step it was saved after.
+) -> tuple[int, Counters]:
+    """Restore the state; returns the step it was saved after, and what the loop had counted.
 
     Raises:
         StorageError: the checkpoint was made with another adapter or optimizer.
@@ -132,7 +150,7 @@ def load_checkpoint(
     optimizer.load_state_dict(
         {"state": _unflatten(stored, state["optimizer"]), "param_groups": optimizer.state_dict()["param_groups"]}
     )
-    return int(state["step"])
+    return int(state["step"]), dict(state.get("counters", {}))
 
 
 def _read_state(folder: Path) -> dict[str, Any]:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from fluxtune import __version__
 from fluxtune.config.schema import Config
-from fluxtune.events import Sink
+from fluxtune.events import Sink, Warning
+from fluxtune.flux.load import free_memory
 from fluxtune.flux.weights import DTYPES
 from fluxtune.lora.adapter import adapter_layers, as_saved, scale_of
 from fluxtune.lora.files import write_lora
 from fluxtune.lora.metadata import LoraFacts
+from fluxtune.memory.shortage import Shortage, tried
 from fluxtune.runs import Run
-from fluxtune.training.checkpoint import save_checkpoint
+from fluxtune.training.checkpoint import Counters, save_checkpoint
 from fluxtune.training.examples import Prepared
 from fluxtune.training.load import Loaded
 from fluxtune.training.preflight import Preflight
@@ -24,7 +27,10 @@ from fluxtune.training.previews import make_previews, preview_requests
 
 @dataclass(frozen=True)
 class Outputs:
-    """Writes into one run folder. ``started`` is the time of the process's start, in seconds since 1970."""
+    """Writes into one run folder. ``started`` is the time of the process's start, in seconds since 1970.
+
+    ``counters`` are what the loop counts; every checkpoint holds them as they are at its step.
+    """
 
     run: Run
     config: Config
@@ -33,6 +39,7 @@ class Outputs:
     loaded: Loaded
     started: float
     on_event: Sink
+    counters: Counters = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -49,7 +56,20 @@ class Outputs:
             self.previews(step)
 
     def previews(self, step: int) -> None:
-        """The preview pictures, made with what would be saved."""
+        """The preview pictures, made with what would be saved; those that do not fit in memory are left out."""
+        shortage = tried(partial(self._previews, step))
+        if isinstance(shortage, Shortage):
+            free_memory()
+            reason = f" ({shortage.reason})" if shortage.reason else ""
+            self.on_event(
+                Warning(
+                    f"previews at step {step} were left out: they did not fit in memory{reason}",
+                    where="previews",
+                    hint="set memory.vae_tiling = true, or previews.width and previews.height smaller",
+                )
+            )
+
+    def _previews(self, step: int) -> None:
         requests = preview_requests(self.config, self.ready.base, self.ready.preview_prompts)
         transformer = self.loaded.learner.transformer
         saved = as_saved(
@@ -78,12 +98,16 @@ class Outputs:
             self.loaded.parameters,
             self.loaded.learner.optimizer.optimizer,
             self.loaded.average,
+            self.counters,
             scale_of(self.config.lora),
             DTYPES[self.config.checkpoints.dtype],
             self._facts(step),
             self.config.checkpoints.keep,
             self.on_event,
         )
+
+    def settle(self) -> None:
+        """Wait until every checkpoint that was begun is whole on disk."""
 
     def write_result(self) -> tuple[Path, str]:
         """Write the finished LoRA and read it back; returns its path and SHA-256."""

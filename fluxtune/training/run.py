@@ -29,14 +29,15 @@ from fluxtune.memory.shortage import fits_in_memory
 from fluxtune.runs import Run, require_unused
 from fluxtune.training.captions import AskCaptioner, as_recorded, record_captions
 from fluxtune.training.checkpoint import last_good_checkpoint, load_checkpoint, steps_done
+from fluxtune.training.health import Health
 from fluxtune.training.load import load
 from fluxtune.training.loop import train_steps
 from fluxtune.training.outputs import Outputs
 from fluxtune.training.pace import keep_pace
 from fluxtune.training.preflight import Preflight, preflight
 from fluxtune.training.prepare import prepare
-
-_SMALLER = "take a smaller preset (`fluxtune presets` lists them) or --resolution, or --set memory.recompute=all"
+from fluxtune.training.relief import SMALLER, Relief
+from fluxtune.training.saved_state import SavedState
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def train(
         goes_on = state.checkpoint is not None
         accepted |= {each for each in Refusal if each in state.accepted}
         captions = as_recorded(resume, before_run, captions)
-    with fits_in_memory("this training", _SMALLER):
+    with fits_in_memory("this training", SMALLER):
         ready = preflight(config, before_run, goes_on, accepted, captions)
     origins = {**(origins or {}), **_planned(config, ready.config)}
     config = ready.config
@@ -106,7 +107,7 @@ def train(
         run.locked(),
         _recorded(run, resuming),
         _interruptions(run, should_stop),
-        fits_in_memory("this training", _SMALLER),
+        fits_in_memory("this training", SMALLER),
     ):
         for record in early:
             run.append_record(record)
@@ -144,7 +145,10 @@ def _train_in(
     outputs = Outputs(run, config, ready, prepared, loaded, started, on_event)
     first_step = 0
     if checkpoint is not None:
-        first_step = load_checkpoint(checkpoint, loaded.parameters, loaded.learner.optimizer.optimizer, loaded.average)
+        first_step, counters = load_checkpoint(
+            checkpoint, loaded.parameters, loaded.learner.optimizer.optimizer, loaded.average
+        )
+        outputs.counters.update(counters)
         on_event(Resumed(first_step, str(checkpoint)))
     if resuming:
         # Not earlier: a resume that is refused leaves the run, its settings and captions as they were.
@@ -155,10 +159,22 @@ def _train_in(
     layers = len(loaded.parameters) // 2
     on_event(Phase("train", f"{training.steps - first_step} steps, {layers} layers adapted"))
     clocked = _Clocked(on_event)
+    saved = SavedState(outputs, first_step, on_event)
+    health = Health(training, loaded.source.pictures, saved.restore, outputs.counters, on_event)
+    relief = Relief(loaded.learner, config.memory, ready.plan, saved, first_step, should_stop, on_event)
     step, asked = train_steps(
-        training, loaded.learner, loaded.source, loaded.average, first_step, outputs.after_step, should_stop, clocked
+        training,
+        loaded.learner,
+        loaded.source,
+        loaded.average,
+        first_step,
+        health,
+        relief.make_room,
+        outputs.after_step,
+        should_stop,
+        clocked,
     )
-    if ready.plan is not None and clocked.rate:
+    if ready.plan is not None and clocked.rate and relief.memory == config.memory:
         keep_pace(ready.plan.work, ready.device, 1 / clocked.rate)
     if asked is not None:
         if step > first_step:
