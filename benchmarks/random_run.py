@@ -112,7 +112,11 @@ class RandomSource(SampleSource):
         generator = rng.generator(self._training.seed, "latents", micro_step)
         shape = (self._training.batch_size, config["in_channels"], height // multiple, width // multiple)
         latents, noise = (torch.randn(shape, generator=generator).to(self._on) for _ in range(2))
-        return Samples(MicroBatch(latents, noise, told.sigmas, told.text), None, 0, ())
+        return Samples(MicroBatch(latents, noise, told.sigmas, told.text), None, 0)
+
+    def pictures(self, micro_step: int) -> list[str]:
+        """None: they have no names."""
+        return []
 
     def conditions(self, micro_step: int) -> list[Condition]:
         """That of one micro-step."""

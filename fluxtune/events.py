@@ -52,7 +52,10 @@ class Progress:
 
 @dataclass(frozen=True)
 class Step:
-    """One optimizer step. ``rate`` is steps a second; ``memory`` is GiB in use (device peak, or process on CPU)."""
+    """One optimizer step. ``rate`` is steps a second; ``memory`` is GiB in use (device peak, or process on CPU).
+
+    ``skipped`` of the steps so far were skipped, because their loss or gradients were not finite.
+    """
 
     event: ClassVar[str] = "step"
     step: int
@@ -64,6 +67,7 @@ class Step:
     seconds_left: float
     memory: float
     epoch: int = 0
+    skipped: int = 0
 
 
 @dataclass(frozen=True)
@@ -169,6 +173,22 @@ class Resumed:
 
 
 @dataclass(frozen=True)
+class RolledBack:
+    """A run went back to a state that was saved, and trains from there again: of steps told twice, the later counts.
+
+    Attributes:
+        step: steps done in that state.
+        path: its checkpoint; None for the beginning of the run.
+        learning_rate_factor: what the learning rate is multiplied by from now on.
+    """
+
+    event: ClassVar[str] = "rolled_back"
+    step: int
+    path: str | None
+    learning_rate_factor: float
+
+
+@dataclass(frozen=True)
 class Result:
     """The last event of work that succeeded: the report, plan, file or pictures made."""
 
@@ -209,6 +229,7 @@ Event: TypeAlias = (
     | Caption
     | Plan
     | Resumed
+    | RolledBack
     | Result
     | Error
 )

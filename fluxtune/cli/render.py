@@ -95,6 +95,8 @@ def sentence(event: events.Event) -> str | None:
             text = f"checkpoint at step {event.step}: {event.path}"
         case events.Resumed():
             text = f"resumed at step {event.step} from {event.path}"
+        case events.RolledBack():
+            text = f"back at step {event.step}, with {event.learning_rate_factor:g} times the learning rate"
         case events.Warning():
             text = _with_place("warning", event)
         case events.Finding():
@@ -113,6 +115,7 @@ def step_figures(event: events.Step) -> str:
     return (
         f"{event.step}/{event.total}  loss {event.loss:.4f}  lr {event.learning_rate:.1e}  "
         f"{_rate(event.rate, 'steps')}  {clock(event.seconds_left)} left  {event.memory:.1f} GiB"
+        + (f"  {event.skipped} skipped" if event.skipped else "")
     )
 
 

@@ -29,14 +29,18 @@ _STEP = 2**26
 """What is free is planned for in whole multiples of this, so that a plan is found again where a little changed."""
 
 
-def capacity_of(budget: float | None, device: str) -> int | None:
-    """Bytes that torch's allocator can have on the card; None where there is neither a card nor a budget."""
+def capacity_of(budget: float | None, device: str, held: int = 0) -> int | None:
+    """Bytes that torch's allocator can have on the card; None where there is neither a card nor a budget.
+
+    Args:
+        held: bytes that it has already.
+    """
     wanted = None if budget is None else max(0, int(budget * 2**30) - BESIDE_TORCH)
     if device != "cuda":
         return wanted
     import torch
 
-    free = (torch.cuda.mem_get_info()[0] - _WORKSPACES) // _STEP * _STEP
+    free = (torch.cuda.mem_get_info()[0] + held - _WORKSPACES) // _STEP * _STEP
     return free if wanted is None else min(free, wanted)
 
 
@@ -121,6 +125,15 @@ def memory_in_use(device: str) -> float:
     import psutil
 
     return psutil.Process().memory_info().rss / 2**30
+
+
+def memory_held(device: str) -> int:
+    """Bytes that torch's allocator has of the card; 0 without one."""
+    if device != "cuda":
+        return 0
+    import torch
+
+    return torch.cuda.memory_reserved()
 
 
 def quiet_libraries() -> None:

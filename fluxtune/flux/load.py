@@ -31,7 +31,7 @@ from fluxtune.flux.weights import (
     told,
 )
 from fluxtune.memory.heap import trim_heap
-from fluxtune.memory.offload import spread, stream_blocks
+from fluxtune.memory.offload import move_frozen, spread, stream_blocks, to_system_memory
 from fluxtune.memory.quantize import QUANTIZATIONS
 
 VAE_TILE = 512
@@ -98,11 +98,7 @@ def streamed_blocks(transformer: nn.Module, family: Family, number: int) -> list
     Raises:
         UsageError: there are not so many.
     """
-    paths = [
-        f"{name}.{index}"
-        for name in family.blocks
-        for index, _ in enumerate(transformer.get_submodule(name).children())
-    ]
+    paths = block_paths(transformer, family)
     if number > len(paths):
         raise UsageError(
             f"{number} blocks shall be streamed, and the base model has {len(paths)}",
@@ -110,6 +106,15 @@ def streamed_blocks(transformer: nn.Module, family: Family, number: int) -> list
             hint=f"set it to {len(paths)} or less",
         )
     return spread(paths, number)
+
+
+def block_paths(transformer: nn.Module, family: Family) -> list[str]:
+    """The paths of all blocks, in the order of the forward."""
+    return [
+        f"{name}.{index}"
+        for name in family.blocks
+        for index, _ in enumerate(transformer.get_submodule(name).children())
+    ]
 
 
 def _stays(path: str, family: Family, memory: MemoryConfig) -> bool:
@@ -132,10 +137,31 @@ def _arranged(transformer: Any, family: Family, memory: MemoryConfig, device: st
     """The transformer with its weights, whose modulation is computed ahead and whose blocks are streamed as wanted."""
     if memory.modulation != "card":
         compute_ahead(transformer, family)
-    streamed = streamed_blocks(transformer, family, memory.streamed_blocks)
-    if streamed:
-        stream_blocks([transformer.get_submodule(block) for block in streamed], device)
+    stream_evenly(transformer, family, memory.streamed_blocks, device)
     return transformer
+
+
+def stream_evenly(transformer: Any, family: Family, number: int, device: str) -> None:
+    """Streams ``number`` of the transformer's blocks, however many were streamed before, with an adapter or without.
+
+    Those that are to be streamed leave the device before it is asked for the places that they take turns in; where it
+    has none, this can be called again. Not between a forward and its backward.
+
+    Raises:
+        UsageError: there are not so many blocks.
+        RuntimeError: memory does not suffice.
+    """
+    streamed = streamed_blocks(transformer, family, number)
+    if getattr(transformer, "block_stream", None) is not None:
+        transformer.block_stream.end()
+        transformer.block_stream = None
+    for path in streamed:
+        to_system_memory(transformer.get_submodule(path))
+    for path in block_paths(transformer, family):
+        if path not in streamed:
+            move_frozen(transformer.get_submodule(path), device)
+    if streamed:
+        transformer.block_stream = stream_blocks([transformer.get_submodule(path) for path in streamed], device)
 
 
 def load_vae(base: Base, dtype: torch.dtype, device: str, tiling: bool = False) -> Any:

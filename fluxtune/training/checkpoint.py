@@ -249,6 +249,20 @@ def steps_done(folder: Path) -> int:
     return int(_read_state(folder)["step"])
 
 
+def is_whole(folder: Path) -> bool:
+    """Whether every file of a checkpoint is as it was written."""
+    try:
+        verify_manifest(folder)
+    except StorageError:
+        return False
+    return True
+
+
+def counters_in(folder: Path) -> Counters:
+    """What the loop had counted when a checkpoint was saved."""
+    return dict(_read_state(folder).get("counters", {}))
+
+
 def load_checkpoint(
     folder: Path,
     parameters: dict[str, torch.nn.Parameter],

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from fluxtune.config.memory import MemoryConfig
 from fluxtune.config.schema import Config
 from fluxtune.dataset.images import Size
 from fluxtune.environment.device import capacity_of
@@ -89,7 +90,14 @@ def work_of(config: Config, base: Base, device: str, sizes: Iterable[Size]) -> W
 
 def summary(plan: Planned) -> str:
     """``int8 base, modulation ahead, 15 of 57 blocks keep products; 14.6 GiB of 15.4 at most``"""
-    memory, number = plan.memory, sum(plan.work.transformer[key] for key in plan.work.base.family.depths)
+    number = sum(plan.work.transformer[key] for key in plan.work.base.family.depths)
+    of = "" if plan.work.capacity is None else f" of {_gib(plan.work.capacity)}"
+    peak = plan.forecast.peak
+    return f"{wording(plan.memory, number)}; at most {_gib(peak.bytes)}{of} GiB ({peak.phase})"
+
+
+def wording(memory: MemoryConfig, number: int) -> str:
+    """Settings with nothing left open, for people; ``number`` of blocks in all."""
     parts = [f"{memory.base_precision} base"]
     if memory.modulation == "ahead":
         parts.append("modulation computed ahead")
@@ -106,8 +114,7 @@ def summary(plan: Planned) -> str:
         parts.append(f"{memory.streamed_blocks} blocks streamed")
     if memory.vae_tiling:
         parts.append("VAE in tiles")
-    of = "" if plan.work.capacity is None else f" of {_gib(plan.work.capacity)}"
-    return f"{', '.join(parts)}; at most {_gib(plan.forecast.peak.bytes)}{of} GiB ({plan.forecast.peak.phase})"
+    return ", ".join(parts)
 
 
 def nearest_changes(work: Work) -> list[Change]:

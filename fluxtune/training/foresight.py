@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 
 import torch
@@ -18,13 +17,37 @@ SAMPLES_AHEAD = 64
 blocks in 8 bits. The rows take 2.1 MB a sample of system memory, or twice that with preservation."""
 
 
-def looking_ahead(config: TrainingConfig, learner: Learner, source: SampleSource, first_step: int) -> Iterator[int]:
-    """The steps from ``first_step``, each given out when the modulation of its forward calls is there."""
-    together = max(1, SAMPLES_AHEAD // (config.batch_size * config.accumulation))
-    for start in range(first_step, config.steps, together):
-        end = min(start + together, config.steps)
-        with foreseeing(learner, source, range(start * config.accumulation, end * config.accumulation)):
-            yield from range(start, end)
+class Foresight:
+    """The modulation of coming steps, of as many together as is worth a pass over the weights.
+
+    Use it as a context: what is known then is forgotten at its end.
+    """
+
+    def __init__(self, config: TrainingConfig, learner: Learner, source: SampleSource) -> None:
+        self._config, self._learner, self._source = config, learner, source
+        self._known, self._rows = range(0), ExitStack()
+
+    def look(self, step: int) -> None:
+        """Make sure that the modulation of a step's forward calls is there."""
+        if step in self._known:
+            return
+        self._forget()
+        config = self._config
+        together = max(1, SAMPLES_AHEAD // (config.batch_size * config.accumulation))
+        steps = range(step, min(step + together, config.steps))
+        micro_steps = range(steps.start * config.accumulation, steps.stop * config.accumulation)
+        self._rows.enter_context(foreseeing(self._learner, self._source, micro_steps))
+        self._known = steps
+
+    def _forget(self) -> None:
+        self._known = range(0)
+        self._rows.close()
+
+    def __enter__(self) -> Foresight:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._forget()
 
 
 def foreseeing(learner: Learner, source: SampleSource, micro_steps: range) -> AbstractContextManager[None]:

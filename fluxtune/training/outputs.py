@@ -7,17 +7,19 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from fluxtune import __version__
 from fluxtune.config.schema import Config
-from fluxtune.events import Sink
+from fluxtune.events import Sink, Warning
 from fluxtune.files import require_space
+from fluxtune.flux.load import free_memory
 from fluxtune.flux.weights import DTYPES
 from fluxtune.lora.adapter import adapter_layers, as_saved, scale_of
 from fluxtune.lora.files import write_lora
 from fluxtune.lora.metadata import LoraFacts
+from fluxtune.memory.shortage import Shortage, tried
 from fluxtune.runs import Run
 from fluxtune.training.checkpoint import Counters, size_of, take_snapshot
 from fluxtune.training.examples import Prepared
@@ -78,8 +80,21 @@ class Outputs:
             self.previews(step)
 
     def previews(self, step: int) -> None:
-        """The preview pictures, made with what would be saved."""
+        """The preview pictures, made with what would be saved; those that do not fit in memory are left out."""
         self.run.require_there()
+        shortage = tried(partial(self._previews, step))
+        if isinstance(shortage, Shortage):
+            free_memory()
+            reason = f" ({shortage.reason})" if shortage.reason else ""
+            self.on_event(
+                Warning(
+                    f"previews at step {step} were left out: they did not fit in memory{reason}",
+                    where="previews",
+                    hint="set memory.vae_tiling = true, or previews.width and previews.height smaller",
+                )
+            )
+
+    def _previews(self, step: int) -> None:
         requests = preview_requests(self.config, self.ready.base, self.ready.preview_prompts)
         transformer = self.loaded.learner.transformer
         saved = as_saved(
@@ -120,6 +135,10 @@ class Outputs:
             self._facts(step),
         )
         self._saver.begin(snapshot)
+
+    def went_back(self, step: int) -> None:
+        """The run is at ``step`` again: checkpoints of later steps are begun anew."""
+        self._saver.step = step
 
     def settle(self) -> None:
         """Wait until every checkpoint that was begun is whole on disk.

@@ -66,14 +66,16 @@ def make_previews(
 
     paths = []
     transformer.eval()
-    ahead = looking_ahead(base, pipeline, [request for _, request in requests], text_of)
-    for (index, _), request in zip(requests, ahead, strict=True):
-        picture = generate(base, pipeline, text_of(request.prompt), request)
-        path = run.preview_path(step, index, request.seed)
-        files.write_with(path, lambda temporary, picture=picture: picture.save(temporary, format="PNG"))  # type: ignore[misc]
-        on_event(Preview(step, request.prompt, request.seed, str(path)))
-        paths.append(path)
-    transformer.train()
+    try:
+        ahead = looking_ahead(base, pipeline, [request for _, request in requests], text_of)
+        for (index, _), request in zip(requests, ahead, strict=True):
+            picture = generate(base, pipeline, text_of(request.prompt), request)
+            path = run.preview_path(step, index, request.seed)
+            files.write_with(path, lambda temporary, picture=picture: picture.save(temporary, format="PNG"))  # type: ignore[misc]
+            on_event(Preview(step, request.prompt, request.seed, str(path)))
+            paths.append(path)
+    finally:
+        transformer.train()
     del pipeline
     free_memory()
     return paths

@@ -29,14 +29,15 @@ from fluxtune.memory.shortage import fits_in_memory
 from fluxtune.runs import Run, require_unused
 from fluxtune.training.captions import AskCaptioner, as_recorded, record_captions
 from fluxtune.training.checkpoint import last_good_checkpoint, load_checkpoint, steps_done
+from fluxtune.training.health import Health
 from fluxtune.training.load import load
 from fluxtune.training.loop import train_steps
 from fluxtune.training.outputs import Outputs
 from fluxtune.training.pace import keep_pace
 from fluxtune.training.preflight import Preflight, preflight
 from fluxtune.training.prepare import prepare
-
-_SMALLER = "take a smaller preset (`fluxtune presets` lists them) or --resolution, or --set memory.recompute=all"
+from fluxtune.training.relief import SMALLER, Relief
+from fluxtune.training.saved_state import SavedState
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def train(
         goes_on = bool(found.checkpoints())
         accepted |= {each for each in Refusal if each in found.state.accepted}
         captions = as_recorded(resume, before_run, captions)
-    with fits_in_memory("this training", _SMALLER):
+    with fits_in_memory("this training", SMALLER):
         ready = preflight(config, before_run, goes_on, accepted, captions)
     origins = {**(origins or {}), **_planned(config, ready.config)}
     config = ready.config
@@ -108,7 +109,7 @@ def train(
         run.locked(),
         _recorded(run, resuming),
         _interruptions(run, should_stop),
-        fits_in_memory("this training", _SMALLER),
+        fits_in_memory("this training", SMALLER),
     ):
         for record in early:
             if (trouble := run.append_record(record)) is not None:
@@ -163,6 +164,9 @@ def _train_in(
     layers = len(loaded.parameters) // 2
     on_event(Phase("train", f"{training.steps - first_step} steps, {layers} layers adapted"))
     clocked = _Clocked(on_event)
+    saved = SavedState(outputs, first_step, on_event)
+    health = Health(training, loaded.source.pictures, saved.restore, outputs.counters, on_event)
+    relief = Relief(loaded.learner, config.memory, ready.plan, saved, first_step, should_stop, on_event)
     with outputs.finishing():
         step, asked = train_steps(
             training,
@@ -170,11 +174,13 @@ def _train_in(
             loaded.source,
             loaded.average,
             first_step,
+            health,
+            relief.make_room,
             outputs.after_step,
             should_stop,
             clocked,
         )
-    if ready.plan is not None and clocked.rate:
+    if ready.plan is not None and clocked.rate and relief.memory == config.memory:
         keep_pace(ready.plan.work, ready.device, 1 / clocked.rate)
     if asked is not None:
         if step > first_step:
