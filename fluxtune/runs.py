@@ -21,6 +21,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from glob import escape
 from pathlib import Path
 from shlex import quote
 from typing import Any, Literal
@@ -108,6 +109,7 @@ class Run:
             raise StorageError(
                 f"cannot make the run folder: {error.message}", where=str(folder), hint=error.hint
             ) from error.__cause__
+        _clear_half_made(folder)
         return cls(folder, state)
 
     @classmethod
@@ -278,6 +280,13 @@ def _require_no_way_out(folder: Path) -> None:
                         where=str(path),
                         hint="put the file or folder itself in its place",
                     )
+
+
+def _clear_half_made(folder: Path) -> None:
+    """Remove what killed processes left of a folder of this name; now that it exists, nobody is making it any more."""
+    with suppress(OSError):
+        for left in folder.absolute().parent.glob(f".{escape(folder.name)}.????????.partial"):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _clear_left_over(folder: Path) -> None:

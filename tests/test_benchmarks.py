@@ -171,3 +171,14 @@ def test_the_benchmark_of_precisions_goes_on_from_what_is_done(
     assert runs[1][:2] == runs[0]
     assert all(0.1 < run["loss"]["scenes"] < 2 for run in runs[1])
     assert capsys.readouterr().out.count("training_seconds") == 4
+
+
+def test_the_benchmark_of_checkpoints_compares_them_with_bare_files_and_says_what_the_loop_loses() -> None:
+    figures = script("checkpoints").measure(rounds=1, steps=5, every=2, scales=("tiny",))
+    saving, loop = figures["saving"]["tiny"], figures["loop"]
+    assert min(saving["seconds"].values()) > 0
+    # AdamW's two moments and the weights in float32, and the LoRA in bf16.
+    assert saving["bytes"]["checkpoint"] == pytest.approx(14 * saving["weights"], rel=0.2)
+    assert saving["bytes"]["save_file of the LoRA"] == pytest.approx(2 * saving["weights"], rel=0.2)
+    assert loop["checkpoints"] == 2
+    assert 0 < loop["share_lost"] < loop["share_lost_at_most"]

@@ -114,14 +114,13 @@ def write_checkpoint(run: Run, snapshot: Snapshot) -> None:
         VerificationError: what was written is not what was trained.
     """
     folder = run.checkpoint_folder(snapshot.step)
-    if folder.exists():
-        damage = damage_of(folder)
-        if damage is None:
-            return
-        set_aside(folder)
     run.require_there()
     partial = folder.with_name(f".{folder.name}.partial")
-    with files.storage_errors(partial):
+    with files.storage_errors(folder):
+        if folder.exists():
+            if damage_of(folder) is None:
+                return
+            set_aside(folder)
         if partial.exists():
             shutil.rmtree(partial)
         _write_files(partial, snapshot, asdict(run.state))
@@ -214,11 +213,18 @@ class Retention:
 
     def superseded(self) -> list[Path]:
         """Checkpoints that are not needed any more. What did not change since it was last read is not read again."""
-        whole = 0
         older = self._run.checkpoints()
+        if len(older) <= self._keep:
+            return []
+        whole = 0
         while older and whole < self._keep:
             whole += self._is_whole(older.pop())
         return older
+
+    def trust(self, folder: Path) -> None:
+        """Take a checkpoint for whole that was just verified."""
+        with suppress(OSError):
+            self._verified[folder] = _marks(folder)
 
     def _is_whole(self, folder: Path) -> bool:
         try:
@@ -283,14 +289,15 @@ def load_checkpoint(
             where=str(folder),
             hint="resume with the optimizer and the fluxtune version that the run was started with",
         )
-    _restore(folder / "state" / "adapter.safetensors", dict(parameters))
-    if average.average:
-        _restore(folder / "state" / "average.safetensors", average.average)
-    average.updates = state["average_updates"]
-    stored = load_file(folder / "state" / "optimizer.safetensors")
-    optimizer.load_state_dict(
-        {"state": _unflatten(stored, state["optimizer"]), "param_groups": optimizer.state_dict()["param_groups"]}
-    )
+    with files.storage_errors(folder):
+        _restore(folder / "state" / "adapter.safetensors", dict(parameters))
+        if average.average:
+            _restore(folder / "state" / "average.safetensors", average.average)
+        average.updates = state["average_updates"]
+        stored = load_file(folder / "state" / "optimizer.safetensors")
+        optimizer.load_state_dict(
+            {"state": _unflatten(stored, state["optimizer"]), "param_groups": optimizer.state_dict()["param_groups"]}
+        )
     return int(state["step"]), dict(state["counters"])
 
 

@@ -139,6 +139,7 @@ class Saver:
     def _write(self, snapshot: Snapshot) -> list[Path]:
         """What the thread does; returns the checkpoints that are not needed any more."""
         write_checkpoint(self._run, snapshot)
+        self._retention.trust(self._run.checkpoint_folder(snapshot.step))
         return self._retention.superseded()
 
 

@@ -231,3 +231,83 @@ def test_the_latest_run_is_the_one_written_last(run: Run) -> None:
 def test_without_any_run_there_is_no_latest_one(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="no run folders"):
         latest_run(tmp_path)
+
+
+def test_a_record_that_cannot_be_written_is_a_warning_once_and_made_up_for_later(run: Run) -> None:
+    log = run.folder / "log.txt"
+    log.mkdir()
+    warning = run.append(Phase("load"))
+    assert warning is not None
+    assert "the run goes on without its record" in warning.message
+    assert warning.where == str(log)
+    assert run.append(Phase("train")) is None
+    log.rmdir()
+    run.append(Phase("finish"))
+    assert [line.split()[2] for line in log.read_text().splitlines()] == [
+        'name="load"',
+        'name="train"',
+        'name="finish"',
+    ]
+    assert len((run.folder / "events.jsonl").read_text().splitlines()) == 3
+
+
+def test_nothing_is_written_where_a_run_folder_was(run: Run) -> None:
+    shutil.rmtree(run.folder)
+    for write in (lambda: run.update(step=1), lambda: run.append(Phase("load")), run.require_there):
+        with pytest.raises(StorageError, match="the run folder is gone"):
+            write()
+    assert not run.folder.exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["checkpoints", "previews", "events.jsonl", "run.json", "checkpoints/step-000250/state"]
+)
+def test_a_run_folder_with_a_link_that_leads_out_of_it_is_not_written(run: Run, tmp_path: Path, name: str) -> None:
+    checkpoint(run, 250)
+    (tmp_path / "precious").mkdir()
+    place = run.folder / name
+    if place.is_dir():
+        shutil.rmtree(place)
+    place.unlink(missing_ok=True)
+    place.symlink_to(tmp_path / "precious")
+    with pytest.raises(StorageError, match="leads out of it") as error, run.locked():
+        pass
+    assert error.value.where == str(place)
+    assert not list((tmp_path / "precious").iterdir())
+
+
+def test_a_run_folder_that_is_reached_through_a_link_or_has_one_within_is_written(run: Run, tmp_path: Path) -> None:
+    (run.folder / "newest").symlink_to(run.folder / "run.json")
+    (tmp_path / "link").symlink_to(run.folder)
+    with Run.open(tmp_path / "link").locked():
+        assert (run.folder / "lock").is_file()
+
+
+def test_what_killed_processes_left_is_cleared_away_and_nothing_else(run: Run) -> None:
+    kept = checkpoint(run, 250)
+    (run.folder / "checkpoints" / ".step-000500.partial").mkdir()
+    (run.folder / "checkpoints" / ".step-000100.dropped").mkdir()
+    (run.folder / ".0badcafe.12.partial").write_text("half")
+    (run.folder / ".mine").write_text("")
+    with run.locked():
+        assert list((run.folder / "checkpoints").iterdir()) == [kept]
+        assert not (run.folder / ".0badcafe.12.partial").exists()
+    assert (run.folder / ".mine").exists()
+
+
+def test_a_run_without_run_json_is_known_again_by_its_settings(run: Run) -> None:
+    (run.folder / "run.json").unlink()
+    again = Run.open(run.folder)
+    assert again.trouble is not None
+    assert "run.json is missing" in again.trouble.message
+
+
+def test_a_half_made_run_is_no_latest_one(run: Run) -> None:
+    shutil.copytree(run.folder, run.folder.with_name(".cat.abcdefgh.partial"))
+    assert latest_run(run.folder.parent) == run.folder
+
+
+def test_a_folder_of_checkpoints_that_cannot_be_read_is_not_an_empty_one(run: Run) -> None:
+    (run.folder / "checkpoints").write_text("")
+    with pytest.raises(StorageError):
+        run.checkpoints()
