@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fluxtune.config.problems import nearest
+from fluxtune.config.settings import shown
 from fluxtune.errors import UsageError
 
 _PACKAGE = Path(__file__).parents[1]
@@ -75,10 +76,10 @@ def find(wanted: str, working_folder: Path) -> Preset:
     known = {preset.name: preset for preset in listing()}
     if wanted in known:
         return known[wanted]
-    close = nearest(wanted.lower(), list(known))
+    close = nearest(wanted, list(known))
     names = ", ".join(known)
     raise UsageError(
-        f"there is no preset {wanted!r}: wanted one of {names}, or the path of a .toml file",
+        f"there is no preset {shown(wanted)}: wanted one of {names}, or the path of a .toml file",
         where="--preset",
         hint=f"did you mean {close}?" if close else "`fluxtune presets` lists what each is for",
     )
