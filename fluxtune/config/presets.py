@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,12 +42,20 @@ def built_in_folder() -> Path:
 
 
 def user_folder() -> Path:
-    """Where the user's own presets are: ``$FLUXTUNE_CONFIG/presets``, or the user's configuration folder."""
+    """Where the user's own presets are: ``$FLUXTUNE_CONFIG/presets``, or the user's configuration folder.
+
+    Raises:
+        UsageError: there is neither.
+    """
     if configured := os.environ.get("FLUXTUNE_CONFIG"):
         return Path(os.path.expanduser(configured)) / "presets"
     from platformdirs import user_config_path
 
-    return user_config_path("fluxtune", appauthor=False) / "presets"
+    with suppress(RuntimeError):
+        folder = user_config_path("fluxtune", appauthor=False)
+        if folder.is_absolute():
+            return folder / "presets"
+    raise UsageError("you have no home folder to look for presets in", where="HOME", hint="set HOME or FLUXTUNE_CONFIG")
 
 
 def listing() -> list[Preset]:

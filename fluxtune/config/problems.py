@@ -81,6 +81,11 @@ def _problem(layer: Layer, path: KeyPath, seen: Any, kind: str) -> FluxtuneError
         hint = f"write [{key}], in single brackets" if rows else f"name one of its settings: {_names_in(key)}"
         return UsageError(f"{key} is {shown(seen)}: wanted a section of settings", where=where, hint=hint)
     setting = settings()[key]
+    if kind == "string_unicode":
+        hint = "rename it, or set the locale of your terminal to UTF-8 (LANG=C.UTF-8)"
+        return UsageError(
+            f"{key} is {shown(seen)}, which is no UTF-8 text: wanted {setting.wanted}", where=where, hint=hint
+        )
     verb = "has" if isinstance(path[-1], int) else "is"
     return UsageError(f"{key} {verb} {shown(seen)}: wanted {setting.wanted}", where=where, hint=_advice(setting, seen))
 

@@ -113,7 +113,7 @@ def test_what_is_no_file_of_settings_is_refused_at_once(
     code, told = fluxtune_in("train", "photos", *arguments)
     assert code == 2
     assert told.count("error: ") == 1
-    assert arguments[-1] if arguments else way in told
+    assert (arguments[-1] if arguments else way) in told
     assert said[what] in told
 
 
