@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
 from fluxtune import events
+from fluxtune.cli.streams import write_line
 from fluxtune.errors import ConfigError, FluxtuneError, Stopped
 
 if TYPE_CHECKING:
@@ -45,15 +46,6 @@ def sink(as_json: bool, bars: bool = True) -> Iterator[events.Sink]:
 def json_lines(stream: TextIO) -> events.Sink:
     """A sink that writes each event as one line of JSON."""
     return lambda event: write_line(stream, json.dumps(events.as_record(event)))
-
-
-def write_line(stream: TextIO, text: str) -> None:
-    """Write a line; once nobody reads the stream any more, further lines go nowhere and the work goes on."""
-    try:
-        stream.write(f"{text}\n")
-        stream.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def report(error: FluxtuneError, as_json: bool) -> None:

@@ -21,7 +21,7 @@ from fluxtune.config.descriptions.reading import OWN_FILE, Description, descript
 from fluxtune.config.documents import Layer, parse_key, parse_value, read_layer
 from fluxtune.config.problems import problems_of
 from fluxtune.config.schema import Config
-from fluxtune.config.settings import look_up, sections, settings
+from fluxtune.config.settings import look_up, sections, settings, shown
 from fluxtune.errors import ConfigError, FluxtuneError, UsageError
 from fluxtune.nano import EMBEDDED
 
@@ -123,7 +123,7 @@ def _preset_layer(preset: presets.Preset) -> Layer:
 
 def _user_layers(config_file: Path | None, working_folder: Path, problems: list[FluxtuneError]) -> list[Layer]:
     file = working_folder / (config_file or PROJECT_FILE)
-    if config_file is None and not file.exists():
+    if config_file is None and not os.path.lexists(file):
         return []
     try:
         return [read_layer(file, str(config_file or PROJECT_FILE))]
@@ -140,7 +140,7 @@ def _set_layers(sets: list[str], working_folder: Path, problems: list[FluxtuneEr
         if not equals or parts is None:
             problems.append(
                 UsageError(
-                    f"{text!r} sets nothing: wanted section.key=value",
+                    f"{shown(text)} sets nothing: wanted section.key=value",
                     where="--set",
                     hint="for instance --set training.steps=500",
                 )
@@ -182,12 +182,12 @@ def _with_data_sets(layers: list[Layer], below: int) -> tuple[list[Layer], list[
     if not givers:
         return layers, []
     giver = layers[givers[-1]]
-    own = (giver.folder / Path(giver.source).name).resolve()
+    own = os.path.realpath(giver.folder / Path(giver.source).name)
 
     def find(row: dict[str, Any]) -> Description | None:
         path = _anchored(row["path"], "dataset.folders.path", giver.folder)
         # The settings that the rows stand in may be those of the data set's own folder.
-        if path.startswith(EMBEDDED_PREFIX) or (Path(path) / OWN_FILE).resolve() == own:
+        if path.startswith(EMBEDDED_PREFIX) or os.path.realpath(Path(path) / OWN_FILE) == own:
             return None
         return description_at(Path(path), row["path"])
 
