@@ -9,13 +9,13 @@ import torch
 
 from fluxtune.errors import StorageError
 from fluxtune.events import RolledBack, Sink
-from fluxtune.training.checkpoint import counters_in, is_whole, last_good_checkpoint, load_checkpoint, steps_done
-from fluxtune.training.health import IN_A_ROW, OF_THE_RUN
+from fluxtune.training.checkpoint import is_whole, last_good_checkpoint, load_checkpoint, steps_done
+from fluxtune.training.health import AT_FIRST, OF_THE_RUN
 from fluxtune.training.outputs import Outputs
 
 
 class SavedState:
-    """That of the last checkpoint that was made while all was well, or that in which the run began.
+    """That of the last checkpoint, or that in which the run began.
 
     Args:
         first_step: steps done in the state that is in memory now; at 0 that is kept, as the beginning.
@@ -44,10 +44,13 @@ class SavedState:
             self._outputs.checkpoint(step)
             self._outputs.settle()
 
-    def restore(self) -> int:
+    def restore(self, latest: int) -> int:
         """Put the saved state in the place of what is in memory; returns the steps done in it.
 
         Checkpoints of later steps are removed: the run turns back from them. How often it did so stays counted.
+
+        Args:
+            latest: the state after more steps than that is no good either.
 
         Raises:
             StorageError: no checkpoint is whole.
@@ -58,18 +61,18 @@ class SavedState:
         # What it held would be on the card beside what comes.
         optimizer.state.clear()
         kept = {name: outputs.counters[name] for name in OF_THE_RUN}
-        folder = self._folder()
+        folder = self._folder(latest)
         if folder is not None:
             step, counters = load_checkpoint(folder, loaded.parameters, optimizer, loaded.average)
         else:
-            step, counters = self._begin_again(), {}
+            step, counters = self._begin_again(), AT_FIRST
         outputs.counters.clear()
         outputs.counters.update({**counters, **kept})
         factor = float(kept["learning_rate_factor"])
         self._on_event(RolledBack(step, None if folder is None else str(folder), factor))
         return step
 
-    def _folder(self) -> Path | None:
+    def _folder(self, latest: int) -> Path | None:
         """The checkpoint to go back to, the newest there is now; None for the beginning."""
         run = self._outputs.run
         newest = last_good_checkpoint(run, self._on_event)
@@ -79,8 +82,7 @@ class SavedState:
                 where=str(run.folder),
                 hint="train again from the start, into another run folder",
             )
-        sound = [folder for folder in run.checkpoints() if is_whole(folder) and not counters_in(folder).get(IN_A_ROW)]
-        # One that was saved on a stop, between steps that were skipped, holds what led to them.
+        sound = [folder for folder in run.checkpoints() if is_whole(folder) and steps_done(folder) <= latest]
         folder = sound[-1] if sound else None if self._beginning else newest
         for later in run.checkpoints():
             if folder is None or steps_done(later) > steps_done(folder):
