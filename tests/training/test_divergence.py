@@ -187,6 +187,7 @@ def test_several_bad_steps_in_a_row_go_back_to_the_last_checkpoint_that_was_made
     told = [event.message for event in run.seen(Warning) if "going back" in event.message]
     assert told[0].startswith("steps 4 to 5 were skipped because losses or gradients are not finite, on ")
     assert [folder.name for folder in Run.open(run.folder).checkpoints()] == [f"step-{n:06d}" for n in (2, 4, 6)]
+    assert (run.folder / "checkpoints" / "abandoned-step-000004").is_dir()
     counters = counters_in(run.folder / "checkpoints" / "step-000006")
     assert counters == {"skipped": 0, "in_a_row": 0, "rollbacks": 1, "learning_rate_factor": 0.25}
 
@@ -203,27 +204,25 @@ def test_without_a_checkpoint_the_run_goes_back_to_its_beginning(
     assert all(torch.equal(tensor, plain.tensors[name]) for name, tensor in run.tensors.items())
 
 
-@pytest.mark.parametrize("stop", [3, 4, 6])
+@pytest.mark.parametrize("stop", [1, 3, 4, 6])
 def test_a_resumed_run_skips_and_goes_back_as_the_unbroken_one(
     config: Make, cache: Path, tmp_path: Path, nan_at: Callable[..., None], stop: int
 ) -> None:
-    # Stopped between bad steps, before they are too many; and after the run went back.
+    # Stopped before and between bad steps, which leaves a checkpoint there; and after the run went back.
     nan_at({2, 4, 5})
     settings = config(training__divergence={"patience": 2}, training__steps=7)
     unbroken = train_in(tmp_path / "unbroken" / "mug", settings, cache=cache)
     assert unbroken.seen(RolledBack) and unbroken.seen(Step)[-1].skipped == 1
     broken = tmp_path / "mug"
-    events: list[Event] = []
     with pytest.raises(Stopped):
         train_in(broken, settings, cache=cache, should_stop=stop_after(stop))
     again = train_in(broken, settings, cache=cache, resume=broken)
-    events = again.events
     assert same(again.file, unbroken.file)
     for state in ("adapter", "average", "optimizer"):
         name = f"checkpoints/step-000007/state/{state}.safetensors"
         assert same(broken / name, unbroken.folder / name)
     whole = last_records(unbroken.events)
-    assert last_records(events).items() <= whole.items()
+    assert last_records(again.events).items() <= whole.items()
     assert counters_in(broken / "checkpoints/step-000007") == counters_in(unbroken.folder / "checkpoints/step-000007")
 
 
