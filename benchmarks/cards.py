@@ -236,7 +236,7 @@ class Measurement:
         return {} if held is None else {"beside_torch_gib": round(held - torch.cuda.memory_reserved() / GIB, 3)}
 
 
-def _no_way_back() -> int:
+def _no_way_back(_: int) -> int:
     raise StorageError("nothing is saved here")
 
 

@@ -264,11 +264,6 @@ def is_whole(folder: Path) -> bool:
     return True
 
 
-def counters_in(folder: Path) -> Counters:
-    """What the loop had counted when a checkpoint was saved."""
-    return dict(_read_state(folder).get("counters", {}))
-
-
 def load_checkpoint(
     folder: Path,
     parameters: dict[str, torch.nn.Parameter],

@@ -18,6 +18,7 @@ from fluxtune.training.checkpoint import Counters
 
 SKIPPED, IN_A_ROW = "skipped", "in_a_row"
 ROLLBACKS, FACTOR = "rollbacks", "learning_rate_factor"
+AT_FIRST: Counters = {SKIPPED: 0, IN_A_ROW: 0, ROLLBACKS: 0, FACTOR: 1.0}
 OF_THE_RUN = (ROLLBACKS, FACTOR)
 """The counters that a run keeps when it goes back to an earlier state."""
 _NAMES = 12
@@ -28,7 +29,8 @@ class Health:
 
     Args:
         pictures: the pictures of a micro-step, by their paths.
-        restore: puts the saved state, with its counters, in the place of the present one; returns the steps done in it.
+        restore: puts a saved state, with its counters, in the place of the present one: the last that was saved after
+            at most so many steps; returns the steps done in it.
         counters: where all is counted; saved with the state. Empty for a run that begins.
     """
 
@@ -36,7 +38,7 @@ class Health:
         self,
         config: TrainingConfig,
         pictures: Callable[[int], list[str]],
-        restore: Callable[[], int],
+        restore: Callable[[int], int],
         counters: Counters,
         on_event: Sink,
     ) -> None:
@@ -47,8 +49,7 @@ class Health:
         self._counters = counters
         self._on_event = on_event
         self._is_broken = False
-        for name, none_yet in {SKIPPED: 0, IN_A_ROW: 0, ROLLBACKS: 0, FACTOR: 1.0}.items():
-            counters.setdefault(name, none_yet)
+        counters.update({**AT_FIRST, **counters})
 
     @property
     def skipped(self) -> int:
@@ -63,7 +64,9 @@ class Health:
     @property
     def is_lost(self) -> bool:
         """Whether the state is to be given up: its weights are not finite, or too many steps in a row were skipped."""
-        return self._is_broken or self._counters[IN_A_ROW] >= self._policy.patience
+        # A run that is shorter than that has learned nothing when all its steps were skipped.
+        patience = min(self._policy.patience, self._config.steps)
+        return self._is_broken or self._counters[IN_A_ROW] >= patience
 
     def note(self, step: int, loss: float, grad_norm: float, weights_are_finite: bool) -> None:
         """Count step number ``step``, from 0; it was skipped if its loss or the norm of its gradients is not finite."""
@@ -93,7 +96,8 @@ class Health:
         self._on_event(Warning(f"{self._told(step)}; going back, with a lower learning rate"))
         self._counters[ROLLBACKS] += 1
         self._counters[FACTOR] *= self._policy.learning_rate_factor
-        step = self._restore()
+        # Checkpoints that were made since the first of those steps hold what led to them.
+        step = self._restore(step if self._is_broken else step + 1 - int(self._counters[IN_A_ROW]))
         self._counters[IN_A_ROW] = 0
         self._is_broken = False
         return step

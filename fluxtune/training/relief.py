@@ -84,7 +84,7 @@ class Relief:
         """
         discard(self._learner)
         free_memory()
-        failed, step = step, self._saved.restore() if in_update else step
+        failed, step = step, self._saved.restore(step) if in_update else step
         self._saved.save(step)
         if not self._take_less(failed, shortage):
             self._wait(failed, shortage)

@@ -147,6 +147,7 @@ def _train_in(
     prepared = prepare(config, ready.base, ready.pictures, ready.prompts, dtype, ready.device, on_event)
     loaded = load(config, ready.base, prepared, ready.device, on_event, goes_on=checkpoint is not None)
     outputs = Outputs(run, config, ready, prepared, loaded, started, on_event)
+    saved = SavedState(outputs, checkpoint is not None, on_event)
     first_step = 0
     if checkpoint is not None:
         first_step, counters = load_checkpoint(
@@ -164,7 +165,6 @@ def _train_in(
     layers = len(loaded.parameters) // 2
     on_event(Phase("train", f"{training.steps - first_step} steps, {layers} layers adapted"))
     clocked = _Clocked(on_event)
-    saved = SavedState(outputs, first_step, on_event)
     health = Health(training, loaded.source.pictures, saved.restore, outputs.counters, on_event)
     relief = Relief(loaded.learner, config.memory, ready.plan, saved, first_step, should_stop, on_event)
     with outputs.finishing():
