@@ -40,7 +40,7 @@ from fluxtune.training.optimizers import missing_state
 Counters = dict[str, float | int]
 
 _STATE_SCHEMA = 1
-_HEADER = 250
+_HEADER = 140
 """Bytes that describe a tensor in a safetensors file, about."""
 
 
@@ -83,7 +83,11 @@ def take_snapshot(
         DivergedError: some of it is not finite, and could never be trained from.
     """
     moments, scalars = _flatten(optimizer)
-    parts = {"adapter": dict(parameters), "average": average.average, "optimizer": moments}
+    parts: dict[str, Mapping[str, torch.Tensor]] = {
+        "adapter": parameters,
+        "average": average.average,
+        "optimizer": moments,
+    }
     tensors = {part: _copied(held) for part, held in parts.items() if held or part != "average"}
     for part, copies in tensors.items():
         if broken := [name for name, tensor in copies.items() if not tensor.isfinite().all()]:
@@ -132,6 +136,10 @@ def write_checkpoint(run: Run, snapshot: Snapshot) -> None:
 
 def _write_files(folder: Path, snapshot: Snapshot, run_state: dict[str, Any]) -> None:
     """All files of a checkpoint. Hashes are of what is in memory, so that reading back tells the mistakes of a disk."""
+    # One at a time: where the run folder is gone, none is made in its place.
+    folder.parent.mkdir(exist_ok=True)
+    folder.mkdir()
+    (folder / "state").mkdir()
     name = f"{snapshot.facts.name}.safetensors"
     digests = {name: write_lora(folder / name, snapshot.layers, snapshot.dtype, snapshot.facts)}
     for part, tensors in snapshot.tensors.items():
@@ -142,7 +150,7 @@ def _write_files(folder: Path, snapshot: Snapshot, run_state: dict[str, Any]) ->
 
 
 def _write(path: Path, content: bytes) -> str:
-    files.write_bytes(path, content)
+    files.write_bytes(path, content, make_folder=False)
     return hashlib.sha256(content).hexdigest()
 
 

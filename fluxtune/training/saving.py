@@ -112,6 +112,7 @@ class Saver:
         may_pass = isinstance(error, VerificationError) or waiting_helps(error)
         if not may_pass or self._failures == len(self._pauses):
             self._unsaved = None
+            self._run.require_there()
             raise error
         pause = self._pauses[self._failures]
         self._failures += 1

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from small_state import SmallState, holds, new_run
 from fluxtune.errors import DivergedError, ExitCode, StorageError, VerificationError
 from fluxtune.events import Checkpoint, Event, Warning
 from fluxtune.runs import MANIFEST, STATE_COPY, Run
-from fluxtune.training import saving
+from fluxtune.training import checkpoint, saving
 from fluxtune.training.checkpoint import last_good_checkpoint, load_checkpoint, write_checkpoint
 from fluxtune.training.saving import Saver, patiently
 
@@ -224,6 +225,21 @@ def test_a_run_folder_that_is_gone_is_one_error_and_nothing_is_made_in_its_place
     assert (failure.value.where, failure.value.exit_code) == (str(run.folder), ExitCode.STORAGE)
     assert not run.folder.exists()
     assert holds(Run.open(run.folder.with_name("elsewhere")).checkpoints()[-1], SmallState(1))
+
+
+def test_a_run_folder_that_is_deleted_while_a_checkpoint_is_written_is_not_made_again(
+    run: Run, saver: Saver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_lora = checkpoint.write_lora
+
+    def delete_first(*arguments: Any) -> str:
+        shutil.rmtree(run.folder)
+        return write_lora(*arguments)
+
+    monkeypatch.setattr(checkpoint, "write_lora", delete_first)
+    with pytest.raises(StorageError, match="the run folder is gone"):
+        save(saver, 1)
+    assert not run.folder.exists()
 
 
 def flip(file: Path, place: int, bit: int = 1) -> None:
