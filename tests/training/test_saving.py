@@ -9,6 +9,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -184,17 +185,30 @@ def test_a_save_that_fails_while_another_error_ends_the_work_is_a_warning(
 def test_a_file_that_reads_back_otherwise_is_written_again(
     run: Run, saver: Saver, events: list[Event], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broken = [True]
+    write_bytes, broken = checkpoint.files.write_bytes, ["optimizer.safetensors"]
 
-    def write(*arguments: object) -> None:
-        if broken.pop() if broken else False:
-            raise VerificationError("it differs")
-        write_checkpoint(*arguments)  # type: ignore[arg-type]
+    def write(path: Path, content: bytes, make_folder: bool = True) -> None:
+        write_bytes(path, content, make_folder)
+        if path.name in broken:
+            broken.remove(path.name)
+            flip(path, 50)
 
-    monkeypatch.setattr(saving, "write_checkpoint", write)
+    monkeypatch.setattr(checkpoint.files, "write_bytes", write)
     save(saver, 1)
-    assert len(warnings(events)) == 1
+    (warning,) = warnings(events)
+    assert "reads back otherwise" in warning
     assert holds(run.checkpoint_folder(1), SmallState(1))
+
+
+def test_an_adapter_that_the_precision_of_the_file_cannot_hold_stops_the_run(run: Run, saver: Saver) -> None:
+    save(saver, 1)
+    state = SmallState(2)
+    next(iter(state.parameters.values())).data.mul_(1e30)
+    state.average.average = {}
+    with pytest.raises(VerificationError, match="not finite"):
+        saver.begin(replace(state.snapshot(), dtype=torch.float16))
+        saver.settle()
+    assert [folder.name for folder in run.checkpoints()] == ["step-000001"]
 
 
 def test_a_damaged_checkpoint_does_not_count_as_a_kept_one(run: Run, saver: Saver) -> None:

@@ -165,6 +165,22 @@ def test_a_record_that_cannot_be_written_for_a_while_does_not_end_a_run(
     assert same_result(told, unbroken)
 
 
+def test_previews_that_do_not_fit_on_the_disk_are_missing_and_nothing_else(
+    tiny_flux: Path,
+    few_pictures: Path,
+    cache: Path,
+    tmp_path: Path,
+    unbroken: Trained,
+    fails_at: Callable[[str, list[int]], None],
+) -> None:
+    every = {"training__steps": 3, "checkpoints__every": 1, "previews__every": 3}
+    fails_at("step-000003/00-seed7.png", [errno.ENOSPC])
+    run = train_in(tmp_path / "mug", plain_config(tiny_flux, few_pictures, **every), cache=cache)
+    assert [each.message.partition(":")[0] for each in problems(run)] == ["previews of step 3 are missing"]
+    assert [path.name for path in (run.folder / "previews").iterdir() if list(path.iterdir())] == ["step-000000"]
+    assert same_result(run, unbroken)
+
+
 def test_a_run_folder_that_is_deleted_meanwhile_ends_the_run_with_one_clear_error(
     tiny_flux: Path, few_pictures: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
