@@ -16,7 +16,8 @@ from fluxtune.errors import FluxtuneError, StorageError
 from fluxtune.events import Checkpoint, Sink, Warning
 from fluxtune.files import waiting_helps
 from fluxtune.runs import Run
-from fluxtune.training.checkpoint import Retention, Snapshot, write_checkpoint
+from fluxtune.training.checkpoint import Snapshot, write_checkpoint
+from fluxtune.training.retention import Retention
 
 T = TypeVar("T")
 

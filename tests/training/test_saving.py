@@ -20,7 +20,8 @@ from small_state import SmallState, holds, new_run
 
 from fluxtune.errors import DivergedError, ExitCode, StorageError, VerificationError
 from fluxtune.events import Checkpoint, Event, Warning
-from fluxtune.runs import MANIFEST, STATE_COPY, Run
+from fluxtune.manifests import MANIFEST
+from fluxtune.runs import STATE_COPY, Run
 from fluxtune.training import checkpoint, saving
 from fluxtune.training.checkpoint import last_good_checkpoint, load_checkpoint, write_checkpoint
 from fluxtune.training.saving import Saver, patiently
