@@ -3,10 +3,10 @@
     python benchmarks/checkpoints.py --output benchmarks/results/checkpoints.json
 
 Saving: the whole state of an adapter for `nano`, and of one for FLUX.1-dev, is copied (what the loop waits for), then
-written, synced, hashed and read back (what a thread does meanwhile); against a bare `save_file`, which syncs nothing, of
-the LoRA, and of that and all tensors of the state. Alternating, medians. The loop: `nano` trained on its demo pictures
-with a checkpoint every 100 steps. It loses what its own thread does for them; and, where no core is free, at most the
-processor time of the thread that writes as well.
+written, synced, hashed and read back (what a thread does meanwhile). Against it a bare `save_file`, which does not
+sync: of the LoRA, and of that and all tensors of the state. Alternating, medians. The loop: `nano` trained on its demo
+pictures with a checkpoint every 100 steps. It loses what its own thread does for them; and, where no core is free, at
+most the processor time of the thread that writes as well.
 """
 
 from __future__ import annotations

@@ -39,15 +39,19 @@ _WHOLE_FILE_HASHED = 64 * 2**20
 """Bytes; of larger files the ends stand for the whole in a fingerprint."""
 
 
-def write_with(path: Path, write: Callable[[Path], None]) -> None:
+def write_with(path: Path, write: Callable[[Path], None], make_folder: bool = True) -> None:
     """Let ``write`` fill a temporary file, then sync it and rename it to ``path``, whose permissions are kept.
+
+    Args:
+        make_folder: with those that it lies in; otherwise it must be there.
 
     Raises:
         StorageError: the folder cannot be made or the file cannot be written.
     """
     temporary = partial_of(path)
     with storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if make_folder:
+            path.parent.mkdir(parents=True, exist_ok=True)
         try:
             write(temporary)
             _sync(temporary)
@@ -82,9 +86,9 @@ def _mark(path: Path) -> str:
     return f".{zlib.crc32(os.fsencode(path.name)):08x}."
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes, make_folder: bool = True) -> None:
     """Write ``content`` to ``path`` atomically."""
-    write_with(path, lambda temporary: _dump(temporary, content))
+    write_with(path, lambda temporary: _dump(temporary, content), make_folder)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -98,8 +102,9 @@ def write_json(path: Path, value: object) -> None:
 
 
 def write_sealed(path: Path, value: dict[str, Any]) -> None:
-    """Write ``value`` to ``path`` as JSON with its own SHA-256, atomically; ``read_sealed`` tells any change of it."""
-    write_bytes(path, sealed(value))
+    """Write ``value`` to ``path`` as JSON with its own SHA-256, atomically; ``read_sealed`` tells any change of it. The
+    folder must be there."""
+    write_bytes(path, sealed(value), make_folder=False)
 
 
 def read_sealed(path: Path) -> dict[str, Any]:

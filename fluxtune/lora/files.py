@@ -34,7 +34,7 @@ def folded_tensors(layers: dict[str, LoraLayer], dtype: torch.dtype) -> dict[str
 
 
 def write_lora(path: Path, layers: dict[str, LoraLayer], dtype: torch.dtype, facts: LoraFacts) -> str:
-    """Write a LoRA atomically, read it back, and compare it with what was trained.
+    """Write a LoRA atomically, read it back, and compare it with what was trained. Its folder must be there.
 
     Returns:
         Hex SHA-256 of the file.
@@ -52,7 +52,7 @@ def write_lora(path: Path, layers: dict[str, LoraLayer], dtype: torch.dtype, fac
             hint="the training diverged: take an earlier checkpoint and a lower learning rate",
         )
     metadata = lora_metadata(facts, tensors)
-    write_bytes(path, _aligned(save(tensors, metadata=metadata)))
+    write_bytes(path, _aligned(save(tensors, metadata=metadata)), make_folder=False)
     verify_lora(path, layers)
     return sha256_of(path)
 

@@ -14,12 +14,12 @@ Nothing random is stored: every draw is a pure function of the seed and the step
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,14 +33,15 @@ from fluxtune.events import Sink, Warning
 from fluxtune.lora.adapter import LoraLayer, adapter_layers
 from fluxtune.lora.files import write_lora
 from fluxtune.lora.metadata import LoraFacts
-from fluxtune.runs import STATE_COPY, Run, verify_manifest, write_manifest
+from fluxtune.manifests import verify_manifest, write_manifest
+from fluxtune.runs import STATE_COPY, Run
 from fluxtune.training.ema import MovingAverage
 from fluxtune.training.optimizers import missing_state
 
 Counters = dict[str, float | int]
 
 _STATE_SCHEMA = 1
-_HEADER = 250
+_HEADER = 140
 """Bytes that describe a tensor in a safetensors file, about."""
 
 
@@ -83,7 +84,11 @@ def take_snapshot(
         DivergedError: some of it is not finite, and could never be trained from.
     """
     moments, scalars = _flatten(optimizer)
-    parts = {"adapter": dict(parameters), "average": average.average, "optimizer": moments}
+    parts: dict[str, Mapping[str, torch.Tensor]] = {
+        "adapter": parameters,
+        "average": average.average,
+        "optimizer": moments,
+    }
     tensors = {part: _copied(held) for part, held in parts.items() if held or part != "average"}
     for part, copies in tensors.items():
         if broken := [name for name, tensor in copies.items() if not tensor.isfinite().all()]:
@@ -124,7 +129,9 @@ def write_checkpoint(run: Run, snapshot: Snapshot) -> None:
         if partial.exists():
             shutil.rmtree(partial)
         _write_files(partial, snapshot, asdict(run.state))
-        verify_manifest(partial)
+        if (damage := damage_of(partial)) is not None:
+            # Hashed in memory, so that this is the disk's doing.
+            raise OSError(errno.EIO, f"it reads back otherwise than it was written ({damage.message})")
         os.replace(partial, folder)
         files.sync_folder(folder.parent)
         files.sync_folder(run.folder)
@@ -132,6 +139,10 @@ def write_checkpoint(run: Run, snapshot: Snapshot) -> None:
 
 def _write_files(folder: Path, snapshot: Snapshot, run_state: dict[str, Any]) -> None:
     """All files of a checkpoint. Hashes are of what is in memory, so that reading back tells the mistakes of a disk."""
+    # One at a time: where the run folder is gone, none is made in its place.
+    folder.parent.mkdir(exist_ok=True)
+    folder.mkdir()
+    (folder / "state").mkdir()
     name = f"{snapshot.facts.name}.safetensors"
     digests = {name: write_lora(folder / name, snapshot.layers, snapshot.dtype, snapshot.facts)}
     for part, tensors in snapshot.tensors.items():
@@ -142,7 +153,7 @@ def _write_files(folder: Path, snapshot: Snapshot, run_state: dict[str, Any]) ->
 
 
 def _write(path: Path, content: bytes) -> str:
-    files.write_bytes(path, content)
+    files.write_bytes(path, content, make_folder=False)
     return hashlib.sha256(content).hexdigest()
 
 
@@ -201,53 +212,6 @@ def size_of(
     lora = count * dtype.itemsize + _HEADER * len(parameters)
     state = sum(tensor.nbytes for tensor in (*parameters.values(), *average.average.values())) + moments
     return lora + state + 4 * _HEADER * len(parameters), lora
-
-
-class Retention:
-    """Which checkpoints may go: those older than the newest ``keep`` that are whole on disk."""
-
-    def __init__(self, run: Run, keep: int) -> None:
-        self._run = run
-        self._keep = keep
-        self._verified: dict[Path, object] = {}
-
-    def superseded(self) -> list[Path]:
-        """Checkpoints that are not needed any more. What did not change since it was last read is not read again."""
-        older = self._run.checkpoints()
-        if len(older) <= self._keep:
-            return []
-        whole = 0
-        while older and whole < self._keep:
-            whole += self._is_whole(older.pop())
-        return older
-
-    def trust(self, folder: Path) -> None:
-        """Take a checkpoint for whole that was just verified."""
-        with suppress(OSError):
-            self._verified[folder] = _marks(folder)
-
-    def _is_whole(self, folder: Path) -> bool:
-        try:
-            marks = _marks(folder)
-            if self._verified.get(folder) != marks:
-                verify_manifest(folder)
-                self._verified[folder] = marks
-        except (StorageError, OSError):
-            return False
-        return True
-
-    def drop(self, folder: Path) -> None:
-        """Remove a checkpoint; killed meanwhile, it is not taken for a damaged one. What cannot be removed stays."""
-        dropped = folder.with_name(f".{folder.name}.dropped")
-        with suppress(OSError):
-            os.replace(folder, dropped)
-            shutil.rmtree(dropped)
-
-
-def _marks(folder: Path) -> list[tuple[str, int, int, int]]:
-    """By which a change of a folder's files is seen without reading them."""
-    stats = [(str(path), path.stat()) for path in sorted(folder.rglob("*"))]
-    return [(path, stat.st_ino, stat.st_size, stat.st_mtime_ns) for path, stat in stats]
 
 
 def steps_done(folder: Path) -> int:

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from fluxtune import __version__
 from fluxtune.config.schema import Config
+from fluxtune.errors import StorageError
 from fluxtune.events import Sink, Warning
-from fluxtune.files import require_space
+from fluxtune.files import require_space, waiting_helps
 from fluxtune.flux.load import free_memory
 from fluxtune.flux.weights import DTYPES
 from fluxtune.lora.adapter import adapter_layers, as_saved, scale_of
@@ -63,8 +64,8 @@ class Outputs:
         steps = self.config.training.steps
         saved = -(-steps // config.every) - first_step // config.every if config.every else 1
         # One more than are kept, for a new one is whole before an old one goes.
-        count = min(saved, config.keep + 1 - min(config.keep, len(self.run.checkpoints())))
-        purpose = f"{count} checkpoint{'s' if count > 1 else ''} and the result"
+        count = min(max(1, saved), config.keep + 1 - min(config.keep, len(self.run.checkpoints())))
+        purpose = f"{count} checkpoints and the result" if count > 1 else "a checkpoint and the result"
         require_space(self.run.folder, count * checkpoint + lora, purpose)
 
     def after_step(self, step: int) -> None:
@@ -80,21 +81,28 @@ class Outputs:
             self.previews(step)
 
     def previews(self, step: int) -> None:
-        """The preview pictures, made with what would be saved; those that do not fit in memory are left out."""
+        """The preview pictures, made with what would be saved; those that fit neither in memory nor on the disk are
+        left out."""
         self.run.require_there()
-        shortage = tried(partial(self._previews, step))
+        try:
+            shortage = tried(partial(self._make_previews, step))
+        except StorageError as error:
+            if not waiting_helps(error):
+                raise
+            self.on_event(Warning(f"previews of step {step} are missing: {error.message}", error.where, error.hint))
+            return
         if isinstance(shortage, Shortage):
             free_memory()
             reason = f" ({shortage.reason})" if shortage.reason else ""
             self.on_event(
                 Warning(
-                    f"previews at step {step} were left out: they did not fit in memory{reason}",
+                    f"previews of step {step} are missing: they did not fit in memory{reason}",
                     where="previews",
                     hint="set memory.vae_tiling = true, or previews.width and previews.height smaller",
                 )
             )
 
-    def _previews(self, step: int) -> None:
+    def _make_previews(self, step: int) -> None:
         requests = preview_requests(self.config, self.ready.base, self.ready.preview_prompts)
         transformer = self.loaded.learner.transformer
         saved = as_saved(
@@ -122,7 +130,7 @@ class Outputs:
             DivergedError: it is not finite, and is not saved.
             StorageError: the checkpoint before it could not be saved.
         """
-        if step == self._saver.step:
+        if self._saver.has(step):
             return
         snapshot = take_snapshot(
             step,

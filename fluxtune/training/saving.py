@@ -12,11 +12,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from fluxtune.errors import FluxtuneError, StorageError, VerificationError
+from fluxtune.errors import FluxtuneError, StorageError
 from fluxtune.events import Checkpoint, Sink, Warning
 from fluxtune.files import waiting_helps
 from fluxtune.runs import Run
-from fluxtune.training.checkpoint import Retention, Snapshot, write_checkpoint
+from fluxtune.training.checkpoint import Snapshot, write_checkpoint
+from fluxtune.training.retention import Retention
 
 T = TypeVar("T")
 
@@ -38,12 +39,16 @@ class Saver:
         self._on_event = on_event
         self._pauses = PAUSES if pauses is None else pauses
         self._thread = ThreadPoolExecutor(1, "checkpoint")
-        self.step: int | None = None
-        """Of the last checkpoint that was begun."""
+        self._step = 0
         self._unsaved: Snapshot | None = None
         self._writing: Future[list[Path]] | None = None
         self._failures = 0
         self._next_attempt = 0.0
+
+    def has(self, step: int) -> bool:
+        """Whether the last checkpoint that was begun is of this step, and being written or whole."""
+        folder = self._run.checkpoint_folder(step)
+        return step == self._step and (self._unsaved is not None or folder in self._run.checkpoints())
 
     def begin(self, snapshot: Snapshot) -> None:
         """Write a snapshot from now on. Waits for the one before; where that failed so far, this one replaces it.
@@ -52,7 +57,7 @@ class Saver:
             StorageError: the one before could not be written, and is not tried again.
         """
         self._finish()
-        self.step = snapshot.step
+        self._step = snapshot.step
         self._unsaved = snapshot
         self.look()
 
@@ -91,7 +96,7 @@ class Saver:
             self.look()
             self._finish()
         except FluxtuneError as failure:
-            message = f"the checkpoint of step {self.step} could not be saved: {failure.message}"
+            message = f"the checkpoint of step {self._step} could not be saved: {failure.message}"
             self._on_event(Warning(message, failure.where, failure.hint))
 
     def _finish(self) -> None:
@@ -101,38 +106,40 @@ class Saver:
         writing, self._writing = self._writing, None
         try:
             superseded = writing.result()
-        except (StorageError, VerificationError) as error:
+        except StorageError as error:
             self._failed(error)
+        except BaseException:
+            self._unsaved = None
+            raise
         else:
             self._unsaved, self._failures, self._next_attempt = None, 0, 0.0
             self._saved(superseded)
 
-    def _failed(self, error: StorageError | VerificationError) -> None:
+    def _failed(self, error: StorageError) -> None:
         """Put the save off, or give it up."""
-        may_pass = isinstance(error, VerificationError) or waiting_helps(error)
-        if not may_pass or self._failures == len(self._pauses):
+        if not waiting_helps(error) or self._failures == len(self._pauses):
             self._unsaved = None
+            self._run.require_there()
             raise error
         pause = self._pauses[self._failures]
         self._failures += 1
         self._next_attempt = time.monotonic() + pause
         message = (
-            f"the checkpoint of step {self.step} could not be saved: {error.message}; trying again in {pause:.0f} s"
+            f"the checkpoint of step {self._step} could not be saved: {error.message}; trying again in {pause:.0f} s"
         )
         self._on_event(Warning(message, error.where, error.hint))
 
     def _saved(self, superseded: list[Path]) -> None:
         """Record the checkpoint, say so, and drop the oldest."""
-        assert self.step is not None
-        folder = self._run.checkpoint_folder(self.step)
+        folder = self._run.checkpoint_folder(self._step)
         try:
-            self._run.update(step=self.step, checkpoint=self._run.within(folder))
+            self._run.update(step=self._step, checkpoint=self._run.within(folder))
         except StorageError as error:
             # The checkpoint counts without; the next update writes this one, too.
             if not waiting_helps(error):
                 raise
             self._on_event(Warning(f"the run's record is out of date: {error.message}", error.where, error.hint))
-        self._on_event(Checkpoint(self.step, str(folder)))
+        self._on_event(Checkpoint(self._step, str(folder)))
         for old in superseded:
             self._retention.drop(old)
 

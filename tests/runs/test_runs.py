@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from fluxtune import files, runs
+from fluxtune import files, manifests
 from fluxtune.errors import StorageError
 from fluxtune.events import Phase, Step
-from fluxtune.runs import Run, latest_run, verify_manifest, write_manifest
+from fluxtune.manifests import verify_manifest, write_manifest
+from fluxtune.runs import Run, latest_run
 
 
 @pytest.fixture
@@ -216,7 +217,7 @@ def test_a_torn_file_of_a_checkpoint_is_named(run: Run, content: bytes | None, m
 
 @pytest.mark.parametrize("content", [None, b'{"files": {"a', b"[]"])
 def test_a_checkpoint_without_a_readable_manifest_does_not_verify(run: Run, content: bytes | None) -> None:
-    manifest = checkpoint(run, 250) / runs.MANIFEST
+    manifest = checkpoint(run, 250) / manifests.MANIFEST
     manifest.unlink() if content is None else manifest.write_bytes(content)
     with pytest.raises(StorageError, match="manifest"):
         verify_manifest(manifest.parent)

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import pytest
 from faults import Killed, injected
@@ -19,7 +18,8 @@ from small_state import SmallState, holds, new_run
 
 from fluxtune.errors import StorageError
 from fluxtune.events import Event, Warning, ignore
-from fluxtune.runs import Run, verify_manifest
+from fluxtune.manifests import verify_manifest
+from fluxtune.runs import Run
 from fluxtune.training.checkpoint import last_good_checkpoint
 from fluxtune.training.saving import Saver
 
@@ -48,6 +48,18 @@ def saved_twice(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save(run, 1)
     save(run, 2)
     return run.folder
+
+
+@pytest.fixture
+def tell(capsys: pytest.CaptureFixture[str]) -> Callable[[int], None]:
+    """Shows how many faults a test tried."""
+
+    def say(faults: int) -> None:
+        assert faults
+        with capsys.disabled():
+            print(f"[{faults} faults]", end=" ")
+
+    return say
 
 
 @pytest.fixture
@@ -131,17 +143,15 @@ def check_saves_with(copies: Iterator[Run], crossed: bool) -> int:
     return len(tried)
 
 
-def test_a_fault_at_any_operation_of_a_save_loses_nothing(
-    copies: Iterator[Run], record_property: Callable[[str, Any], None]
-) -> None:
-    record_property("faults", check_saves_with(copies, crossed=False))
+def test_a_fault_at_any_operation_of_a_save_loses_nothing(copies: Iterator[Run], tell: Callable[[int], None]) -> None:
+    tell(check_saves_with(copies, crossed=False))
 
 
 @pytest.mark.slow
 def test_every_fault_at_any_operation_of_a_save_loses_nothing(
-    copies: Iterator[Run], record_property: Callable[[str, Any], None]
+    copies: Iterator[Run], tell: Callable[[int], None]
 ) -> None:
-    record_property("faults", check_saves_with(copies, crossed=True))
+    tell(check_saves_with(copies, crossed=True))
 
 
 def check_kills_with(copies: Iterator[Run], crossed: bool) -> int:
@@ -158,16 +168,16 @@ def check_kills_with(copies: Iterator[Run], crossed: bool) -> int:
 
 
 def test_a_kill_or_power_cut_at_any_operation_of_a_save_loses_nothing(
-    copies: Iterator[Run], record_property: Callable[[str, Any], None]
+    copies: Iterator[Run], tell: Callable[[int], None]
 ) -> None:
-    record_property("faults", check_kills_with(copies, crossed=False))
+    tell(check_kills_with(copies, crossed=False))
 
 
 @pytest.mark.slow
 def test_both_kill_and_power_cut_at_any_operation_of_a_save_lose_nothing(
-    copies: Iterator[Run], record_property: Callable[[str, Any], None]
+    copies: Iterator[Run], tell: Callable[[int], None]
 ) -> None:
-    record_property("faults", check_kills_with(copies, crossed=True))
+    tell(check_kills_with(copies, crossed=True))
 
 
 def test_older_checkpoints_go_only_after_the_new_one_is_whole_and_synced(copies: Iterator[Run]) -> None:
@@ -181,7 +191,7 @@ def test_older_checkpoints_go_only_after_the_new_one_is_whole_and_synced(copies:
 
 
 def test_a_fault_at_any_operation_of_making_a_run_leaves_it_whole_or_absent(
-    place: Path, record_property: Callable[[str, Any], None]
+    place: Path, tell: Callable[[int], None]
 ) -> None:
     tried = cases(operations(lambda: new_run(place / "0"), place), crossed=True)
     for number, error in tried:
@@ -196,11 +206,11 @@ def test_a_fault_at_any_operation_of_making_a_run_leaves_it_whole_or_absent(
             new_run(folder)
         assert Run.open(folder).state.accepted == ["data"]
         assert not list(place.glob(".*"))
-    record_property("faults", len(tried))
+    tell(len(tried))
 
 
 def test_a_kill_at_any_operation_of_making_a_run_leaves_it_whole_or_absent(
-    place: Path, record_property: Callable[[str, Any], None]
+    place: Path, tell: Callable[[int], None]
 ) -> None:
     count = operations(lambda: new_run(place / "0"), place)
     for number in range(count):
@@ -211,11 +221,11 @@ def test_a_kill_at_any_operation_of_making_a_run_leaves_it_whole_or_absent(
             new_run(folder)
         assert Run.open(folder).trouble is None
         assert not list(place.glob(".*"))
-    record_property("faults", count)
+    tell(count)
 
 
 def test_a_fault_or_kill_at_any_operation_of_recording_keeps_the_record_whole(
-    copies: Iterator[Run], record_property: Callable[[str, Any], None]
+    copies: Iterator[Run], tell: Callable[[int], None]
 ) -> None:
     run = next(copies)
     count = operations(lambda: run.update(step=7), run.folder)
@@ -226,11 +236,11 @@ def test_a_fault_or_kill_at_any_operation_of_recording_keeps_the_record_whole(
         assert again.trouble is None
         assert again.state.step in (2, 7)
         run.update(step=2)
-    record_property("faults", count * (len(ERRORS) + 1))
+    tell(count * (len(ERRORS) + 1))
 
 
 def test_a_fault_at_any_operation_of_a_resumes_reading_is_one_error_that_takes_nothing_away(
-    copies: Iterator[Run], record_property: Callable[[str, Any], None]
+    copies: Iterator[Run], tell: Callable[[int], None]
 ) -> None:
     run = next(copies)
 
@@ -253,4 +263,4 @@ def test_a_fault_at_any_operation_of_a_resumes_reading_is_one_error_that_takes_n
         # One that could not be removed would be taken over once this process is gone.
         (run.folder / "lock").unlink(missing_ok=True)
         read()
-    record_property("faults", len(tried))
+    tell(len(tried))

@@ -28,6 +28,7 @@ CHECKPOINT = {
     "state/adapter.safetensors",
     "state/average.safetensors",
     "state/optimizer.safetensors",
+    "state/run.json",
     "state.json",
     "manifest.json",
 }

@@ -9,7 +9,9 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,8 +20,9 @@ from small_state import SmallState, holds, new_run
 
 from fluxtune.errors import DivergedError, ExitCode, StorageError, VerificationError
 from fluxtune.events import Checkpoint, Event, Warning
-from fluxtune.runs import MANIFEST, STATE_COPY, Run
-from fluxtune.training import saving
+from fluxtune.manifests import MANIFEST
+from fluxtune.runs import STATE_COPY, Run
+from fluxtune.training import checkpoint, saving
 from fluxtune.training.checkpoint import last_good_checkpoint, load_checkpoint, write_checkpoint
 from fluxtune.training.saving import Saver, patiently
 
@@ -183,17 +186,30 @@ def test_a_save_that_fails_while_another_error_ends_the_work_is_a_warning(
 def test_a_file_that_reads_back_otherwise_is_written_again(
     run: Run, saver: Saver, events: list[Event], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broken = [True]
+    write_bytes, broken = checkpoint.files.write_bytes, ["optimizer.safetensors"]
 
-    def write(*arguments: object) -> None:
-        if broken.pop() if broken else False:
-            raise VerificationError("it differs")
-        write_checkpoint(*arguments)  # type: ignore[arg-type]
+    def write(path: Path, content: bytes, make_folder: bool = True) -> None:
+        write_bytes(path, content, make_folder)
+        if path.name in broken:
+            broken.remove(path.name)
+            flip(path, 50)
 
-    monkeypatch.setattr(saving, "write_checkpoint", write)
+    monkeypatch.setattr(checkpoint.files, "write_bytes", write)
     save(saver, 1)
-    assert len(warnings(events)) == 1
+    (warning,) = warnings(events)
+    assert "reads back otherwise" in warning
     assert holds(run.checkpoint_folder(1), SmallState(1))
+
+
+def test_an_adapter_that_the_precision_of_the_file_cannot_hold_stops_the_run(run: Run, saver: Saver) -> None:
+    save(saver, 1)
+    state = SmallState(2)
+    next(iter(state.parameters.values())).data.mul_(1e30)
+    state.average.average = {}
+    with pytest.raises(VerificationError, match="not finite"):
+        saver.begin(replace(state.snapshot(), dtype=torch.float16))
+        saver.settle()
+    assert [folder.name for folder in run.checkpoints()] == ["step-000001"]
 
 
 def test_a_damaged_checkpoint_does_not_count_as_a_kept_one(run: Run, saver: Saver) -> None:
@@ -224,6 +240,21 @@ def test_a_run_folder_that_is_gone_is_one_error_and_nothing_is_made_in_its_place
     assert (failure.value.where, failure.value.exit_code) == (str(run.folder), ExitCode.STORAGE)
     assert not run.folder.exists()
     assert holds(Run.open(run.folder.with_name("elsewhere")).checkpoints()[-1], SmallState(1))
+
+
+def test_a_run_folder_that_is_deleted_while_a_checkpoint_is_written_is_not_made_again(
+    run: Run, saver: Saver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_lora = checkpoint.write_lora
+
+    def delete_first(*arguments: Any) -> str:
+        shutil.rmtree(run.folder)
+        return write_lora(*arguments)
+
+    monkeypatch.setattr(checkpoint, "write_lora", delete_first)
+    with pytest.raises(StorageError, match="the run folder is gone"):
+        save(saver, 1)
+    assert not run.folder.exists()
 
 
 def flip(file: Path, place: int, bit: int = 1) -> None:
