@@ -48,6 +48,7 @@ def faults(case: Case, folder: Path) -> list[str]:
         stream.flush()
     out, err = (stream.buffer.getvalue().decode("utf-8") for stream in streams)  # type: ignore[attr-defined]
     found = [] if code == 2 else [f"exit code {code}"]
+    found += ["a control character"] if any(letter < " " and letter != "\n" for letter in out + err) else []
     if "--json" in case.arguments:
         found += [] if not err else [f"on stderr: {err[:200]}"]
         out, err = "", _as_text(out)
@@ -74,7 +75,6 @@ def _faults_of_text(err: str, where: str, case: Case) -> list[str]:
     found += [f"{word!r} is not in the message: {message}" for word in case.said if word not in message]
     found += [f"{word!r} is not in the hint: {hint} ({message})" for word in case.advised if word not in hint]
     found += [f"{len(err)} characters"] if len(err) > 1500 else []
-    found += ["a control character"] if any(ord(letter) < 32 and letter != "\n" for letter in err) else []
     return found
 
 
