@@ -55,7 +55,13 @@ def report(error: FluxtuneError, as_json: bool) -> None:
         return
     problems = error.problems if isinstance(error, ConfigError) else [error]
     label = "stopped" if isinstance(error, Stopped) else "error"
-    _say("\n\n".join(f"{label}: {problem}" for problem in problems))
+    _say("\n\n".join(f"{label}: {_on_one_line(problem)}" for problem in problems))
+
+
+def _on_one_line(error: FluxtuneError) -> str:
+    """An error with its hint; a place, which may be a path with a line break in it, takes no more than its line."""
+    place = f"{printable(error.where)}: " if error.where else ""
+    return f"{place}{error.message}" + (f"\n\nhint: {error.hint}" if error.hint else "")
 
 
 def printable(text: str) -> str:

@@ -38,9 +38,9 @@ def finish() -> StorageError | None:
             _leave(stream, error)
     if not _refused:
         return None
-    name, error = _refused[0]
+    name, reason = _refused[0]
     _refused.clear()
-    return storage_error(error, where=name)
+    return storage_error(reason, where=name)
 
 
 def nobody_reads(stream: TextIO) -> bool:

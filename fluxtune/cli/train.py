@@ -261,6 +261,7 @@ def _require_pictures(config: Config) -> None:
     if not config.dataset.folders:
         raise UsageError(
             "no pictures to learn from: wanted a FOLDER, or [[dataset.folders]] in your settings",
+            where="fluxtune train",
             hint="fluxtune train photos --preset 24gb; or, to see it work on a demo set, fluxtune train --preset nano",
         )
 

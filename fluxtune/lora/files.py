@@ -23,6 +23,8 @@ Converted: TypeAlias = tuple[dict[str, torch.Tensor], dict[str, Any] | None, dic
 
 _PREFIX = "transformer."
 
+_AGAIN = "write it again, on another disk if it stays so; else it is a bug: please report it"
+
 
 def folded_tensors(layers: dict[str, LoraLayer], dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """The tensors of a file: the scale goes into B in float32, before the cast to ``dtype``."""
@@ -78,16 +80,22 @@ def verify_lora(path: Path, layers: dict[str, LoraLayer]) -> None:
     stored = load_file(path)
     expected = folded_tensors(layers, torch.float32)
     if odd := sorted(set(stored) ^ set(expected)):
-        raise VerificationError(f"{len(odd)} tensors are missing or extra, the first is {odd[0]}", where=str(path))
+        raise VerificationError(
+            f"{len(odd)} tensors are missing or extra, the first is {odd[0]}", where=str(path), hint=_AGAIN
+        )
     for name, trained in expected.items():
         kept = stored[name]
         if kept.shape != trained.shape:
-            raise VerificationError(f"{name} is {list(kept.shape)}, should be {list(trained.shape)}", where=str(path))
+            raise VerificationError(
+                f"{name} is {list(kept.shape)}, should be {list(trained.shape)}", where=str(path), hint=_AGAIN
+            )
         kind = torch.finfo(kept.dtype)
         error = (kept.float() - trained).abs().max()
         # Written so that a value that is no number fails too. Below ``tiny`` a format has no relative precision.
         if not error <= kind.eps * trained.abs().max() + kind.tiny:
-            raise VerificationError(f"{name} differs from what was trained by {error:.2e}", where=str(path))
+            raise VerificationError(
+                f"{name} differs from what was trained by {error:.2e}", where=str(path), hint=_AGAIN
+            )
 
 
 def converted(path: Path, family: Family) -> Converted:

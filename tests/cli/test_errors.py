@@ -108,7 +108,7 @@ def test_training_without_pictures_says_how_to_give_some(fluxtune: Callable) -> 
     outcome = fluxtune("train", "--preset", "24gb")
     assert (outcome.code, outcome.out) == (2, "")
     assert outcome.err == (
-        "error: no pictures to learn from: wanted a FOLDER, or [[dataset.folders]] in your settings\n"
+        "error: fluxtune train: no pictures to learn from: wanted a FOLDER, or [[dataset.folders]] in your settings\n"
         "\n"
         "hint: fluxtune train photos --preset 24gb; or, to see it work on a demo set, fluxtune train --preset nano\n"
     )

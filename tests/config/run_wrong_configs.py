@@ -48,9 +48,22 @@ def faults(case: Case, folder: Path) -> list[str]:
         stream.flush()
     out, err = (stream.buffer.getvalue().decode("utf-8") for stream in streams)  # type: ignore[attr-defined]
     found = [] if code == 2 else [f"exit code {code}"]
+    found += ["a control character"] if any(letter < " " and letter != "\n" for letter in out + err) else []
+    if "--json" in case.arguments:
+        found += [] if not err else [f"on stderr: {err[:200]}"]
+        out, err = "", _as_text(out)
     found += [] if not out else [f"on stdout: {out[:200]}"]
     found += [] if before == after else [f"left behind: {sorted(after - before)}"]
     return found + _faults_of_text(err, where, case)
+
+
+def _as_text(out: str) -> str:
+    """The one error of JSON lines as a person would be told it."""
+    *before, last = map(json.loads, out.splitlines())
+    if before or (last["event"], last["code"], len(last["problems"])) != ("error", 2, 1):
+        return out
+    (problem,) = last["problems"]
+    return f"error: {problem['where']}: {problem['message']}\n\nhint: {problem['hint']}\n"
 
 
 def _faults_of_text(err: str, where: str, case: Case) -> list[str]:
@@ -62,7 +75,6 @@ def _faults_of_text(err: str, where: str, case: Case) -> list[str]:
     found += [f"{word!r} is not in the message: {message}" for word in case.said if word not in message]
     found += [f"{word!r} is not in the hint: {hint} ({message})" for word in case.advised if word not in hint]
     found += [f"{len(err)} characters"] if len(err) > 1500 else []
-    found += ["a control character"] if any(ord(letter) < 32 and letter != "\n" for letter in err) else []
     return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from wrong_settings import (
     DATE,
@@ -131,11 +131,9 @@ def cases(seed: int) -> Iterator[Case]:
         set_twice,
     ]
     while True:
-        for family in families:
-            yield _by_some_way(family(chance), chance)
-        yield by_a_flag(chance)
-        yield by_set(chance)
-        yield contradiction(chance)
+        some = [_by_some_way(family(chance), chance) for family in families]
+        for case in (*some, by_a_flag(chance), by_set(chance), contradiction(chance)):
+            yield replace(case, arguments=(*case.arguments, "--json")) if chance.random() < 0.15 else case
 
 
 def _by_some_way(mistake: Mistake, chance: random.Random) -> Case:
