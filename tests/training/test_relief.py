@@ -338,37 +338,40 @@ def test_the_pace_of_a_run_that_was_held_in_less_memory_is_not_that_of_its_plan(
     assert kept == []
 
 
-HOG = """
-import sys, torch
-free = torch.cuda.mem_get_info()[0]
-held = torch.empty(max(0, free - int(sys.argv[1])), dtype=torch.uint8, device="cuda")
-torch.cuda.synchronize()
-print("held", flush=True)
-sys.stdin.read()
+HOLDER = """
+import torch
+held = torch.empty(torch.cuda.mem_get_info()[0] - 2**20, dtype=torch.uint8, device="cuda")
+print("holding", flush=True)
+input()
 """
 
 
 @pytest.mark.gpu
-def test_a_run_on_a_card_gives_way_to_another_program(
-    config: Make, plain: Trained, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_run_on_a_card_gives_way_to_another_program_and_waits_until_it_is_gone(
+    config: Make, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hogs: list[Any] = []
+    holders: list[subprocess.Popen[str]] = []
 
-    def take(event: Event) -> None:
-        # What torch has it keeps: it is made to ask anew.
+    def take_and_let_go(event: Event) -> None:
         if isinstance(event, Step) and event.step == 3:
+            # What torch's allocator has it would keep.
             torch.cuda.empty_cache()
-            command = [sys.executable, "-c", HOG, str(2**20)]
-            hogs.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
-            assert hogs[0].stdout.readline() == "held\n"
+            command = [sys.executable, "-c", HOLDER]
+            holders.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+            assert holders[0].stdout is not None and holders[0].stdout.readline() == "holding\n"
+        elif isinstance(event, Warning) and "trying it again in" in event.message:
+            holders[0].communicate("gone\n")
 
     monkeypatch.setenv("FLUXTUNE_CACHE", str(cache))
     events: list[Event] = []
-    settings = config(training__device="cuda", training__batch_size=4)
+    settings = config(training__device="cuda")
     try:
-        train(settings, output=tmp_path / "mug", on_event=lambda event: (events.append(event), take(event))[0])
+        train(
+            settings, output=tmp_path / "mug", on_event=lambda event: (events.append(event), take_and_let_go(event))[0]
+        )
     finally:
-        for hog in hogs:
-            hog.communicate()
+        for holder in holders:
+            holder.kill()
     assert [event.step for event in events if isinstance(event, Step)] == [1, 2, 3, 4, 5]
-    assert told(events)
+    assert any("blocks streamed" in message for message in told(events))
+    assert any("trying it again in" in message for message in told(events))
