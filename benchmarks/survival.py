@@ -152,14 +152,14 @@ class _Holder:
 
     def __call__(self, events: Events, _: subprocess.Popen[str]) -> None:
         last = events[-1]
-        if last["event"] == "step" and last["step"] == self._step:
+        step = last["step"] if last["event"] == "step" else None
+        waits = last["event"] == "warning" and "trying it again in" in last["message"]
+        if step == self._step:
             assert self._process.stdin is not None
             self._process.stdin.write("take it\n")
             self._process.stdin.flush()
             self.figures["taken_gib"] = round(int(self._answer()) / 2**30, 2)
-        elif last["event"] == "step" and last["step"] == self._step + STEPS_BESIDE:
-            self.let_go()
-        elif last["event"] == "warning" and "trying it again in" in last["message"]:
+        elif waits or step == self._step + STEPS_BESIDE:
             self.let_go()
 
     def let_go(self) -> None:
