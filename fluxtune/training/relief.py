@@ -81,11 +81,11 @@ class Relief:
         """
         discard(self._learner)
         free_memory()
-        failed, step = step, self._saved.restore(step) if in_update else step
-        self._saved.save(step)
-        if not self._take_less(failed, shortage):
-            self._wait(failed, shortage)
-        return step
+        if not in_update:
+            self._saved.save(step)
+        if not self._take_less(step, shortage):
+            self._wait(step, shortage)
+        return self._saved.restore(step) if in_update else step
 
     def _take_less(self, step: int, shortage: Shortage) -> bool:
         """Go one rung down, or further where it is known that one does not suffice; whether there was one."""
@@ -135,7 +135,7 @@ class Relief:
             raise does_not_fit(
                 f"step {step + 1}, recomputed and streamed as far as that goes,",
                 shortage,
-                f"everything before it is saved: close what else takes memory of the card, then go on with: "
+                "close what else takes memory of the card, then go on from the last checkpoint with: "
                 f"fluxtune train --resume {quote(self._saved.run)}",
             )
         pause = PAUSES[self._waits]

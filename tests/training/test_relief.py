@@ -201,7 +201,7 @@ def test_where_waiting_does_not_help_everything_is_saved_and_the_run_can_be_resu
         with pytest.raises(OutOfMemoryError, match=r"step 3, .* does not fit in memory .*CUDA out of memory") as error:
             train_in(run, config(), cache=cache)
     assert error.value.exit_code == 4
-    assert "everything before it is saved: close what else takes memory" in str(error.value.hint)
+    assert "close what else takes memory of the card" in str(error.value.hint)
     assert str(error.value.hint).endswith(f"fluxtune train --resume {run}")
     assert Run.open(run).state.status == "failed"
     monkeypatch.undo()
