@@ -40,7 +40,8 @@ class DivergenceConfig(Section):
     )
     action: Literal["roll-back", "stop"] = setting(
         "roll-back",
-        "roll-back: go on from the last checkpoint, or the beginning, with a lower learning rate; stop: end the run.",
+        "What is done then: roll-back goes on from the last checkpoint, or the beginning, with a lower learning rate; "
+        "stop ends the run.",
     )
     learning_rate_factor: float = setting(
         0.5, "What each roll-back multiplies the learning rate by, for the rest of the run.", gt=0.0, le=1.0

@@ -131,7 +131,7 @@ class BlockStream:
             slot = self._slot(index).memory.untyped_storage()._cdata
             for holder, name, tensor in list(_frozen(block)):
                 if tensor.untyped_storage()._cdata == slot:
-                    offset = tensor.storage_offset() * tensor.itemsize
+                    offset = int(tensor.storage_offset()) * tensor.itemsize
                     _put(holder, name, tensor, _view(master, offset, tensor))
 
     def _take(self, index: int, block: nn.Module, size: int) -> torch.Tensor:

@@ -43,7 +43,6 @@ class Relief:
         plan: what says how much each way to hold it takes; None where no plan was made.
         first_step: steps done when this process began to train.
         should_stop: asked while waiting.
-        pauses: as ``PAUSES``.
 
     Attributes:
         memory: how the model is held now.
@@ -58,7 +57,6 @@ class Relief:
         first_step: int,
         should_stop: Callable[[], ExitCode | None],
         on_event: Sink,
-        pauses: tuple[float, ...] = PAUSES,
     ) -> None:
         self.memory = memory
         self._learner = learner
@@ -67,7 +65,6 @@ class Relief:
         self._first_step = first_step
         self._should_stop = should_stop
         self._on_event = on_event
-        self._pauses = pauses
         self._waiting_for, self._waits = first_step, 0
 
     def make_room(self, step: int, shortage: Shortage, in_update: bool = False) -> int:
@@ -84,11 +81,11 @@ class Relief:
         """
         discard(self._learner)
         free_memory()
-        failed, step = step, self._saved.restore(step) if in_update else step
-        self._saved.save(step)
-        if not self._take_less(failed, shortage):
-            self._wait(failed, shortage)
-        return step
+        if not in_update:
+            self._saved.save(step)
+        if not self._take_less(step, shortage):
+            self._wait(step, shortage)
+        return self._saved.restore(step) if in_update else step
 
     def _take_less(self, step: int, shortage: Shortage) -> bool:
         """Go one rung down, or further where it is known that one does not suffice; whether there was one."""
@@ -134,14 +131,14 @@ class Relief:
             self._waiting_for, self._waits = step, 0
         if step == self._first_step:
             raise does_not_fit("this training", shortage, SMALLER)
-        if self._waits == len(self._pauses):
+        if self._waits == len(PAUSES):
             raise does_not_fit(
                 f"step {step + 1}, recomputed and streamed as far as that goes,",
                 shortage,
-                f"everything before it is saved: close what else takes memory of the card, then go on with: "
+                "close what else takes memory of the card, then go on from the last checkpoint with: "
                 f"fluxtune train --resume {quote(self._saved.run)}",
             )
-        pause = self._pauses[self._waits]
+        pause = PAUSES[self._waits]
         self._waits += 1
         self._on_event(Warning(f"step {step + 1} does not fit in memory; trying it again in {pause:.0f} s"))
         end = time.monotonic() + pause
