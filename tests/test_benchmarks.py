@@ -183,6 +183,8 @@ def test_the_benchmark_of_checkpoints_compares_them_with_bare_files_and_says_wha
     assert saving["bytes"]["save_file of the LoRA"] == pytest.approx(2 * saving["weights"], rel=0.2)
     assert loop["checkpoints"] == 2
     assert 0 < loop["share_lost"] < loop["share_lost_at_most"]
+
+
 @pytest.mark.slow
 def test_the_benchmark_of_survival_kills_a_run_and_compares_what_it_learned(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
