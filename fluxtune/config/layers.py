@@ -63,8 +63,9 @@ def resolve(
         flags: dotted key -> (flag as the user writes it, its value).
         sets: values of ``--set``, each ``section.key=value``.
         working_folder: what relative paths on the command line are relative to.
-        lowest: a layer below the preset, for instance of the run that made a LoRA.
-        data_sets: read what the data sets say of themselves; not for the settings of a run, which have it already.
+        lowest: a layer below the preset, for instance of the run that made a LoRA. Its data sets are taken as it
+            names them.
+        data_sets: read what the data sets say of themselves.
 
     Raises:
         ConfigError: with every mistake of every layer.
@@ -86,7 +87,7 @@ def resolve(
     layers = [*base, *(_demo_layers([*base, *user]) if is_embedded else []), *user]
     descriptions: list[Description] = []
     if data_sets:
-        layers, descriptions = _with_data_sets(layers, below=len(layers) - len(user))
+        layers, descriptions = _with_data_sets(layers, len(layers) - len(user), lowest)
     merged: dict[str, Any] = {}
     for layer in layers:
         merged = _merge(merged, _anchored(layer.values, "", layer.folder))
@@ -175,11 +176,14 @@ def _demo_layers(layers: list[Layer]) -> list[Layer]:
     return [read_layer(demo_folder() / "dataset.toml", "dataset.toml", "demo data set ({})")]
 
 
-def _with_data_sets(layers: list[Layer], below: int) -> tuple[list[Layer], list[Description]]:
-    """The layers with what the data sets of the rows that count say of themselves at the place ``below``."""
+def _with_data_sets(layers: list[Layer], below: int, lowest: Layer | None) -> tuple[list[Layer], list[Description]]:
+    """The layers with what the data sets of the rows that count say of themselves at the place ``below``.
+
+    The rows of the ``lowest`` layer have it already.
+    """
     absent = object()
     givers = [rank for rank, layer in enumerate(layers) if _get(layer.values, "dataset.folders", absent) is not absent]
-    if not givers:
+    if not givers or layers[givers[-1]] is lowest:
         return layers, []
     giver = layers[givers[-1]]
     own = (giver.folder / Path(giver.source).name).resolve()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from fluxtune import __version__
 from fluxtune.config.schema import Config
+from fluxtune.errors import ExitCode
 from fluxtune.events import Sink
 from fluxtune.flux.weights import DTYPES
 from fluxtune.lora.adapter import adapter_layers, as_saved, scale_of
@@ -33,6 +35,7 @@ class Outputs:
     loaded: Loaded
     started: float
     on_event: Sink
+    should_stop: Callable[[], ExitCode | None]
 
     @property
     def name(self) -> str:
@@ -42,15 +45,27 @@ class Outputs:
     def after_step(self, step: int) -> None:
         """Once in a while: a checkpoint, previews; always both after the last step."""
         last = step == self.config.training.steps
-        checkpoints, previews = self.config.checkpoints.every, self.config.previews.every
+        checkpoints = self.config.checkpoints.every
         if last or (checkpoints and step % checkpoints == 0):
             self.checkpoint(step)
-        if previews and (last or step % previews == 0):
+        if self.previews_are_due(step):
             self.previews(step)
 
-    def previews(self, step: int) -> None:
-        """The preview pictures, made with what would be saved."""
-        requests = preview_requests(self.config, self.ready.base, self.ready.preview_prompts)
+    def previews_are_due(self, step: int) -> bool:
+        """Whether previews belong to the state after ``step`` steps: also to that before the first one."""
+        every = self.config.previews.every
+        return bool(every) and (step == self.config.training.steps or step % every == 0)
+
+    def previews(self, step: int, made: Collection[tuple[str, int]] = ()) -> None:
+        """The preview pictures, made with what would be saved; a stop that is asked for ends them.
+
+        Args:
+            made: prompt and seed of those that are there already.
+        """
+        every = preview_requests(self.config, self.ready.base, self.ready.preview_prompts)
+        requests = [(index, each) for index, each in every if (each.prompt, each.seed) not in made]
+        if not requests:
+            return
         transformer = self.loaded.learner.transformer
         saved = as_saved(
             self.loaded.parameters,
@@ -67,6 +82,7 @@ class Outputs:
                 self.prepared,
                 transformer,
                 self.config.memory.vae_tiling,
+                self.should_stop,
                 self.on_event,
             )
 
