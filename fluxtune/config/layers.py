@@ -54,12 +54,14 @@ def resolve(
     working_folder: Path,
     lowest: Layer | None = None,
     data_sets: bool = True,
+    project_file: bool = True,
 ) -> Resolved:
     """Read all layers, check them and merge them.
 
     Args:
         preset: name or path of a preset; none takes the one that ships for the embedded model if that is the base.
-        config_file: the user's TOML; none takes ``fluxtune.toml`` of the working folder if there is one.
+        config_file: the user's TOML; none takes ``fluxtune.toml`` of the working folder if there is one, and
+            ``project_file`` is set.
         flags: dotted key -> (flag as the user writes it, its value).
         sets: values of ``--set``, each ``section.key=value``.
         working_folder: what relative paths on the command line are relative to.
@@ -73,7 +75,7 @@ def resolve(
     problems: list[FluxtuneError] = []
     base = [lowest] if lowest is not None else []
     base += _preset_layers(preset, working_folder, problems)
-    user = _user_layers(config_file, working_folder, problems)
+    user = _user_layers(config_file, working_folder, problems) if config_file or project_file else []
     user += [Layer(flag, _nested(key.split("."), value), working_folder) for key, (flag, value) in flags.items()]
     user += _set_layers(sets, working_folder, problems)
     is_embedded = _base_of([*base, *user]) == EMBEDDED
