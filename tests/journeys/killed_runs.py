@@ -1,13 +1,12 @@
-"""A nano run that is killed again and again, in processes forked from one that has imported everything.
+"""A nano run that is killed again and again, in processes forked from one that has imported everything it needs.
 
-`python killed_runs.py FOLDER KILLS SEED` writes what it saw as JSON on stdout. It is a process of its own: what is forked
-may have no threads, and no library has computed anything here before the fork.
+`python killed_runs.py FOLDER KILLS SEED` writes what it saw as JSON on stdout. It is a process of its own: what is
+forked may have no threads, and no library has computed anything here before the fork.
 """
 
 from __future__ import annotations
 
 import gc
-import hashlib
 import importlib
 import json
 import os
@@ -24,9 +23,10 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 from fluxtune.cli.app import main
-from fluxtune.errors import StorageError
-from fluxtune.files import json_lines, sha256_of
-from fluxtune.runs import Run, verify_manifest
+from fluxtune.files import json_lines
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from same_runs import left_behind, whole_checkpoints
 
 STEPS = 12
 SETTINGS = {
@@ -45,8 +45,6 @@ SETTINGS = {
     "previews.steps": 2,
     "previews.prompts": '["a red star"]',
 }
-PROGRESS = {"step": ("step", "total", "loss", "learning_rate", "grad_norm", "epoch"), "preview": ("prompt", "seed")}
-"""What must be equal in the events of equal runs, all but times, rates and memory."""
 
 
 def pictures_in(folder: Path) -> Path:
@@ -102,48 +100,8 @@ def trains(arguments: list[str], folder: Path, names: Path | None = None) -> Cal
     return work
 
 
-def whole_checkpoints(run: Run) -> dict[int, dict[str, str]]:
-    """The checkpoints that are as they were written: step -> file of the state -> digest."""
-    whole = {}
-    for folder in run.checkpoints():
-        try:
-            verify_manifest(folder)
-        except StorageError:
-            continue
-        states = sorted((folder / "state").iterdir())
-        whole[int(folder.name.removeprefix("step-"))] = {file.name: sha256_of(file) for file in states}
-    return whole
-
-
 def events_of(run: Path) -> list[dict[str, Any]]:
     return list(json_lines(run / "events.jsonl"))
-
-
-def summary(run: Path) -> dict[str, Any]:
-    """What equal runs leave equal. The last record of a step counts."""
-    progress = {
-        f"{row['event']} {row['step']} {row.get('prompt', '')}": [row[name] for name in PROGRESS[row["event"]]]
-        for row in events_of(run)
-        if row["event"] in PROGRESS
-    }
-    told = sorted({row["step"] for row in events_of(run) if row["event"] == "checkpoint"})
-    files = [path for path in run.rglob("*.png")] + [run / f"{run.name}.safetensors"]
-    checkpoints = whole_checkpoints(Run.open(run))
-    return {
-        "progress": dict(sorted(progress.items())),
-        "checkpoints": told,
-        "kept": {str(step): state for step, state in sorted(checkpoints.items())},
-        "files": {str(path.relative_to(run)): _content(path) for path in sorted(files)},
-        "status": Run.open(run).state.status,
-        "left": sorted(path.name for path in run.rglob("*.partial")),
-    }
-
-
-def _content(path: Path) -> str:
-    """Of a LoRA the tensors alone: its metadata has the time."""
-    content = path.read_bytes()
-    start = 8 + int.from_bytes(content[:8], "little") if path.suffix == ".safetensors" else 0
-    return hashlib.sha256(content[start:]).hexdigest()
 
 
 def lost(run: Path) -> str | None:
@@ -151,7 +109,7 @@ def lost(run: Path) -> str | None:
     if not run.exists():
         return None
     told = [row["step"] for row in events_of(run) if row["event"] == "checkpoint"]
-    whole = whole_checkpoints(Run.open(run))
+    whole = whole_checkpoints(run)
     if told and max(whole, default=0) < max(told):
         return f"told of step {max(told)}, whole are {sorted(whole)}"
     return None
@@ -196,7 +154,7 @@ def run_and_kill(folder: Path, kills: int, seed: int) -> dict[str, Any]:
     duration = time.monotonic() - started
 
     chance = random.Random(seed)
-    seen: dict[str, Any] = {"expected": summary(unbroken), "seconds": duration, "runs": [], "problems": []}
+    seen: dict[str, Any] = {"expected": left_behind(unbroken), "seconds": duration, "runs": [], "problems": []}
     done, places, run = 0, Counter(), None
     while done < kills or run is not None:
         if run is None:
@@ -211,7 +169,7 @@ def run_and_kill(folder: Path, kills: int, seed: int) -> dict[str, Any]:
                 seen["problems"].append(problem)
         elif code == 0:
             seen["problems"] += went_back(run)
-            seen["runs"].append(summary(run))
+            seen["runs"].append(left_behind(run))
             run = None
         else:
             seen["problems"].append((run.parent / "terminal.log").read_text()[-3000:])

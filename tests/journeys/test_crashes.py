@@ -1,4 +1,4 @@
-"""A nano run killed with SIGKILL at moments drawn by chance, resumed until it is done: nothing is lost, all is equal."""
+"""A nano run killed with SIGKILL at moments drawn by chance, and resumed until it is done: nothing is lost."""
 
 from __future__ import annotations
 
