@@ -32,7 +32,6 @@ def left_behind(run: Path) -> dict[str, Any]:
         "previews": {str(path.relative_to(run)): sha256_of(path) for path in sorted(run.rglob("*.png"))},
         "result": _tensors_of(result) if result.is_file() else None,
         "status": Run.open(run).state.status,
-        "half made": sorted(path.name for path in run.rglob("*.partial")),
     }
 
 

@@ -33,7 +33,8 @@ def require_nothing_lost(seen: dict[str, Any], kills: int) -> None:
     assert seen["problems"] == []
     assert seen["kills"] == kills
     assert seen["runs"]
-    assert all(run == seen["expected"] for run in seen["runs"])
+    for run in seen["runs"]:
+        assert run == seen["expected"]
     assert seen["expected"]["status"] == "finished"
     assert len(seen["expected"]["progress"]) == 12 + 3  # steps and previews
 
