@@ -8,7 +8,8 @@ import time
 from fluxtune.errors import UsageError
 from fluxtune.events import Event, Step
 
-_FORM = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?", re.ASCII)
+_FORM = re.compile(r"(?:([\d.]+)h)?(?:([\d.]+)m)?(?:([\d.]+)s)?|([\d.]+)", re.ASCII)
+_UNITS = (3600, 60, 1, 1)
 _LONGEST = 365 * 24 * 3600.0
 _UNKNOWN_SAVE = 10.0
 """Seconds left for saving before it was seen how long that takes; of a short limit a fiftieth."""
@@ -21,8 +22,10 @@ def seconds_of(text: str) -> float:
         UsageError: it is none of these, no time at all, or longer than a year.
     """
     parts = _FORM.fullmatch(text.strip().lower())
-    hours, minutes, seconds = (float(part or 0) for part in parts.groups()) if parts else (0.0, 0.0, 0.0)
-    total = hours * 3600 + minutes * 60 + seconds
+    try:
+        total = sum(float(part or 0) * unit for part, unit in zip(parts.groups(), _UNITS, strict=True)) if parts else 0
+    except ValueError:  # 1.2.3
+        total = 0
     if not 0 < total <= _LONGEST:
         raise UsageError(
             f"{text!r} is no time: wanted hours, minutes and seconds, up to a year",
