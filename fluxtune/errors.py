@@ -39,10 +39,11 @@ class ExitCode(IntEnum):
 
 class Refusal(StrEnum):
     """What a run is refused for unless its user accepts it (``--accept``): errors in pictures or captions; more memory
-    than the card has."""
+    than the card has; a data set that is not the one that it was begun with."""
 
     DATA = "data"
     MEMORY = "memory"
+    CHANGED_DATA = "changed-data"
 
 
 class FluxtuneError(Exception):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -12,9 +12,10 @@ from pathlib import Path
 
 from fluxtune import __version__
 from fluxtune.config.schema import Config
-from fluxtune.errors import StorageError
+from fluxtune.errors import ExitCode, StorageError
 from fluxtune.events import Sink, Warning
 from fluxtune.files import require_space, waiting_helps
+from fluxtune.flux.denoise import Request
 from fluxtune.flux.load import free_memory
 from fluxtune.flux.weights import DTYPES
 from fluxtune.lora.adapter import adapter_layers, as_saved, scale_of
@@ -44,6 +45,7 @@ class Outputs:
     loaded: Loaded
     started: float
     on_event: Sink
+    should_stop: Callable[[], ExitCode | None]
     counters: Counters = field(default_factory=dict)
 
     @property
@@ -72,20 +74,34 @@ class Outputs:
         """Once in a while: a checkpoint, previews; always both after the last step."""
         self._saver.look()
         last = step == self.config.training.steps
-        checkpoints, previews = self.config.checkpoints.every, self.config.previews.every
+        checkpoints = self.config.checkpoints.every
         if last or (checkpoints and step % checkpoints == 0):
             self.checkpoint(step)
         if last:
             self.settle()
-        if previews and (last or step % previews == 0):
+        if self.previews_are_due(step):
             self.previews(step)
 
-    def previews(self, step: int) -> None:
-        """The preview pictures, made with what would be saved; those that fit neither in memory nor on the disk are
-        left out."""
+    def previews_are_due(self, step: int) -> bool:
+        """Whether previews belong to the state after ``step`` steps: also to that before the first one."""
+        every = self.config.previews.every
+        return bool(every) and (step == self.config.training.steps or step % every == 0)
+
+    def previews(self, step: int, made: Collection[tuple[str, int]] = ()) -> None:
+        """The preview pictures, made with what would be saved; a stop that is asked for ends them.
+
+        Those that fit neither in memory nor on the disk are left out.
+
+        Args:
+            made: prompt and seed of those that are there already.
+        """
+        every = preview_requests(self.config, self.ready.base, self.ready.preview_prompts)
+        requests = [(index, each) for index, each in every if (each.prompt, each.seed) not in made]
+        if not requests:
+            return
         self.run.require_there()
         try:
-            shortage = tried(partial(self._make_previews, step))
+            shortage = tried(partial(self._make_previews, step, requests))
         except StorageError as error:
             if not waiting_helps(error):
                 raise
@@ -102,8 +118,7 @@ class Outputs:
                 )
             )
 
-    def _make_previews(self, step: int) -> None:
-        requests = preview_requests(self.config, self.ready.base, self.ready.preview_prompts)
+    def _make_previews(self, step: int, requests: list[tuple[int, Request]]) -> None:
         transformer = self.loaded.learner.transformer
         saved = as_saved(
             self.loaded.parameters,
@@ -120,6 +135,7 @@ class Outputs:
                 self.prepared,
                 transformer,
                 self.config.memory.vae_tiling,
+                self.should_stop,
                 self.on_event,
             )
 

@@ -15,20 +15,14 @@ from fluxtune.config.layers import to_toml
 from fluxtune.config.schema import Config
 from fluxtune.config.settings import values_of
 from fluxtune.dataset.pictures import CaptionBare
-from fluxtune.errors import (
-    ExitCode,
-    FluxtuneError,
-    Refusal,
-    Stopped,
-    StorageError,
-    UsageError,
-)
-from fluxtune.events import Error, Event, Phase, Result, Resumed, RunStarted, Sink, Step, as_record, ignore
+from fluxtune.errors import ExitCode, FluxtuneError, Refusal, Stopped, StorageError
+from fluxtune.events import Checkpoint, Error, Event, Phase, Result, Resumed, RunStarted, Sink, Step, as_record, ignore
 from fluxtune.flux.weights import DTYPES
 from fluxtune.memory.shortage import fits_in_memory
 from fluxtune.runs import Run, require_unused
-from fluxtune.training.captions import AskCaptioner, as_recorded, record_captions
-from fluxtune.training.checkpoint import last_good_checkpoint, load_checkpoint, steps_done
+from fluxtune.training.base_record import base_facts, opens_as_begun
+from fluxtune.training.checkpoint import last_good_checkpoint, load_checkpoint
+from fluxtune.training.data_record import AskCaptioner, as_recorded, compare_data, record_data
 from fluxtune.training.health import Health
 from fluxtune.training.load import load
 from fluxtune.training.loop import train_steps
@@ -37,6 +31,15 @@ from fluxtune.training.pace import keep_pace
 from fluxtune.training.preflight import Preflight, preflight
 from fluxtune.training.prepare import prepare
 from fluxtune.training.relief import SMALLER, Relief
+from fluxtune.training.resuming import (
+    finished_result,
+    of_the_data,
+    require_resumable,
+    settings_of,
+    told_checkpoints,
+    told_previews,
+    warnings_of,
+)
 from fluxtune.training.saved_state import SavedState
 
 
@@ -70,7 +73,7 @@ def train(
             the run: with an exit code it becomes ``Stopped``.
         accept: what would be refused otherwise; ``data``: pictures and captions with errors, those that cannot be
             read being left out; ``memory``: more memory than the card has. With ``resume``, in addition to what the
-            run was begun with.
+            run was begun with; and ``changed-data``: pictures, captions or settings of ``[dataset]`` that are others.
         caption_bare: captions pictures that have no caption, for ``dataset.missing_captions = "caption"``; see
             ``captioning/missing.py``. With ``resume``, only pictures that the run has not recorded a caption of.
 
@@ -78,49 +81,69 @@ def train(
         FluxtuneError: whatever the user can mend; its ``exit_code`` says of which kind.
         Stopped: ``should_stop`` asked for it; the steps done are saved.
     """
-    early: list[dict[str, Any]] = []
-
-    def before_run(event: Event) -> None:
-        early.append(as_record(event))
-        on_event(event)
-
-    goes_on, accepted = False, set(accept)
-    captions: CaptionBare | None = partial(caption_bare, config, before_run) if caption_bare else None
-    if resume is None:
-        # A wrong run folder is told before the base model downloads and the pictures are read.
-        require_unused(output)
-    else:
-        found = Run.open(resume)
-        if found.trouble is not None:
-            before_run(found.trouble)
-        goes_on = bool(found.checkpoints())
-        accepted |= {each for each in Refusal if each in found.state.accepted}
-        captions = as_recorded(resume, before_run, captions)
-    with fits_in_memory("this training", SMALLER):
-        ready = preflight(config, before_run, goes_on, accepted, captions)
-    origins = {**(origins or {}), **_planned(config, ready.config)}
-    config = ready.config
-    resuming = resume is not None
+    told = _Early(on_event)
+    ask = partial(caption_bare, config, told) if caption_bare else None
     if resume is not None:
-        run = Run.open(resume)
-    else:
-        run = Run.create(output, to_toml(config), origins, ready.facts, ready.accepted)
-    with (
-        run.locked(),
-        _recorded(run, resuming),
-        _interruptions(run, should_stop),
-        fits_in_memory("this training", SMALLER),
-    ):
-        for record in early:
-            if (trouble := run.append_record(record)) is not None:
-                on_event(trouble)
+        return _go_on(Run.open(resume), config, origins or {}, told, should_stop, set(accept), ask)
+    # A wrong run folder is told before the base model downloads and the pictures are read.
+    require_unused(output)
+    with fits_in_memory("this training", SMALLER):
+        ready = preflight(config, told, accept=accept, caption_bare=ask)
+    origins = {**(origins or {}), **_planned(config, ready.config)}
+    facts = {**ready.facts, "base": base_facts(ready.base)}
+    run = Run.create(output, to_toml(ready.config), origins, facts, ready.accepted - {Refusal.CHANGED_DATA})
+    with run.locked():
+        return _train_in(run, ready, origins, told, should_stop, resuming=False)
 
-        def report(event: Event) -> None:
-            if (trouble := run.append(event)) is not None:
-                on_event(trouble)
-            on_event(event)
 
-        return _train_in(run, config, origins, ready, resuming, report, should_stop)
+def _go_on(
+    run: Run,
+    config: Config,
+    origins: dict[str, str],
+    told: _Early,
+    should_stop: Callable[[], ExitCode | None],
+    accept: set[Refusal],
+    ask: CaptionBare | None,
+) -> TrainResult:
+    """Everything that can refuse to go on with a run, then the run."""
+    if run.trouble is not None:
+        told(run.trouble)
+    was = settings_of(run.folder).config
+    require_resumable(run, was, config, origins)
+    if result := finished_result(run, was, config):
+        told(Phase("resume", f"this run is finished, all {config.training.steps} steps; --steps N adds some"))
+        told(Result("train", result))
+        return TrainResult(run.folder, Path(result["file"]), int(result["steps"]))
+    with run.locked():
+        has_trained = bool(run.checkpoints())
+        accept |= {each for each in Refusal if each in run.state.accepted}
+        settings = of_the_data(was, config)
+        with fits_in_memory("this training", SMALLER):
+            ready = preflight(
+                config,
+                told,
+                has_trained,
+                accept,
+                as_recorded(run.folder, told, ask),
+                find_base=opens_as_begun(run.state.facts),
+                compare=lambda usable: compare_data(run.folder, usable, config, settings, accept, told, has_trained),
+            )
+        for warning in warnings_of(was, ready.config):
+            told(warning)
+        origins = {**origins, **_planned(config, ready.config)}
+        return _train_in(run, ready, origins, told, should_stop, resuming=True)
+
+
+class _Early:
+    """A sink that keeps what is told before there is a run to record it in."""
+
+    def __init__(self, on_event: Sink) -> None:
+        self.on_event = on_event
+        self.records: list[dict[str, Any]] = []
+
+    def __call__(self, event: Event) -> None:
+        self.records.append(as_record(event))
+        self.on_event(event)
 
 
 def _planned(before: Config, after: Config) -> dict[str, str]:
@@ -131,37 +154,61 @@ def _planned(before: Config, after: Config) -> dict[str, str]:
 
 def _train_in(
     run: Run,
-    config: Config,
-    origins: dict[str, str],
     ready: Preflight,
+    origins: dict[str, str],
+    told: _Early,
+    should_stop: Callable[[], ExitCode | None],
     resuming: bool,
+) -> TrainResult:
+    """The run, with all that happens to it in its record."""
+    with (
+        _recorded(run, resuming),
+        _interruptions(run, should_stop),
+        fits_in_memory("this training", SMALLER),
+    ):
+        for record in told.records:
+            if (trouble := run.append_record(record)) is not None:
+                told.on_event(trouble)
+
+        def report(event: Event) -> None:
+            if (trouble := run.append(event)) is not None:
+                told.on_event(trouble)
+            told.on_event(event)
+
+        return _phases(run, ready, origins, report, should_stop, resuming)
+
+
+def _phases(
+    run: Run,
+    ready: Preflight,
+    origins: dict[str, str],
     on_event: Sink,
     should_stop: Callable[[], ExitCode | None],
+    resuming: bool,
 ) -> TrainResult:
-    started, training = time.time(), config.training
+    """Prepare, load, train, finish."""
+    started, config = time.time(), ready.config
+    training = config.training
     on_event(RunStarted(str(run.folder), ready.base.name, training.steps, config.model_dump(mode="json")))
     if not resuming:
-        record_captions(run.folder, ready.pictures)
-    checkpoint = _checkpoint_to_go_on_from(run, training.steps, on_event) if resuming else None
+        record_data(run.folder, ready.pictures)
+    checkpoint = _checkpoint_to_go_on_from(run, on_event) if resuming else None
     dtype = DTYPES[training.precision]
     prepared = prepare(config, ready.base, ready.pictures, ready.prompts, dtype, ready.device, on_event)
     loaded = load(config, ready.base, prepared, ready.device, on_event, goes_on=checkpoint is not None)
-    outputs = Outputs(run, config, ready, prepared, loaded, started, on_event)
+    outputs = Outputs(run, config, ready, prepared, loaded, started, on_event, should_stop)
     saved = SavedState(outputs, checkpoint is not None, on_event)
-    first_step = 0
-    if checkpoint is not None:
-        first_step, counters = load_checkpoint(
-            checkpoint, loaded.parameters, loaded.learner.optimizer.optimizer, loaded.average
-        )
-        outputs.counters.update(counters)
-        on_event(Resumed(first_step, str(checkpoint)))
+    first_step = _restore(run, checkpoint, outputs, on_event) if checkpoint is not None else 0
     outputs.require_space(first_step)
     if resuming:
-        # Not earlier: a resume that is refused leaves the run, its settings and captions as they were.
-        run.go_on(to_toml(config), origins, ready.accepted)
-        record_captions(run.folder, ready.pictures)
-    if first_step == 0 and config.previews.every:
-        outputs.previews(0)
+        # Not earlier: a resume that is refused leaves the run, its settings and record of data as they were.
+        run.go_on(to_toml(config), origins, ready.accepted - {Refusal.CHANGED_DATA})
+        record_data(run.folder, ready.pictures, first_step)
+    if checkpoint is not None:
+        run.update(step=first_step, checkpoint=checkpoint.relative_to(run.folder).as_posix())
+    if outputs.previews_are_due(first_step):
+        # Those before the first step; or those that a run was killed or stopped in.
+        outputs.previews(first_step, made=told_previews(run, first_step) if resuming else set())
     layers = len(loaded.parameters) // 2
     on_event(Phase("train", f"{training.steps - first_step} steps, {layers} layers adapted"))
     clocked = _Clocked(on_event)
@@ -207,6 +254,18 @@ def _train_in(
     return TrainResult(run.folder, file, step)
 
 
+def _restore(run: Run, checkpoint: Path, outputs: Outputs, on_event: Sink) -> int:
+    """Take up the state of a checkpoint; returns the steps done."""
+    loaded = outputs.loaded
+    step, counters = load_checkpoint(checkpoint, loaded.parameters, loaded.learner.optimizer.optimizer, loaded.average)
+    outputs.counters.update(counters)
+    on_event(Resumed(step, str(checkpoint)))
+    if step not in told_checkpoints(run):
+        # The process was killed between writing the checkpoint and saying so.
+        on_event(Checkpoint(step, str(checkpoint)))
+    return step
+
+
 class _Clocked:
     """A sink that remembers the steps a second of the last step."""
 
@@ -220,23 +279,11 @@ class _Clocked:
         self._on_event(event)
 
 
-def _checkpoint_to_go_on_from(run: Run, steps: int, on_event: Sink) -> Path | None:
-    """The newest whole checkpoint; None where there is none yet.
-
-    Raises:
-        UsageError: more steps than ``steps`` are done already.
-    """
+def _checkpoint_to_go_on_from(run: Run, on_event: Sink) -> Path | None:
+    """The newest whole checkpoint; None where there is none yet."""
     folder = last_good_checkpoint(run, on_event)
     if folder is None:
         on_event(Phase("resume", "no checkpoint yet: starting at the first step"))
-        return None
-    done = steps_done(folder)
-    if done > steps:
-        raise UsageError(
-            f"training.steps is {steps}, and this run has done {done} steps already",
-            where=str(run.folder),
-            hint=f"give --steps {done} or more; {folder} holds the LoRA as it is",
-        )
     return folder
 
 
