@@ -8,7 +8,8 @@ from typing import Any
 
 from fluxtune.errors import StorageError
 from fluxtune.files import json_lines, sha256_of
-from fluxtune.runs import Run, verify_manifest
+from fluxtune.manifests import verify_manifest
+from fluxtune.runs import Run
 
 PROGRESS = {"step": ("step", "total", "loss", "learning_rate", "grad_norm", "epoch"), "preview": ("prompt", "seed")}
 """Events -> what is equal in them."""

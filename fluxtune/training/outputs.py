@@ -160,10 +160,6 @@ class Outputs:
         )
         self._saver.begin(snapshot)
 
-    def went_back(self, step: int) -> None:
-        """The run is at ``step`` again: checkpoints of later steps are begun anew."""
-        self._saver.step = step
-
     def settle(self) -> None:
         """Wait until every checkpoint that was begun is whole on disk.
 

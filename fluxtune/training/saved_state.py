@@ -72,7 +72,6 @@ class SavedState:
             step, counters = load_checkpoint(folder, loaded.parameters, optimizer, loaded.average)
         else:
             step, counters = self._begin_again(), AT_FIRST
-        outputs.went_back(step)
         outputs.counters.clear()
         outputs.counters.update({**counters, **kept})
         factor = float(kept["learning_rate_factor"])

@@ -12,7 +12,8 @@ from interruption import interrupted
 from fluxtune.cli.signals import stop_requests
 from fluxtune.errors import ExitCode, Stopped
 from fluxtune.events import Event, Phase
-from fluxtune.runs import Run, verify_manifest
+from fluxtune.manifests import verify_manifest
+from fluxtune.runs import Run
 
 WAITING = """
 import sys, time

@@ -19,7 +19,8 @@ from fluxtune.dataset.cache import Store
 from fluxtune.errors import DivergedError, ExitCode, StorageError
 from fluxtune.events import Checkpoint, Preview, Step
 from fluxtune.lora.files import read_metadata
-from fluxtune.runs import Run, verify_manifest
+from fluxtune.manifests import verify_manifest
+from fluxtune.runs import Run
 from fluxtune.training import load as load_module
 from fluxtune.training.run import train
 
