@@ -27,6 +27,7 @@ from fluxtune import files
 from fluxtune.errors import StorageError
 from fluxtune.events import Event, as_record
 from fluxtune.locks import held
+from fluxtune.redaction import for_sharing, redacted
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -142,8 +143,10 @@ class Run:
         self.append_record(as_record(event))
 
     def append_record(self, record: dict[str, Any]) -> None:
-        """Add an event of an earlier time, as it was recorded then."""
-        files.append_line(self.folder / "events.jsonl", json.dumps(record, ensure_ascii=False))
+        """Add an event of an earlier time, as it was recorded then; people pass these files on."""
+        record = redacted(record, for_sharing)
+        # In ASCII, so that no control character of a caption reaches the terminal that shows the file.
+        files.append_line(self.folder / "events.jsonl", json.dumps(record))
         files.append_line(self.folder / "log.txt", _log_line(record))
 
     @property
@@ -179,7 +182,7 @@ class Run:
 
     def _write_settings(self, config_toml: str, origins: dict[str, str]) -> None:
         files.write_text(self.config_path, config_toml)
-        files.write_json(self.folder / "origins.json", origins)
+        files.write_json(self.folder / "origins.json", redacted(origins, for_sharing))
 
 
 def require_unused(folder: Path) -> None:

@@ -23,6 +23,7 @@ from fluxtune.cli.signals import termination_as_interruption
 from fluxtune.cli.train import train
 from fluxtune.cli.validate import validate
 from fluxtune.errors import ExitCode, FluxtuneError, Stopped, UsageError
+from fluxtune.redaction import for_sharing
 
 _HELP = """Teach FLUX a person, a product or a style from a few pictures.
 
@@ -88,7 +89,10 @@ def _root(
 
 
 def _quiet_libraries() -> None:
-    """Keep what libraries tell their programmers off the user's screen, unless the user asked for it."""
+    """Keep what libraries tell their programmers off the user's screen, unless the user asked for it; and what they
+    would tell their makers of the user, on this machine."""
+    for name in ("HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK"):
+        os.environ.setdefault(name, "1")
     for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
         os.environ.setdefault(name, "error")
     if not sys.warnoptions:
@@ -113,8 +117,9 @@ def _unexpected(error: Exception, arguments: list[str]) -> FluxtuneError:
     with tempfile.NamedTemporaryFile(
         "w", prefix="fluxtune-error-", suffix=".txt", delete=False, encoding="utf-8", errors="backslashreplace"
     ) as log:
-        log.write(f"fluxtune {__version__}, Python {platform.python_version()}, {platform.platform()}\n")
-        log.write(f"arguments: {arguments}\n\n{''.join(traceback.format_exception(error))}")
+        told = f"fluxtune {__version__}, Python {platform.python_version()}, {platform.platform()}\n"
+        told += f"arguments: {arguments}\n\n{''.join(traceback.format_exception(error))}"
+        log.write(for_sharing(told))
     return FluxtuneError(
         f"unexpected {type(error).__name__}: {error}",
         hint=f"this is a bug in fluxtune: please report it together with {log.name}",

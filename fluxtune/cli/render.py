@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from fluxtune import events
 from fluxtune.errors import ConfigError, FluxtuneError, Stopped
+from fluxtune.redaction import without_tokens
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -74,8 +75,8 @@ def printable(text: str) -> str:
 
 
 def printable_lines(text: str) -> str:
-    """As `printable`, with the line breaks that are there."""
-    return "\n".join(map(printable, text.split("\n")))
+    """As `printable`, with the line breaks that are there, and without tokens."""
+    return "\n".join(map(printable, without_tokens(text).split("\n")))
 
 
 def sentence(event: events.Event) -> str | None:
