@@ -14,9 +14,9 @@ _SECRET_NAMES = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|CREDENTIAL", 
 _SHORTEST_SECRET = 8
 """Characters; shorter values of such variables are switches and numbers, and stand in other words too."""
 _PATTERNS = (
-    re.compile(r"\bhf_[A-Za-z0-9]{16,}"),
+    re.compile(r"hf_[A-Za-z0-9]{16,}"),
     re.compile(r"(?<=://)[^/\s@'\"]+(?=@)"),
-    re.compile(r"(?i)(?<=authorization)(\W{1,6})(bearer |basic |token )?[^\s,'\"]+"),
+    re.compile(r"(?i)(?<=authorization)(['\"]?\s*[:=]\s*['\"]?)(bearer |basic |token )?[^\s,'\"]+"),
     re.compile(r"(?i)\b(?<=bearer )[A-Za-z0-9._~+/-]{8,}=*"),
     re.compile(
         r"(?i)(?<=[?&])((?:access_|auth_)?token|api_?key|signature|sig|x-amz-(?:signature|security-token))=[^&\s'\"]+"

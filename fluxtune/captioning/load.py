@@ -104,7 +104,8 @@ def _require_whole_weights(folder: Path) -> None:
         try:
             read_header(file)
         except TensorFileError as error:
-            raise BaseModelError(str(error), where=str(file), hint=error.hint) from error
+            told = f"the captioner cannot be loaded: {error}"
+            raise BaseModelError(told, where=str(file), hint=error.hint) from error
 
 
 def _quantization(precision: str, dtype: torch.dtype) -> Any:

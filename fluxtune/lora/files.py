@@ -125,6 +125,10 @@ def converted(path: Path, family: Family) -> Converted:
         raise _no_lora(path, f"these tensors of it hold no weights: {some_names(odd)}")
     if odd := [key for key, tensor in tensors.items() if not is_finite(tensor)]:
         raise _no_lora(path, f"these tensors of it have values that are no finite numbers: {some_names(odd)}")
+    if odd := [key for key, tensor in tensors.items() if _rank_of_partner(key, tensors) not in (None, tensor.shape[0])]:
+        raise _no_lora(path, f"the ranks of its halves differ: {some_names(odd)}")
+    if adapter is not None and not isinstance(adapter, dict):
+        raise _no_lora(path, "the settings in its header are no table")
     _require_numbers(path, alphas or {})
     _require_numbers(path, {key: value for key, value in (adapter or {}).items() if key.endswith(_SCALES)})
     return tensors, alphas, adapter
@@ -157,6 +161,14 @@ def read_lora(path: Path, family: Family = FLUX1) -> dict[str, LoraLayer]:
             path, f"{len(tensors) - 2 * len(layers)} of its {len(tensors)} tensors are no LoRA of the transformer"
         )
     return layers
+
+
+def _rank_of_partner(name: str, tensors: Mapping[str, torch.Tensor]) -> int | None:
+    """The rank of the second half of a layer's change, by the name of the first; None for other names."""
+    for first, second in ((".lora_A.", ".lora_B."), (".lora.down.", ".lora.up.")):
+        if first in name and (partner := tensors.get(name.replace(first, second))) is not None:
+            return partner.shape[1]
+    return None
 
 
 def _require_numbers(path: Path, scales: Mapping[str, Any]) -> None:

@@ -28,7 +28,8 @@ from fluxtune.events import Checkpoint, Sink, Warning
 from fluxtune.lora.adapter import adapter_layers
 from fluxtune.lora.files import write_lora
 from fluxtune.lora.metadata import LoraFacts
-from fluxtune.runs import Run, verify_manifest, write_manifest
+from fluxtune.runs import OLDER, Run, verify_manifest, write_manifest
+from fluxtune.tensor_files import TensorFileError, read_header
 from fluxtune.training.ema import MovingAverage
 
 _STATE_SCHEMA = 1
@@ -128,7 +129,7 @@ def load_checkpoint(
     if average.average:
         _restore(folder / "state" / "average.safetensors", average.average)
     average.updates = state["average_updates"]
-    stored = load_file(folder / "state" / "optimizer.safetensors")
+    stored = _stored(folder / "state" / "optimizer.safetensors")
     optimizer.load_state_dict(
         {"state": _unflatten(stored, state["optimizer"]), "param_groups": optimizer.state_dict()["param_groups"]}
     )
@@ -139,6 +140,20 @@ def _read_state(folder: Path) -> dict[str, Any]:
     return dict(json.loads((folder / "state.json").read_text(encoding="utf-8")))
 
 
+def _stored(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a part of a checkpoint.
+
+    Raises:
+        StorageError: the file is missing, or no whole safetensors file.
+    """
+    with files.storage_errors(path):
+        try:
+            read_header(path)
+        except TensorFileError as error:
+            raise StorageError(f"damaged checkpoint: {error}", where=str(path), hint=OLDER) from error
+        return load_file(path)
+
+
 def _write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     on_cpu = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     files.write_with(path, lambda temporary: save_file(on_cpu, temporary))
@@ -147,7 +162,7 @@ def _write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
 @torch.no_grad()
 def _restore(path: Path, into: dict[str, torch.Tensor]) -> None:
     """Copy stored tensors into ``into``, which must match exactly."""
-    stored = load_file(path) if path.is_file() else {}
+    stored = _stored(path) if path.is_file() else {}
     odd = sorted(set(stored) ^ set(into)) + [
         name for name in set(stored) & set(into) if stored[name].shape != into[name].shape
     ]
