@@ -57,6 +57,11 @@ def write_line(stream: TextIO, text: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
+def write_result(text: str) -> None:
+    """A result on stdout: exactly as it is where another program reads it, and such that no terminal obeys it."""
+    write_line(sys.stdout, printable(text) if is_terminal(sys.stdout) else text)
+
+
 def report(error: FluxtuneError, as_json: bool) -> None:
     """Show a failure: as the last JSON line on stdout, or on stderr with its hint after a blank line."""
     if as_json:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from itertools import chain, count
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,7 +21,7 @@ from fluxtune.cli.options import (
     setting_flag,
 )
 from fluxtune.cli.plan_table import show_plan
-from fluxtune.cli.render import sink, write_line
+from fluxtune.cli.render import sink, write_result
 from fluxtune.cli.signals import stop_requests
 from fluxtune.config.documents import parse_key
 from fluxtune.config.layers import EMBEDDED_PREFIX, Resolved, resolve
@@ -153,7 +152,7 @@ def train(
         resolved, run or output or _free_run_folder(resolved.config, preset, folder), run, as_json, accept or []
     )
     if not as_json:
-        write_line(sys.stdout, str(file))
+        write_result(str(file))
 
 
 def _run(resolved: Resolved, output: Path, resume: Path | None, as_json: bool, accept: list[Refusal]) -> Path:
