@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import Any, ClassVar, TypeAlias
 
 from fluxtune.errors import ConfigError, FluxtuneError
+from fluxtune.redaction import redacted, without_tokens
 
 SCHEMA = 1
 
@@ -237,14 +238,15 @@ Sink: TypeAlias = Callable[[Event], None]
 
 
 def as_record(event: Event) -> dict[str, Any]:
-    """The event as the JSON object that scripts read: schema, name, time (ISO 8601, UTC), then its fields."""
+    """The event as the JSON object that scripts read: schema, name, time (ISO 8601, UTC), then its fields, in which no
+    token is shown."""
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
     # JSON has no infinities and no NaN.
     fields = {
         name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in asdict(event).items()
     }
-    return {"schema": SCHEMA, "event": event.event, "time": now, **fields}
+    return {"schema": SCHEMA, "event": event.event, "time": now, **redacted(fields, without_tokens)}
 
 
 def ignore(event: Event) -> None:

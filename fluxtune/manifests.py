@@ -9,7 +9,7 @@ from fluxtune.errors import StorageError
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
-_OLDER = "remove this checkpoint's folder to go on from the one before it"
+OLDER = "remove this checkpoint's folder to go on from the one before it"
 
 
 def write_manifest(folder: Path, digests: dict[str, str]) -> None:
@@ -28,18 +28,18 @@ def verify_manifest(folder: Path) -> None:
     path = folder / MANIFEST
     with files.storage_errors(folder):
         if not path.is_file():
-            raise StorageError("incomplete checkpoint: it has no manifest", where=str(folder), hint=_OLDER)
+            raise StorageError("incomplete checkpoint: it has no manifest", where=str(folder), hint=OLDER)
         try:
             entries = files.read_sealed(path)["files"].items()
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise StorageError(f"damaged manifest: {error}", where=str(path), hint=_OLDER) from error
+            raise StorageError(f"damaged manifest: {error}", where=str(path), hint=OLDER) from error
         for name, expected in entries:
             file = folder / name
             if not file.is_file():
-                raise StorageError("damaged checkpoint: the file is missing", where=str(file), hint=_OLDER)
+                raise StorageError("damaged checkpoint: the file is missing", where=str(file), hint=OLDER)
             size = file.stat().st_size
             if size != expected["size"]:
                 seen = f"the file has {size} bytes instead of {expected['size']}"
-                raise StorageError(f"damaged checkpoint: {seen}", where=str(file), hint=_OLDER)
+                raise StorageError(f"damaged checkpoint: {seen}", where=str(file), hint=OLDER)
             if files.sha256_of(file) != expected["sha256"]:
-                raise StorageError("damaged checkpoint: the file's content changed", where=str(file), hint=_OLDER)
+                raise StorageError("damaged checkpoint: the file's content changed", where=str(file), hint=OLDER)

@@ -31,6 +31,7 @@ from fluxtune.errors import StorageError
 from fluxtune.events import Event, Warning, as_record
 from fluxtune.locks import held
 from fluxtune.manifests import MANIFEST
+from fluxtune.redaction import for_sharing, redacted
 
 SCHEMA = 1
 STATE_COPY = "state/run.json"
@@ -179,9 +180,12 @@ class Run:
         return self.append_record(as_record(event))
 
     def append_record(self, record: dict[str, Any]) -> Warning | None:
-        """Add an event of an earlier time, as it was recorded then; otherwise as ``append``."""
+        """Add an event of an earlier time, as it was recorded then, and as people may pass it on; otherwise as
+        ``append``."""
+        record = redacted(record, for_sharing)
         errors = [
-            self._events.add(json.dumps(record, ensure_ascii=False)),
+            # In ASCII, so that no control character of a caption reaches the terminal that shows the file.
+            self._events.add(json.dumps(record)),
             self._log.add(_log_line(record)),
         ]
         if not any(errors):
@@ -331,7 +335,7 @@ def latest_run(under: Path) -> Path:
 
 def _write_settings(folder: Path, config_toml: str, origins: dict[str, str]) -> None:
     files.write_text(folder / "config.toml", config_toml)
-    files.write_json(folder / "origins.json", origins)
+    files.write_json(folder / "origins.json", redacted(origins, for_sharing))
 
 
 def _read_state(path: Path) -> RunState:
@@ -363,4 +367,7 @@ def _log_line(record: dict[str, Any]) -> str:
 
 
 def _shown(value: object) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    text = json.dumps(value, ensure_ascii=False)
+    return "".join(each if each.isprintable() else json.dumps(each)[1:-1] for each in text)

@@ -17,6 +17,7 @@ import torch
 from fluxtune.captioning.faults import blaming
 from fluxtune.errors import BaseModelError
 from fluxtune.memory.shortage import fits_in_memory
+from fluxtune.tensor_files import TensorFileError, read_header
 
 _OWN = {"trust_remote_code": False, "local_files_only": True}
 
@@ -75,6 +76,7 @@ def load_model(
     """
     from transformers import AutoModelForImageTextToText
 
+    _require_whole_weights(folder)
     half = precision == "bf16" or (precision != "fp32" and device == "cuda")
     dtype = torch.bfloat16 if half else torch.float32
     with (
@@ -95,6 +97,15 @@ def load_model(
         )
         _require_all_weights(report)
         return Loaded(folder, model.eval(), processor, device, dtype)
+
+
+def _require_whole_weights(folder: Path) -> None:
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            read_header(file)
+        except TensorFileError as error:
+            told = f"the captioner cannot be loaded: {error}"
+            raise BaseModelError(told, where=str(file), hint=error.hint) from error
 
 
 def _quantization(precision: str, dtype: torch.dtype) -> Any:

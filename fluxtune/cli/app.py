@@ -95,7 +95,10 @@ def _root(
 
 
 def _quiet_libraries() -> None:
-    """Keep what libraries tell their programmers off the user's screen, unless the user asked for it."""
+    """Keep what libraries tell their programmers off the user's screen, unless the user asked for it; and what they
+    would tell their makers of the user, on this machine."""
+    for name in ("HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK"):
+        os.environ.setdefault(name, "1")
     for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
         os.environ.setdefault(name, "error")
     if not sys.warnoptions:

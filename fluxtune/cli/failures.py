@@ -12,6 +12,7 @@ import typer
 
 from fluxtune import __version__
 from fluxtune.errors import FluxtuneError, OutOfMemoryError, StorageError, UsageError
+from fluxtune.redaction import for_sharing
 
 _LONGEST_SHOWN = 300
 
@@ -75,8 +76,9 @@ def _unexpected(error: Exception, arguments: list[str]) -> FluxtuneError:
         with tempfile.NamedTemporaryFile(
             "w", prefix="fluxtune-error-", suffix=".txt", delete=False, encoding="utf-8", errors="backslashreplace"
         ) as log:
-            log.write(f"fluxtune {__version__}, Python {platform.python_version()}, {platform.platform()}\n")
-            log.write(f"arguments: {arguments}\n\n{''.join(traceback.format_exception(error))}")
+            told = f"fluxtune {__version__}, Python {platform.python_version()}, {platform.platform()}\n"
+            told += f"arguments: {arguments}\n\n{''.join(traceback.format_exception(error))}"
+            log.write(for_sharing(told))
     except OSError as reason:
         last = traceback.extract_tb(error.__traceback__)[-1]
         return FluxtuneError(

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, TextIO
 from fluxtune import events
 from fluxtune.cli.streams import write_line
 from fluxtune.errors import ConfigError, FluxtuneError, Stopped
+from fluxtune.redaction import without_tokens
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -48,6 +49,11 @@ def json_lines(stream: TextIO) -> events.Sink:
     return lambda event: write_line(stream, json.dumps(events.as_record(event)))
 
 
+def write_result(text: str) -> None:
+    """A result on stdout: exactly as it is where another program reads it, and such that no terminal obeys it."""
+    write_line(sys.stdout, printable(text) if is_terminal(sys.stdout) else text)
+
+
 def report(error: FluxtuneError, as_json: bool) -> None:
     """Show a failure: as the last JSON line on stdout, or on stderr with its hint after a blank line."""
     if as_json:
@@ -72,8 +78,8 @@ def printable(text: str) -> str:
 
 
 def printable_lines(text: str) -> str:
-    """As `printable`, with the line breaks that are there."""
-    return "\n".join(map(printable, text.split("\n")))
+    """As `printable`, with the line breaks that are there, and without tokens."""
+    return "\n".join(map(printable, without_tokens(text).split("\n")))
 
 
 def sentence(event: events.Event) -> str | None:

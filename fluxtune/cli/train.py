@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from dataclasses import replace
 from itertools import chain, count
 from pathlib import Path
@@ -22,7 +21,7 @@ from fluxtune.cli.options import (
     setting_flag,
 )
 from fluxtune.cli.plan_table import show_plan
-from fluxtune.cli.render import sink, write_line
+from fluxtune.cli.render import sink, write_result
 from fluxtune.cli.signals import stop_requests
 from fluxtune.cli.time_limit import TimeLimit, seconds_of
 from fluxtune.config.documents import read_layer
@@ -166,7 +165,7 @@ def train(
     output = run or output or _free_run_folder(resolved.config, preset, folder)
     file = _run(resolved, output, run, as_json, accept or [], limit)
     if not as_json:
-        write_line(sys.stdout, str(file))
+        write_result(str(file))
 
 
 def _run(

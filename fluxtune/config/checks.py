@@ -7,6 +7,14 @@ from collections.abc import Iterator
 from fluxtune.config.schema import Config
 from fluxtune.errors import FluxtuneError, UsageError
 
+_WINDOWS_DEVICES = {
+    "CON",
+    "PRN",
+    "AUX",
+    "NUL",
+    *(f"{port}{number}" for port in ("COM", "LPT") for number in range(1, 10)),
+}
+
 
 def contradictions(
     config: Config, origins: dict[str, str], ranks: dict[str, int] | None = None
@@ -18,6 +26,12 @@ def contradictions(
         ranks: dotted key -> how high the layer is that its value comes from; a key without one is a default.
     """
     ranks = ranks or {}
+    if config.name.partition(".")[0].strip().upper() in _WINDOWS_DEVICES:
+        yield UsageError(
+            f"name is {config.name!r}, which is a device on Windows and can be no file there",
+            where=_place("name", origins),
+            hint="choose another name",
+        )
     yield from _preservation(config, origins, ranks)
     training, dataset = config.training, config.dataset
     if dataset.missing_captions == "trigger" and not dataset.trigger:

@@ -81,6 +81,7 @@ def build_transformer(
         transformer,
         checked(tensors, shapes_of(transformer), where),
         _holding(transformer, family, memory, dtype, device),
+        where,
     )
     return _arranged(transformer, family, memory, device)
 
@@ -208,7 +209,7 @@ def load_text_pipeline(
         ),
     }
     with told_as_damage(base.folder):
-        return _pipeline_class(base).from_pretrained(base.folder, transformer=None, vae=None, **encoders)
+        return _pipeline(base, transformer=None, vae=None, **encoders)
 
 
 def is_text_quantized(path: str, precision: str) -> bool:
@@ -235,9 +236,9 @@ def _load(base: Base, part: str, module: Any, holding: Holding, keeps: bool = Fa
         layers = {path: layer for path, layer in linears.items() if holding.quantises(path)}
         mark = base.fingerprint(part)
         with kept_weights(layers, mark, precision, holding.dtype, holding.device, on_event) as kept:
-            fill(module, weights, replace(holding, kept=kept))
+            fill(module, weights, replace(holding, kept=kept), where)
     else:
-        fill(module, weights, holding)
+        fill(module, weights, holding, where)
     if part.startswith("text_encoder"):
         module.tie_weights()  # to the ones that came
     return module
@@ -250,15 +251,8 @@ def image_pipeline(base: Base, transformer: Any, vae: Any) -> Any:
     """
     if vae.dtype != transformer.dtype:
         vae.to(transformer.dtype)
-    pipeline = _pipeline_class(base).from_pretrained(
-        base.folder,
-        transformer=transformer,
-        vae=vae,
-        text_encoder=None,
-        text_encoder_2=None,
-        tokenizer=None,
-        tokenizer_2=None,
-    )
+    absent = dict.fromkeys(base.family.text_folders)
+    pipeline = _pipeline(base, transformer=transformer, vae=vae, **absent)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -271,7 +265,12 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def _pipeline_class(base: Base) -> Any:
+def _pipeline(base: Base, **parts: Any) -> Any:
+    """The family's pipeline of these parts; what is not given are the tokenizers and the scheduler of the base."""
     import diffusers
 
-    return getattr(diffusers, base.family.pipeline)
+    kind = getattr(diffusers, base.family.pipeline)
+    unused = dict.fromkeys(kind._optional_components)
+    return kind.from_pretrained(
+        base.folder, use_safetensors=True, trust_remote_code=False, local_files_only=True, **{**unused, **parts}
+    )

@@ -12,6 +12,8 @@ from datetime import UTC, datetime
 import torch
 from safetensors.torch import save
 
+from fluxtune.redaction import for_sharing
+
 _IMPLEMENTATION = "https://github.com/huggingface/diffusers"
 # Forge takes a LoRA for one of FLUX by dev's architecture or by this name alone.
 _IMPLEMENTATION_BUT_DEV = "https://github.com/black-forest-labs/flux"
@@ -74,7 +76,7 @@ def lora_metadata(facts: LoraFacts, tensors: dict[str, torch.Tensor]) -> dict[st
     if facts.trigger:
         metadata["modelspec.trigger_phrase"] = facts.trigger
         metadata["modelspec.usage_hint"] = f"put {facts.trigger} into the prompt"
-    return metadata
+    return {name: for_sharing(value) for name, value in metadata.items()}
 
 
 def tensor_hash(tensors: dict[str, torch.Tensor]) -> str:

@@ -33,8 +33,9 @@ from fluxtune.events import Sink, Warning
 from fluxtune.lora.adapter import LoraLayer, adapter_layers
 from fluxtune.lora.files import write_lora
 from fluxtune.lora.metadata import LoraFacts
-from fluxtune.manifests import verify_manifest, write_manifest
+from fluxtune.manifests import OLDER, verify_manifest, write_manifest
 from fluxtune.runs import STATE_COPY, Run
+from fluxtune.tensor_files import TensorFileError, read_header
 from fluxtune.training.ema import MovingAverage
 from fluxtune.training.optimizers import missing_state
 
@@ -253,7 +254,7 @@ def load_checkpoint(
         if average.average:
             _restore(folder / "state" / "average.safetensors", average.average)
         average.updates = state["average_updates"]
-        stored = load_file(folder / "state" / "optimizer.safetensors")
+        stored = _stored(folder / "state" / "optimizer.safetensors")
         optimizer.load_state_dict(
             {"state": _unflatten(stored, state["optimizer"]), "param_groups": optimizer.state_dict()["param_groups"]}
         )
@@ -272,10 +273,24 @@ def _copied(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     }
 
 
+def _stored(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a part of a checkpoint.
+
+    Raises:
+        StorageError: the file is missing, or no whole safetensors file.
+    """
+    with files.storage_errors(path):
+        try:
+            read_header(path)
+        except TensorFileError as error:
+            raise StorageError(f"damaged checkpoint: {error}", where=str(path), hint=OLDER) from error
+        return load_file(path)
+
+
 @torch.no_grad()
 def _restore(path: Path, into: dict[str, torch.Tensor]) -> None:
     """Copy stored tensors into ``into``, which must match exactly."""
-    stored = load_file(path) if path.is_file() else {}
+    stored = _stored(path) if path.is_file() else {}
     odd = sorted(set(stored) ^ set(into)) + [
         name for name in set(stored) & set(into) if stored[name].shape != into[name].shape
     ]

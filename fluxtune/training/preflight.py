@@ -88,6 +88,7 @@ def preflight(
     base = find_base(config.model, on_event)
     _check_base(config, base, layers, start, on_event)
     buckets = plan_buckets([look.size for _, look in usable], config.dataset, base.family.side_multiple)
+    config = _pinned(config, base)
     config, plan = fitted(config, base, device, buckets.buckets, accept, on_event, plans_always)
     # Last, for captions can take an hour, too.
     pictures = pictures_of(usable, config.dataset, on_event, caption_bare)
@@ -110,6 +111,13 @@ def preflight(
         },
         accepted=frozenset(accept),
     )
+
+
+def _pinned(config: Config, base: Base) -> Config:
+    """With the hub's commit that was found as the revision, so that the run goes on with the same files."""
+    if base.commit is None:
+        return config
+    return config.model_copy(update={"model": config.model.model_copy(update={"revision": base.commit})})
 
 
 def _device(config: Config, on_event: Sink) -> str:

@@ -147,9 +147,10 @@ class _Early:
 
 
 def _planned(before: Config, after: Config) -> dict[str, str]:
-    """The settings that the plan decided, with that as their origin."""
+    """The settings that the plan decided, and the commit of a hub model, with that as their origin."""
     was, is_now = values_of(before), values_of(after)
-    return {key: "the plan for this card" for key in is_now if was[key] != is_now[key]}
+    found = {"model.revision": "the hub's commit of that time"}
+    return {key: found.get(key, "the plan for this card") for key in is_now if was[key] != is_now[key]}
 
 
 def _train_in(
