@@ -114,6 +114,14 @@ class RandomSource(SampleSource):
         latents, noise = (torch.randn(shape, generator=generator).to(self._on) for _ in range(2))
         return Samples(MicroBatch(latents, noise, told.sigmas, told.text), None, 0, ())
 
+    def epoch(self, micro_step: int) -> int:
+        """Random latents never come again."""
+        return 0
+
+    def pictures(self, micro_step: int) -> tuple[str, ...]:
+        """There are none."""
+        return ()
+
     def conditions(self, micro_step: int) -> list[Condition]:
         """That of one micro-step."""
         batch, base = self._training.batch_size, self._work.base

@@ -8,6 +8,7 @@ import sys
 import tempfile
 import traceback
 import warnings
+from contextlib import redirect_stdout
 from typing import Annotated
 
 import typer
@@ -22,6 +23,7 @@ from fluxtune.cli.sample import sample
 from fluxtune.cli.signals import termination_as_interruption
 from fluxtune.cli.train import train
 from fluxtune.cli.validate import validate
+from fluxtune.environment.launch import place
 from fluxtune.errors import ExitCode, FluxtuneError, Stopped, UsageError
 
 _HELP = """Teach FLUX a person, a product or a style from a few pictures.
@@ -54,6 +56,8 @@ def main(arguments: list[str] | None = None) -> int:
     as_json = "--json" in arguments
     failure: FluxtuneError
     _quiet_libraries()
+    if not place().is_main:
+        return _as_helper(arguments)
     with termination_as_interruption() as interruption:
         try:
             sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
@@ -72,6 +76,24 @@ def main(arguments: list[str] | None = None) -> int:
             failure = _unexpected(error, arguments)
     report(failure, as_json)
     return failure.exit_code
+
+
+def _as_helper(arguments: list[str]) -> int:
+    """Of several processes one that is not the main one: it helps to train, and leaves every word to that one.
+
+    Only of a bug it speaks itself.
+    """
+    if arguments[:1] != ["train"]:
+        return ExitCode.DONE
+    with open(os.devnull, "w") as nobody, redirect_stdout(nobody), termination_as_interruption():
+        try:
+            typer.main.get_command(app).main(arguments, prog_name="fluxtune", standalone_mode=False)
+        except (FluxtuneError, typer.TyperException, typer.Abort):
+            pass
+        except Exception as error:
+            report(_unexpected(error, arguments), as_json=False)
+            return ExitCode.UNEXPECTED
+    return ExitCode.DONE
 
 
 @app.callback(invoke_without_command=True)

@@ -28,6 +28,7 @@ from fluxtune.config.documents import parse_key
 from fluxtune.config.layers import EMBEDDED_PREFIX, Resolved, resolve
 from fluxtune.config.schema import Config
 from fluxtune.environment.device import quiet_libraries
+from fluxtune.environment.launch import place
 from fluxtune.errors import OutOfMemoryError, Refusal, StorageError, UsageError
 from fluxtune.events import Event, Plan
 from fluxtune.runs import latest_run
@@ -112,6 +113,10 @@ def train(
       fluxtune train photos --preset 16gb --vram 15 --dry-run
       fluxtune train --resume latest --steps 2000
     """
+    if not place().is_main:
+        if not (explain_only or dry_run):
+            _work_along()
+        return
     flags = given(
         {
             "name": ("--name", name),
@@ -177,6 +182,14 @@ def _run(resolved: Resolved, output: Path, resume: Path | None, as_json: bool, a
             caption_bare=caption_bare,
         )
     return result.file
+
+
+def _work_along() -> None:
+    with stop_requests(silently=True) as should_stop:
+        quiet_libraries()
+        from fluxtune.training.worker import work_along
+
+        work_along(should_stop)
 
 
 def _dry_run(resolved: Resolved, as_json: bool, accept: list[Refusal]) -> None:

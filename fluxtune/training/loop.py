@@ -18,8 +18,9 @@ from fluxtune.environment.device import memory_in_use
 from fluxtune.errors import DivergedError, ExitCode, some_names
 from fluxtune.events import Sink, Step
 from fluxtune.training.ema import MovingAverage
-from fluxtune.training.foresight import looking_ahead
+from fluxtune.training.foresight import looking_ahead, micro_steps_of
 from fluxtune.training.optimizers import learning_rate_at, set_learning_rate
+from fluxtune.training.processes import ALONE, Processes
 from fluxtune.training.rehearsal import rehearse
 from fluxtune.training.samples import SampleSource
 from fluxtune.training.step import Learner, learn, preserve, update
@@ -36,12 +37,14 @@ def train_steps(
     after_step: Callable[[int], None],
     should_stop: Callable[[], ExitCode | None],
     on_event: Sink,
+    processes: Processes = ALONE,
 ) -> tuple[int, ExitCode | None]:
     """Train from ``first_step`` (steps already done) to ``config.steps``.
 
     Args:
         after_step: called with the number of steps done: previews and checkpoints.
         should_stop: asked before every step; an exit code ends the loop.
+        processes: those that every step's micro-batches are dealt out among; all see the same numbers.
 
     Returns:
         The steps done, and None when those are all, else what ``should_stop`` answered.
@@ -53,25 +56,28 @@ def train_steps(
         rehearse(learner, source)
     clock = _Clock(config.steps)
     guard_weight = config.preservation.weight * config.preservation.every
-    for step in looking_ahead(config, learner, source, first_step):
+    should_stop = processes.together(should_stop)
+    for step in looking_ahead(config, learner, source, first_step, processes):
         asked = should_stop()
         if asked is not None:
             return step, asked
         learning_rate = learning_rate_at(step, config)
         set_learning_rate(learner.optimizer, learning_rate)
         losses = []
-        for micro_step in range(step * config.accumulation, (step + 1) * config.accumulation):
+        micro_steps = micro_steps_of(step, config)
+        for micro_step in processes.part_of(micro_steps):
             samples = source.at(micro_step)
             torch.manual_seed(rng.derive(config.seed, "dropout", micro_step))
-            with learner.accelerator.accumulate(learner.transformer):
-                losses.append(learn(learner, samples.subject))
-                if samples.preserved is not None:
-                    preserve(learner, samples.preserved, guard_weight)
+            losses.append(learn(learner, samples.subject))
+            if samples.preserved is not None:
+                preserve(learner, samples.preserved, guard_weight)
+        loss = float(processes.all_losses(losses, len(micro_steps)).mean())
+        processes.sum_gradients(learner.parameters)
         grad_norm = float(update(learner))
-        loss = float(torch.stack(losses).mean())
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             raise DivergedError(
-                f"step {step + 1}: loss {loss}, gradient norm {grad_norm} on {some_names(samples.pictures)}",
+                f"step {step + 1}: loss {loss}, gradient norm {grad_norm} on "
+                f"{some_names(source.pictures(micro_steps[-1]))}",
                 hint="resume from the last checkpoint with a lower --learning-rate",
             )
         average.update()
@@ -87,7 +93,7 @@ def train_steps(
                 rate=rate,
                 seconds_left=seconds_left,
                 memory=memory,
-                epoch=samples.epoch,
+                epoch=source.epoch(micro_steps[-1]),
             )
         )
         after_step(step + 1)

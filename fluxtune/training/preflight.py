@@ -54,6 +54,7 @@ def preflight(
     caption_bare: CaptionBare | None = None,
     find_base: Callable[[ModelConfig, Sink], Base] = open_base,
     plans_always: bool = False,
+    free: int | None = None,
 ) -> Preflight:
     """Check what the configuration names.
 
@@ -63,6 +64,7 @@ def preflight(
         caption_bare: captions pictures that have no caption.
         find_base: finds the base model.
         plans_always: foretell memory where there is nothing to fit into, too.
+        free: bytes that are free on the fullest of several cards.
 
     Raises:
         ConfigError: settings that do not go together, or a pattern of ``lora.targets`` that names no layer.
@@ -82,7 +84,7 @@ def preflight(
     base = find_base(config.model, on_event)
     _check_base(config, base, layers, start, on_event)
     buckets = plan_buckets([look.size for _, look in usable], config.dataset, base.family.side_multiple)
-    config, plan = fitted(config, base, device, buckets.buckets, accept, on_event, plans_always)
+    config, plan = fitted(config, base, device, buckets.buckets, accept, on_event, plans_always, free)
     # Last, for captions can take an hour, too.
     pictures = pictures_of(usable, config.dataset, on_event, caption_bare)
     preview_prompts = (config.previews.prompts or [_shown_caption(pictures)]) if config.previews.every else []

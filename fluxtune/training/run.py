@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from shlex import quote
@@ -18,6 +18,7 @@ from fluxtune.dataset.pictures import CaptionBare
 from fluxtune.errors import (
     ExitCode,
     FluxtuneError,
+    ProcessError,
     Refusal,
     Stopped,
     StorageError,
@@ -35,6 +36,8 @@ from fluxtune.training.outputs import Outputs
 from fluxtune.training.pace import keep_pace
 from fluxtune.training.preflight import Preflight, preflight
 from fluxtune.training.prepare import prepare
+from fluxtune.training.processes import Processes, dealt, joined, tell_shares
+from fluxtune.training.worker import Task, take_part
 
 _SMALLER = "take a smaller preset (`fluxtune presets` lists them) or --resolution, or --set memory.recompute=all"
 
@@ -77,25 +80,47 @@ def train(
         FluxtuneError: whatever the user can mend; its ``exit_code`` says of which kind.
         Stopped: ``should_stop`` asked for it; the steps done are saved.
     """
+    with joined() as processes:
+        if not processes.is_main:
+            task = take_part(processes, should_stop)
+            return TrainResult(task.file.parent, task.file, task.ready.config.training.steps)
+        return _train_as_main(
+            processes, config, output, origins, resume, on_event, should_stop, set(accept), caption_bare
+        )
+
+
+def _train_as_main(
+    processes: Processes,
+    config: Config,
+    output: Path,
+    origins: dict[str, str] | None,
+    resume: Path | None,
+    on_event: Sink,
+    should_stop: Callable[[], ExitCode | None],
+    accepted: set[Refusal],
+    caption_bare: AskCaptioner | None,
+) -> TrainResult:
     early: list[dict[str, Any]] = []
 
     def before_run(event: Event) -> None:
         early.append(as_record(event))
         on_event(event)
 
-    goes_on, accepted = False, set(accept)
+    goes_on, dealt_out = False, {}
     captions: CaptionBare | None = partial(caption_bare, config, before_run) if caption_bare else None
     if resume is None:
         # A wrong run folder is told before the base model downloads and the pictures are read.
         require_unused(output)
+        config, dealt_out = dealt(config, processes.number)
     else:
         state = Run.open(resume).state
         goes_on = state.checkpoint is not None
         accepted |= {each for each in Refusal if each in state.accepted}
         captions = as_recorded(resume, before_run, captions)
     with fits_in_memory("this training", _SMALLER):
-        ready = preflight(config, before_run, goes_on, accepted, captions)
-    origins = {**(origins or {}), **_planned(config, ready.config)}
+        tell_shares(config, processes.number, before_run)
+        ready = preflight(config, before_run, goes_on, accepted, captions, free=processes.free)
+    origins = {**(origins or {}), **dealt_out, **_planned(config, ready.config)}
     config = ready.config
     resuming = resume is not None
     if resume is not None:
@@ -115,7 +140,7 @@ def train(
             run.append(event)
             on_event(event)
 
-        return _train_in(run, config, origins, ready, resuming, report, should_stop)
+        return _train_in(processes, run, config, origins, ready, resuming, report, should_stop)
 
 
 def _planned(before: Config, after: Config) -> dict[str, str]:
@@ -125,6 +150,7 @@ def _planned(before: Config, after: Config) -> dict[str, str]:
 
 
 def _train_in(
+    processes: Processes,
     run: Run,
     config: Config,
     origins: dict[str, str],
@@ -150,16 +176,26 @@ def _train_in(
         # Not earlier: a resume that is refused leaves the run, its settings and captions as they were.
         run.go_on(to_toml(config), origins, ready.accepted)
         record_captions(run.folder, ready.pictures)
+    processes.hand_out(Task(replace(ready, plan=None), checkpoint, run.result_path(outputs.name)))
     if first_step == 0 and config.previews.every:
         outputs.previews(0)
     layers = len(loaded.parameters) // 2
     on_event(Phase("train", f"{training.steps - first_step} steps, {layers} layers adapted"))
-    clocked = _Clocked(on_event)
-    step, asked = train_steps(
-        training, loaded.learner, loaded.source, loaded.average, first_step, outputs.after_step, should_stop, clocked
-    )
+    clocked = _Clocked(on_event, first_step)
+    with _saved_without_others(clocked, first_step, outputs):
+        step, asked = train_steps(
+            training,
+            loaded.learner,
+            loaded.source,
+            loaded.average,
+            first_step,
+            outputs.after_step,
+            should_stop,
+            clocked,
+            processes,
+        )
     if ready.plan is not None and clocked.rate:
-        keep_pace(ready.plan.work, ready.device, 1 / clocked.rate)
+        keep_pace(ready.plan.work, ready.device, 1 / clocked.rate, processes.number)
     if asked is not None:
         if step > first_step:
             outputs.checkpoint(step)
@@ -185,16 +221,30 @@ def _train_in(
 
 
 class _Clocked:
-    """A sink that remembers the steps a second of the last step."""
+    """A sink that remembers the last step, and the steps a second then."""
 
-    def __init__(self, on_event: Sink) -> None:
+    def __init__(self, on_event: Sink, step: int) -> None:
         self._on_event = on_event
+        self.step = step
         self.rate = 0.0
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, Step):
-            self.rate = event.rate
+            self.step, self.rate = event.step, event.rate
         self._on_event(event)
+
+
+@contextmanager
+def _saved_without_others(clocked: _Clocked, first_step: int, outputs: Outputs) -> Iterator[None]:
+    """Where another process is lost inside, what is whole is saved: the state after the last step."""
+    try:
+        yield
+    except (Stopped, ProcessError) as lost:
+        if clocked.step > first_step:
+            outputs.checkpoint(clocked.step)
+        lost.message = f"{lost.message}; saved after step {clocked.step}"
+        lost.hint = lost.hint or _how_to_go_on(outputs.run)
+        raise
 
 
 def _checkpoint_to_go_on_from(run: Run, steps: int, on_event: Sink) -> Path | None:

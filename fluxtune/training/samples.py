@@ -75,6 +75,14 @@ class SampleSource:
         preserved = self._preserved(guarded[0], batch.draws, subject) if guarded else None
         return Samples(subject, preserved, batch.epoch, tuple(str(example.picture.path) for example in examples))
 
+    def epoch(self, micro_step: int) -> int:
+        """How often the data has been gone through before a micro-step."""
+        return self._drawn(micro_step)[0].epoch
+
+    def pictures(self, micro_step: int) -> tuple[str, ...]:
+        """The pictures that a micro-step learns from, by their paths."""
+        return tuple(str(example.picture.path) for example in self._drawn(micro_step)[1])
+
     def conditions(self, micro_step: int) -> list[Condition]:
         """Those of one micro-step, the subject's and then, where something is preserved, that batch's: as in ``at``,
         without a look at the pictures."""
