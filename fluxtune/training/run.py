@@ -37,6 +37,7 @@ from fluxtune.training.pace import keep_pace
 from fluxtune.training.preflight import Preflight, preflight
 from fluxtune.training.prepare import prepare
 from fluxtune.training.processes import Processes, dealt, joined, tell_shares
+from fluxtune.training.trackers import tracked
 from fluxtune.training.worker import Task, take_part
 
 _SMALLER = "take a smaller preset (`fluxtune presets` lists them) or --resolution, or --set memory.recompute=all"
@@ -140,7 +141,8 @@ def _train_as_main(
             run.append(event)
             on_event(event)
 
-        return _train_in(processes, run, config, origins, ready, resuming, report, should_stop)
+        with tracked(run, config, report) as told:
+            return _train_in(processes, run, config, origins, ready, resuming, told, should_stop)
 
 
 def _planned(before: Config, after: Config) -> dict[str, str]:
