@@ -3,7 +3,7 @@
     RUN/
       config.toml  origins.json  run.json    resolved settings; where each came from; state of the run
       captions.jsonl                         what each picture was trained with; its last line counts
-      lock  events.jsonl  log.txt
+      lock  events.jsonl  log.txt            all events, for programs, and as the terminal showed them
       checkpoints/step-000500/               NAME.safetensors, state, and a manifest that is written last
       previews/step-000500/00-seed42.png
       NAME.safetensors                       the result
@@ -27,6 +27,7 @@ from fluxtune import files
 from fluxtune.errors import StorageError
 from fluxtune.events import Event, as_record
 from fluxtune.locks import held
+from fluxtune.sentences import log_lines
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -137,14 +138,16 @@ class Run:
         self._write_settings(config_toml, origins)
         self.update(status="running", result=None, accepted=sorted(accepted))
 
-    def append(self, event: Event) -> None:
-        """Add an event to ``events.jsonl``, and a line for people to ``log.txt``."""
-        self.append_record(as_record(event))
+    def append(self, event: Event, record: dict[str, Any] | None = None) -> None:
+        """Add an event to ``events.jsonl``, and what people read of it to ``log.txt``.
 
-    def append_record(self, record: dict[str, Any]) -> None:
-        """Add an event of an earlier time, as it was recorded then."""
+        Args:
+            record: of an event of an earlier time, as it was recorded then.
+        """
+        record = record or as_record(event)
         files.append_line(self.folder / "events.jsonl", json.dumps(record, ensure_ascii=False))
-        files.append_line(self.folder / "log.txt", _log_line(record))
+        if lines := log_lines(event):
+            files.append_line(self.folder / "log.txt", "\n".join(f"{record['time']} {line}" for line in lines))
 
     @property
     def config_path(self) -> Path:
@@ -253,14 +256,3 @@ _OLDER = "remove this checkpoint's folder to go on from the one before it"
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
-def _log_line(record: dict[str, Any]) -> str:
-    """An event as one readable line; the configuration stays in config.toml."""
-    hidden = ("schema", "event", "time", "config")
-    fields = " ".join(f"{name}={_shown(value)}" for name, value in record.items() if name not in hidden)
-    return f"{record['time']} {record['event']} {fields}".rstrip()
-
-
-def _shown(value: object) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else json.dumps(value, ensure_ascii=False)

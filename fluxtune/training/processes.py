@@ -141,14 +141,14 @@ class Processes:
     def _finish(self, work: Any) -> None:
         """Waits for the others in a way that a signal interrupts, and the failure of another process ends."""
         pause = _SHORTEST
-        while not work.is_completed():
-            time.sleep(pause)
-            pause = min(2 * pause, _LONGEST)
-            if pause == _LONGEST:
-                self._hear()
         try:
+            while not work.is_completed():
+                time.sleep(pause)
+                pause = min(2 * pause, _LONGEST)
+                if pause == _LONGEST:
+                    self._hear()
             work.wait()
-        except RuntimeError as error:
+        except RuntimeError as error:  # of the connection, or of the store where the process that held it is gone
             raise self._loss() from error
 
     def _hear(self) -> None:

@@ -101,10 +101,10 @@ def _train_as_main(
     accepted: set[Refusal],
     caption_bare: AskCaptioner | None,
 ) -> TrainResult:
-    early: list[dict[str, Any]] = []
+    early: list[tuple[Event, dict[str, Any]]] = []
 
     def before_run(event: Event) -> None:
-        early.append(as_record(event))
+        early.append((event, as_record(event)))
         on_event(event)
 
     goes_on, dealt_out = False, {}
@@ -134,8 +134,8 @@ def _train_as_main(
         _interruptions(run, should_stop),
         fits_in_memory("this training", _SMALLER),
     ):
-        for record in early:
-            run.append_record(record)
+        for event, record in early:
+            run.append(event, record)
 
         def report(event: Event) -> None:
             run.append(event)
