@@ -6,6 +6,7 @@
       lock  events.jsonl  log.txt            all events, for programs, and as the terminal showed them
       checkpoints/step-000500/               NAME.safetensors, state, and a manifest that is written last
       previews/step-000500/00-seed42.png
+      tracking/                              what trackers keep
       NAME.safetensors                       the result
 
 A run folder is created exclusively and written by one process at a time; nothing in it is written by halves.

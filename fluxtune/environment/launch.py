@@ -37,3 +37,9 @@ def place() -> Place:
 def launched_for_the_processor() -> bool:
     """Whether ``accelerate launch --cpu`` wants the graphics card left alone."""
     return os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "on", "y", "t")
+
+
+def started_alone() -> bool:
+    """Whether ``accelerate launch`` was asked for several processes and started one, as it does with ``--cpu``."""
+    several = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ
+    return several and "WORLD_SIZE" not in os.environ

@@ -26,7 +26,7 @@ import torch.distributed as distributed
 
 from fluxtune.config.schema import Config
 from fluxtune.environment.device import takes_cards
-from fluxtune.environment.launch import Place, place
+from fluxtune.environment.launch import Place, place, started_alone
 from fluxtune.errors import ExitCode, FluxtuneError, ProcessError, Stopped, UsageError
 from fluxtune.events import Error, Phase, Sink, Warning
 
@@ -93,7 +93,7 @@ class Processes:
         def asked() -> ExitCode | None:
             code = torch.tensor([int(should_stop() or 0)])
             self._finish(distributed.all_reduce(code, distributed.ReduceOp.MAX, async_op=True))
-            return ExitCode(int(code)) if code else None
+            return ExitCode(int(code)) if code else None  # type: ignore[call-arg]
 
         return asked
 
@@ -158,7 +158,8 @@ class Processes:
         record = json.loads(self._store.get(_FAILURE))
         if not self.is_main:
             raise Told
-        code, what = ExitCode(record["code"]), f"process {record['process'] + 1} of {self.number}"
+        code = ExitCode(record["code"])  # type: ignore[call-arg]
+        what = f"process {record['process'] + 1} of {self.number}"
         if code in _STOPS:
             raise Stopped(f"{what} was stopped", code)
         message = f"{what} failed: {record['message']}"
@@ -225,6 +226,13 @@ def dealt(config: Config, number: int) -> tuple[Config, dict[str, str]]:
 def tell_shares(config: Config, number: int, on_event: Sink) -> None:
     """Report how a step's micro-batches go to so many processes."""
     accumulation = config.training.accumulation
+    if started_alone():
+        on_event(
+            Warning(
+                "accelerate was asked for several processes and started one: it does not start more for --cpu",
+                hint="accelerate launch --multi_gpu --num_processes 2 ... with --set training.device=cpu; or torchrun",
+            )
+        )
     if number == 1:
         return
     on_event(Phase("processes", f"{number}, which share the {accumulation} micro-batches of a step"))

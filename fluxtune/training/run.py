@@ -107,7 +107,8 @@ def _train_as_main(
         early.append((event, as_record(event)))
         on_event(event)
 
-    goes_on, dealt_out = False, {}
+    goes_on = False
+    dealt_out: dict[str, str] = {}
     captions: CaptionBare | None = partial(caption_bare, config, before_run) if caption_bare else None
     if resume is None:
         # A wrong run folder is told before the base model downloads and the pictures are read.

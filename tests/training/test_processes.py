@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from launched import by_accelerate, ended, started, until_step, written
+from launched import by_accelerate, ended, environment, started, until_step, written
 from safetensors.torch import load_file
 from tiny_runs import Trained, config_for, plain_config, stop_after, train_in
 
@@ -164,17 +166,13 @@ def test_more_gradients_are_summed_as_near_as_float32_allows(
     with pytest.raises(Stopped):
         train_in(run, config, cache=cache, should_stop=stop_after(1))
     with started(processes, ["train", "--resume", str(run), "--json"], cache) as all_of_them:
-        assert [ended(each)[0] for each in all_of_them] == [0] * processes
+        outcomes = [ended(each) for each in all_of_them]
+    assert [outcome[0] for outcome in outcomes] == [0] * processes, outcomes
     assert farthest(run / "mug.safetensors", one.file) < 1e-4
 
 
 @pytest.mark.slow
 def test_torchrun_starts_a_run_too(tiny_flux: Path, few_pictures: Path, tmp_path: Path, cache: Path) -> None:
-    import subprocess
-    import sys
-
-    from launched import environment
-
     run, file = tmp_path / "mug", written(settings(tiny_flux, few_pictures), tmp_path)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
     arguments = ["fluxtune", "train", "--config", str(file), "-o", str(run)]
