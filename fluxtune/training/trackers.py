@@ -17,7 +17,7 @@ from typing import Any
 from fluxtune.config.schema import Config
 from fluxtune.config.settings import settings, values_of
 from fluxtune.dataset.cache import key_of
-from fluxtune.events import Event, Preview, Sink, Step, Warning
+from fluxtune.events import Event, Preview, Result, Sink, Step, Warning
 from fluxtune.runs import Run
 
 _NO_METRICS = ("step", "total", "seconds_left")
@@ -40,12 +40,12 @@ class _Tracker:
         self._make = make
         self._on_event = on_event
         self._tracker: Any = None
-        self._failed = False
+        self._ended = False
 
     def tell(self, step: int, what: Callable[[Any], None]) -> None:
         """Does ``what`` with the tracker, unless it failed before."""
         with self._forgiven():
-            if self._tracker is None and not self._failed:
+            if self._tracker is None and not self._ended:
                 self._tracker = self._make(step)
             if self._tracker is not None:
                 what(self._tracker)
@@ -59,6 +59,7 @@ class _Tracker:
         thread.join(_SECONDS_TO_FINISH)
         if thread.is_alive():
             self._warn("it has not sent everything yet, and is not waited for")
+        self._tracker, self._ended = None, True
 
     def _close(self) -> None:
         with self._forgiven():
@@ -69,7 +70,7 @@ class _Tracker:
         try:
             yield
         except Exception as error:  # whatever a tracker raises, it is no reason to lose a run
-            self._tracker, self._failed = None, True
+            self._tracker, self._ended = None, True
             self._warn(f"{type(error).__name__}: {error}".partition("\n")[0])
 
     def _warn(self, what: str) -> None:
@@ -87,7 +88,13 @@ def tracked(run: Run, config: Config, on_event: Sink) -> Iterator[Sink]:
         for name in dict.fromkeys(config.tracking.trackers)
     ]
 
+    def finish() -> None:
+        for tracker in trackers:
+            tracker.finish()
+
     def emit(event: Event) -> None:
+        if isinstance(event, Result):
+            finish()  # what may be said of it comes before the last word
         on_event(event)
         for tracker in trackers:
             if isinstance(event, Step):
@@ -99,8 +106,7 @@ def tracked(run: Run, config: Config, on_event: Sink) -> Iterator[Sink]:
     try:
         yield emit
     finally:
-        for tracker in trackers:
-            tracker.finish()
+        finish()
 
 
 def hyper_parameters(config: Config) -> dict[str, bool | int | float | str]:

@@ -16,7 +16,7 @@ from wandb.proto.wandb_internal_pb2 import Record
 from fluxtune.config.checks import contradictions
 from fluxtune.config.schema import Config
 from fluxtune.errors import ExitCode, Stopped
-from fluxtune.events import Step, Warning
+from fluxtune.events import Result, Step, Warning
 from fluxtune.runs import Run
 from fluxtune.training.trackers import hyper_parameters
 
@@ -123,6 +123,7 @@ def test_a_tracker_that_fails_is_told_once_and_the_run_goes_on(
     assert warning.message == "tracking with tensorboard ended: ConnectionError: the network is gone"
     assert Run.open(run.folder).state.status == "finished"
     assert len(run.seen(Step)) == STEPS
+    assert isinstance(run.events[-1], Result)
 
 
 def test_without_a_login_weights_and_biases_asks_nothing_and_says_what_to_do(
