@@ -22,8 +22,8 @@ from fluxtune.runs import Run
 
 _NO_METRICS = ("step", "total", "seconds_left")
 _SECONDS_TO_FINISH = 60.0
-_QUIET = {"silent": True, "console": "off"}
-_NOTHING_OF_THE_MACHINE = {
+_QUIET: dict[str, Any] = {"silent": True, "console": "off"}
+_NOTHING_OF_THE_MACHINE: dict[str, Any] = {
     "disable_git": True,
     "disable_code": True,
     "x_disable_meta": True,
