@@ -58,9 +58,10 @@ def pick_device(wanted: Literal["auto", "cpu", "cuda"]) -> str:
     if wanted == "cpu" or (wanted == "auto" and launched_for_the_processor()):
         return "cpu"
     if torch.cuda.is_available():
-        if torch.cuda.device_count() < place().local_number:
+        processes = place().local_number
+        if processes > 1 and torch.cuda.device_count() < processes:
             raise UsageError(
-                f"{place().local_number} processes were started, and torch finds {torch.cuda.device_count()} cards",
+                f"{processes} processes were started, and torch finds {torch.cuda.device_count()} cards",
                 hint="start as many processes as there are cards; or use --set training.device=cpu",
             )
         _expand_segments()
