@@ -118,6 +118,10 @@ class RandomSource(SampleSource):
         """None: they have no names."""
         return []
 
+    def epoch(self, micro_step: int) -> int:
+        """Random latents never come again."""
+        return 0
+
     def conditions(self, micro_step: int) -> list[Condition]:
         """That of one micro-step."""
         batch, base = self._training.batch_size, self._work.base

@@ -141,6 +141,14 @@ class Stopped(FluxtuneError):
         self.exit_code = exit_code  # type: ignore[misc]
 
 
+class ProcessError(FluxtuneError):
+    """Another process of the run failed; ``exit_code`` is that of its failure."""
+
+    def __init__(self, message: str, exit_code: ExitCode, *, where: str | None = None, hint: str | None = None) -> None:
+        super().__init__(message, where=where, hint=hint)
+        self.exit_code = exit_code  # type: ignore[misc]
+
+
 def some_names(names: Iterable[str], shown: int = 5) -> str:
     """For a message: the first few names, and how many more there are."""
     listed = list(names)

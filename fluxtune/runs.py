@@ -3,9 +3,10 @@
     RUN/
       config.toml  origins.json  run.json    resolved settings; where each came from; state of the run
       captions.jsonl                         what each picture was trained with; its last line counts
-      lock  events.jsonl  log.txt
+      lock  events.jsonl  log.txt            all events, for programs, and as the terminal showed them
       checkpoints/step-000500/               NAME.safetensors, state, and a manifest that is written last
       previews/step-000500/00-seed42.png
+      tracking/                              what trackers keep
       NAME.safetensors                       the result
 
 A run folder is created exclusively and written by one process at a time; nothing in it is written by halves.
@@ -32,6 +33,7 @@ from fluxtune.events import Event, Warning, as_record
 from fluxtune.locks import held
 from fluxtune.manifests import MANIFEST
 from fluxtune.redaction import for_sharing, redacted
+from fluxtune.sentences import log_lines
 
 SCHEMA = 1
 STATE_COPY = "state/run.json"
@@ -169,25 +171,22 @@ class Run:
         _write_settings(self.folder, config_toml, origins)
         self.update(status="running", result=None, accepted=sorted(accepted))
 
-    def append(self, event: Event) -> Warning | None:
-        """Add an event to ``events.jsonl``, and a line for people to ``log.txt``.
+    def append(self, event: Event, record: dict[str, Any] | None = None) -> Warning | None:
+        """Add an event to ``events.jsonl``, and what people read of it to ``log.txt``; people pass these files on.
 
         What cannot be written waits for the next time. Returns what the user should know of that, once.
+
+        Args:
+            record: of an event of an earlier time, as it was recorded then.
 
         Raises:
             StorageError: the run folder is gone.
         """
-        return self.append_record(as_record(event))
-
-    def append_record(self, record: dict[str, Any]) -> Warning | None:
-        """Add an event of an earlier time, as it was recorded then, and as people may pass it on; otherwise as
-        ``append``."""
-        record = redacted(record, for_sharing)
-        errors = [
-            # In ASCII, so that no control character of a caption reaches the terminal that shows the file.
-            self._events.add(json.dumps(record)),
-            self._log.add(_log_line(record)),
-        ]
+        record = redacted(record or as_record(event), for_sharing)
+        # In ASCII, so that no control character of a caption reaches the terminal that shows the file.
+        errors = [self._events.add(json.dumps(record))]
+        if lines := log_lines(event):
+            errors.append(self._log.add("\n".join(f"{record['time']} {for_sharing(line)}" for line in lines)))
         if not any(errors):
             return None
         self.require_there()
@@ -357,17 +356,3 @@ def _read_state(path: Path) -> RunState:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
-def _log_line(record: dict[str, Any]) -> str:
-    """An event as one readable line; the configuration stays in config.toml."""
-    hidden = ("schema", "event", "time", "config")
-    fields = " ".join(f"{name}={_shown(value)}" for name, value in record.items() if name not in hidden)
-    return f"{record['time']} {record['event']} {fields}".rstrip()
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    text = json.dumps(value, ensure_ascii=False)
-    return "".join(each if each.isprintable() else json.dumps(each)[1:-1] for each in text)

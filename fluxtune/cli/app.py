@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from contextlib import redirect_stdout
 from typing import Annotated
 
 import typer
@@ -21,6 +22,7 @@ from fluxtune.cli.signals import termination_as_interruption
 from fluxtune.cli.streams import write_line
 from fluxtune.cli.train import train
 from fluxtune.cli.validate import validate
+from fluxtune.environment.launch import place
 from fluxtune.errors import ExitCode, FluxtuneError, Stopped
 
 _HELP = """Teach FLUX a person, a product or a style from a few pictures.
@@ -55,6 +57,8 @@ def main(arguments: list[str] | None = None) -> int:
     failure: FluxtuneError | None = None
     _quiet_libraries()
     streams.open_missing()
+    if not place().is_main:
+        return _as_helper(arguments)
     stdout, stderr = sys.stdout, sys.stderr
     with termination_as_interruption() as interruption:
         try:
@@ -79,6 +83,24 @@ def main(arguments: list[str] | None = None) -> int:
     if failure is None and lost is not None:
         report(failure := lost, as_json=False)
     return failure.exit_code if failure is not None else outcome or ExitCode.DONE
+
+
+def _as_helper(arguments: list[str]) -> int:
+    """Of several processes one that is not the main one: it helps to train, and leaves every word to that one.
+
+    Only of a bug it speaks itself.
+    """
+    if arguments[:1] != ["train"]:
+        return ExitCode.DONE
+    with open(os.devnull, "w") as nobody, redirect_stdout(nobody), termination_as_interruption():
+        try:
+            typer.main.get_command(app).main(arguments, prog_name="fluxtune", standalone_mode=False)
+        except (FluxtuneError, typer.TyperException, typer.Abort):
+            pass
+        except Exception as error:
+            report(as_ours(error, arguments), as_json=False)
+            return ExitCode.UNEXPECTED
+    return ExitCode.DONE
 
 
 @app.callback(invoke_without_command=True)

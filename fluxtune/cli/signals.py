@@ -83,8 +83,22 @@ class StopRequests:
         return emit
 
 
+def _notice(number: int, at_work: bool) -> str:
+    """What a first signal says: what comes of it, and of a second one."""
+    doing, at_once = (
+        ("stopping after this step, then saving", "leave at once without saving")
+        if at_work
+        else ("stopping", "leave at once")
+    )
+    again = "press Ctrl-C again" if number == signal.SIGINT else "send it again"
+    show_cursor = _SHOW_CURSOR if sys.stderr.isatty() else ""
+    return f"{show_cursor}\n{doing}; {again} to {at_once}\n"
+
+
 @contextmanager
-def stop_requests(hint: str | None = None, limit: TimeLimit | None = None) -> Iterator[StopRequests]:
+def stop_requests(
+    hint: str | None = None, limit: TimeLimit | None = None, silently: bool = False
+) -> Iterator[StopRequests]:
     """While this is open, the first signal asks for a stop, as ``StopRequests`` says.
 
     From then on the system's own handling is back, so that a second signal ends the process even inside a long
@@ -93,6 +107,7 @@ def stop_requests(hint: str | None = None, limit: TimeLimit | None = None) -> It
     Args:
         hint: what to do after an interruption.
         limit: how long the work may take.
+        silently: without a word on the terminal.
 
     Raises:
         Stopped: the work was interrupted before it first asked.
@@ -103,14 +118,8 @@ def stop_requests(hint: str | None = None, limit: TimeLimit | None = None) -> It
         requests.requested = _CODES[signal.Signals(number)]
         for each in _CODES:
             signal.signal(each, signal.SIG_DFL)
-        doing, at_once = (
-            ("stopping after this step, then saving", "leave at once without saving")
-            if requests.asked
-            else ("stopping", "leave at once")
-        )
-        again = "press Ctrl-C again" if number == signal.SIGINT else "send it again"
-        show_cursor = _SHOW_CURSOR if sys.stderr.isatty() else ""
-        os.write(_STDERR, f"{show_cursor}\n{doing}; {again} to {at_once}\n".encode())
+        if not silently:
+            os.write(_STDERR, _notice(number, requests.asked).encode())
         if not requests.asked:
             raise KeyboardInterrupt
 

@@ -29,6 +29,7 @@ from fluxtune.config.layers import EMBEDDED_PREFIX, Resolved, resolve
 from fluxtune.config.schema import Config
 from fluxtune.config.settings import values_of
 from fluxtune.environment.device import quiet_libraries
+from fluxtune.environment.launch import place
 from fluxtune.errors import OutOfMemoryError, Refusal, UsageError
 from fluxtune.events import Event, Plan
 from fluxtune.runs import Run, latest_run
@@ -122,6 +123,10 @@ def train(
       fluxtune train --resume latest --steps 2000
       fluxtune train --resume latest --max-time 2h
     """
+    if not place().is_main:
+        if not (explain_only or dry_run):
+            _work_along()
+        return
     flags = given(
         {
             "name": ("--name", name),
@@ -196,6 +201,14 @@ def _run(
             caption_bare=caption_bare,
         )
     return result.file
+
+
+def _work_along() -> None:
+    with stop_requests(silently=True) as should_stop:
+        quiet_libraries()
+        from fluxtune.training.worker import work_along
+
+        work_along(should_stop)
 
 
 def _dry_run(resolved: Resolved, as_json: bool, accept: list[Refusal]) -> None:

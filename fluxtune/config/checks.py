@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 from fluxtune.config.schema import Config
 from fluxtune.errors import FluxtuneError, UsageError
@@ -33,6 +34,7 @@ def contradictions(
             hint="choose another name",
         )
     yield from _preservation(config, origins, ranks)
+    yield from _trackers(config, origins)
     training, dataset = config.training, config.dataset
     if dataset.missing_captions == "trigger" and not dataset.trigger:
         yield UsageError(
@@ -71,6 +73,16 @@ def contradictions(
             'memory.offload_activations takes the inputs of recomputed blocks, but memory.recompute is "none"',
             where=_place(culprit, origins),
             hint='set memory.recompute = "all", or leave memory.offload_activations out',
+        )
+
+
+def _trackers(config: Config, origins: dict[str, str]) -> Iterator[FluxtuneError]:
+    missing = [name for name in config.tracking.trackers if find_spec(name) is None]
+    if missing:
+        yield UsageError(
+            f"tracking.trackers: not installed: {', '.join(missing)}",
+            where=_place("tracking.trackers", origins),
+            hint=f"pip install {' '.join(missing)}",
         )
 
 

@@ -36,6 +36,7 @@ def fitted(
     accept: Collection[Refusal],
     on_event: Sink,
     always: bool = False,
+    free: int | None = None,
 ) -> tuple[Config, Planned | None]:
     """The settings with nothing left open in ``[memory]``, and the plan where one was made.
 
@@ -45,11 +46,12 @@ def fitted(
         sizes: (width, height) in pixels of all that is trained on.
         accept: with ``Refusal.MEMORY``, what does not fit is tried all the same.
         always: plan where there is nothing to fit into, too.
+        free: bytes that are free on the fullest of several cards.
 
     Raises:
         OutOfMemoryError: there is no plan that fits, and that was not accepted.
     """
-    work = work_of(config, base, device, sizes)
+    work = work_of(config, base, device, sizes, free)
     if work.capacity is None and not always:
         return _without_limit(work).config, None
     on_event(Phase("plan", "simulating what the run takes in memory"))
@@ -73,11 +75,11 @@ def as_event(plan: Planned) -> Plan:
     return Plan(summary(plan), memory, plan.fits, plan.work.capacity, forecast.reserved, phases, system, share)
 
 
-def work_of(config: Config, base: Base, device: str, sizes: Iterable[Size]) -> Work:
+def work_of(config: Config, base: Base, device: str, sizes: Iterable[Size], free: int | None = None) -> Work:
     """What is to be planned: the largest of the pictures, on the card or the one that is imagined."""
     side = config.dataset.resolution[0]
     previews = config.previews
-    capacity = capacity_of(config.memory.budget, device)
+    capacity = capacity_of(config.memory.budget, device, free=free)
     return Work(
         config=config,
         base=base,

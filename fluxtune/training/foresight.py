@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 
@@ -9,6 +10,7 @@ import torch
 
 from fluxtune.config.training import TrainingConfig
 from fluxtune.flux.modulation import foreseen
+from fluxtune.training.processes import ALONE, Processes
 from fluxtune.training.samples import SampleSource
 from fluxtune.training.step import Learner, MicroBatch, velocity
 
@@ -17,14 +19,21 @@ SAMPLES_AHEAD = 64
 blocks in 8 bits. The rows take 2.1 MB a sample of system memory, or twice that with preservation."""
 
 
+def micro_steps_of(step: int, config: TrainingConfig) -> range:
+    """The micro-steps of a step, which is counted from 0 as they are."""
+    return range(step * config.accumulation, (step + 1) * config.accumulation)
+
+
 class Foresight:
-    """The modulation of coming steps, of as many together as is worth a pass over the weights.
+    """The modulation of this process's part of coming steps, of as many together as is worth a pass over the weights.
 
     Use it as a context: what is known then is forgotten at its end.
     """
 
-    def __init__(self, config: TrainingConfig, learner: Learner, source: SampleSource) -> None:
-        self._config, self._learner, self._source = config, learner, source
+    def __init__(
+        self, config: TrainingConfig, learner: Learner, source: SampleSource, processes: Processes = ALONE
+    ) -> None:
+        self._config, self._learner, self._source, self._processes = config, learner, source, processes
         self._known, self._rows = range(0), ExitStack()
 
     def look(self, step: int) -> None:
@@ -32,11 +41,11 @@ class Foresight:
         if step in self._known:
             return
         self._forget()
-        config = self._config
-        together = max(1, SAMPLES_AHEAD // (config.batch_size * config.accumulation))
-        steps = range(step, min(step + together, config.steps))
-        micro_steps = range(steps.start * config.accumulation, steps.stop * config.accumulation)
-        self._rows.enter_context(foreseeing(self._learner, self._source, micro_steps))
+        config, part_of = self._config, self._processes.part_of
+        samples = config.batch_size * len(part_of(range(config.accumulation)))
+        steps = range(step, min(step + max(1, SAMPLES_AHEAD // max(1, samples)), config.steps))
+        own = [micro_step for each in steps for micro_step in part_of(micro_steps_of(each, config))]
+        self._rows.enter_context(foreseeing(self._learner, self._source, own))
         self._known = steps
 
     def _forget(self) -> None:
@@ -50,12 +59,12 @@ class Foresight:
         self._forget()
 
 
-def foreseeing(learner: Learner, source: SampleSource, micro_steps: range) -> AbstractContextManager[None]:
+def foreseeing(learner: Learner, source: SampleSource, micro_steps: Iterable[int]) -> AbstractContextManager[None]:
     """Inside, the modulation of the forward calls of some micro-steps is there."""
     return foreseen(learner.transformer, partial(_call_each, learner, source, micro_steps))
 
 
-def _call_each(learner: Learner, source: SampleSource, micro_steps: range) -> None:
+def _call_each(learner: Learner, source: SampleSource, micro_steps: Iterable[int]) -> None:
     """Every forward call of the micro-steps, on pictures of one empty token."""
     for micro_step in micro_steps:
         for condition in source.conditions(micro_step):

@@ -22,9 +22,10 @@ from fluxtune.errors import ExitCode
 from fluxtune.events import Sink, Step
 from fluxtune.memory.shortage import Shortage, tried
 from fluxtune.training.ema import MovingAverage
-from fluxtune.training.foresight import Foresight
+from fluxtune.training.foresight import Foresight, micro_steps_of
 from fluxtune.training.health import Health
 from fluxtune.training.optimizers import learning_rate_at, set_learning_rate
+from fluxtune.training.processes import ALONE, Processes
 from fluxtune.training.rehearsal import rehearse
 from fluxtune.training.samples import SampleSource
 from fluxtune.training.step import Learner, clip, discard, has_finite_weights, learn, preserve, update
@@ -43,6 +44,7 @@ def train_steps(
     after_step: Callable[[int], None],
     should_stop: Callable[[], ExitCode | None],
     on_event: Sink,
+    processes: Processes = ALONE,
 ) -> tuple[int, ExitCode | None]:
     """Train from ``first_step`` (steps already done) to ``config.steps``.
 
@@ -51,6 +53,7 @@ def train_steps(
             optimizer's part of it; returns the number of the step to go on with.
         after_step: called with the number of steps done: previews and checkpoints.
         should_stop: asked before every step; an exit code ends the loop.
+        processes: those that every step's micro-batches are dealt out among; all see the same numbers.
 
     Returns:
         The steps done, and None when those are all, else what ``should_stop`` answered.
@@ -58,10 +61,10 @@ def train_steps(
     Raises:
         DivergedError: numbers are not finite, and ``health`` gives up.
     """
-    step, clock = first_step, _Clock(config.steps)
+    step, clock, should_stop = first_step, _Clock(config.steps), processes.together(should_stop)
     while step < config.steps and isinstance(shortage := tried(partial(rehearse, learner, source)), Shortage):
         make_room(step, shortage, False)
-    with Foresight(config, learner, source) as foresight:
+    with Foresight(config, learner, source, processes) as foresight:
         while step < config.steps:
             asked = should_stop()
             if asked is not None:
@@ -69,7 +72,7 @@ def train_steps(
             clock.restart()
             learning_rate = learning_rate_at(step, config) * health.learning_rate_factor
             set_learning_rate(learner.optimizer, learning_rate)
-            gradients = tried(partial(_gradients, config, learner, source, foresight, step))
+            gradients = tried(partial(_gradients, config, learner, source, foresight, processes, step))
             if isinstance(gradients, Shortage):
                 step = make_room(step, gradients, False)
                 continue
@@ -115,20 +118,27 @@ class _Gradients:
 
 
 def _gradients(
-    config: TrainingConfig, learner: Learner, source: SampleSource, foresight: Foresight, step: int
+    config: TrainingConfig,
+    learner: Learner,
+    source: SampleSource,
+    foresight: Foresight,
+    processes: Processes,
+    step: int,
 ) -> _Gradients:
-    """Forward and backward of a step's micro-batches."""
+    """Forward and backward of a step's micro-batches: this process's part of them, and the sum over all processes."""
     foresight.look(step)
     guard_weight = config.preservation.weight * config.preservation.every
-    losses = []
-    for micro_step in range(step * config.accumulation, (step + 1) * config.accumulation):
+    own, micro_steps = [], micro_steps_of(step, config)
+    for micro_step in processes.part_of(micro_steps):
         samples = source.at(micro_step)
         torch.manual_seed(rng.derive(config.seed, "dropout", micro_step))
-        losses.append(learn(learner, samples.subject))
+        own.append(learn(learner, samples.subject))
         if samples.preserved is not None:
             preserve(learner, samples.preserved, guard_weight)
+    losses = processes.all_losses(own, len(micro_steps))
+    processes.sum_gradients(learner.parameters)
     norm = clip(learner)
-    return _Gradients(float(torch.stack(losses).mean()), float(norm), samples.epoch)
+    return _Gradients(float(losses.mean()), float(norm), source.epoch(micro_steps[-1]))
 
 
 def _move(learner: Learner, average: MovingAverage, gradients: _Gradients) -> bool:

@@ -58,6 +58,7 @@ def preflight(
     find_base: Callable[[ModelConfig, Sink], Base] = open_base,
     plans_always: bool = False,
     compare: Callable[[Sequence[tuple[Item, Look]]], None] = lambda usable: None,
+    free: int | None = None,
 ) -> Preflight:
     """Check what the configuration names.
 
@@ -68,6 +69,7 @@ def preflight(
         find_base: finds the base model.
         plans_always: foretell memory where there is nothing to fit into, too.
         compare: is shown the pictures, before anything is loaded, planned or captioned.
+        free: bytes that are free on the fullest of several cards.
 
     Raises:
         ConfigError: settings that do not go together, or a pattern of ``lora.targets`` that names no layer.
@@ -89,7 +91,7 @@ def preflight(
     _check_base(config, base, layers, start, on_event)
     buckets = plan_buckets([look.size for _, look in usable], config.dataset, base.family.side_multiple)
     config = _pinned(config, base)
-    config, plan = fitted(config, base, device, buckets.buckets, accept, on_event, plans_always)
+    config, plan = fitted(config, base, device, buckets.buckets, accept, on_event, plans_always, free)
     # Last, for captions can take an hour, too.
     pictures = pictures_of(usable, config.dataset, on_event, caption_bare)
     preview_prompts = (config.previews.prompts or [_shown_caption(pictures)]) if config.previews.every else []

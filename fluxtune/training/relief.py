@@ -35,6 +35,15 @@ _GLANCE = 0.5
 SMALLER = "take a smaller preset (`fluxtune presets` lists them) or --resolution, or --set memory.recompute=all"
 
 
+def no_room(step: int, shortage: Shortage, in_update: bool = False) -> int:
+    """Gives up at once: of several processes none can take less than the others, which wait for its gradients.
+
+    Raises:
+        OutOfMemoryError: in any case.
+    """
+    raise does_not_fit(f"step {step + 1}", shortage, SMALLER)
+
+
 class Relief:
     """Makes room for the steps of one run.
 

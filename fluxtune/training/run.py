@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from shlex import quote
@@ -15,7 +15,7 @@ from fluxtune.config.layers import to_toml
 from fluxtune.config.schema import Config
 from fluxtune.config.settings import values_of
 from fluxtune.dataset.pictures import CaptionBare
-from fluxtune.errors import ExitCode, FluxtuneError, Refusal, Stopped, StorageError
+from fluxtune.errors import ExitCode, FluxtuneError, ProcessError, Refusal, Stopped, StorageError
 from fluxtune.events import Checkpoint, Error, Event, Phase, Result, Resumed, RunStarted, Sink, Step, as_record, ignore
 from fluxtune.flux.weights import DTYPES
 from fluxtune.memory.shortage import fits_in_memory
@@ -30,7 +30,8 @@ from fluxtune.training.outputs import Outputs
 from fluxtune.training.pace import keep_pace
 from fluxtune.training.preflight import Preflight, preflight
 from fluxtune.training.prepare import prepare
-from fluxtune.training.relief import SMALLER, Relief
+from fluxtune.training.processes import Processes, dealt, joined, tell_shares
+from fluxtune.training.relief import SMALLER, Relief, no_room
 from fluxtune.training.resuming import (
     finished_result,
     of_the_data,
@@ -41,6 +42,8 @@ from fluxtune.training.resuming import (
     warnings_of,
 )
 from fluxtune.training.saved_state import SavedState
+from fluxtune.training.trackers import tracked
+from fluxtune.training.worker import Task, take_part
 
 
 @dataclass(frozen=True)
@@ -81,22 +84,44 @@ def train(
         FluxtuneError: whatever the user can mend; its ``exit_code`` says of which kind.
         Stopped: ``should_stop`` asked for it; the steps done are saved.
     """
-    told = _Early(on_event)
-    ask = partial(caption_bare, config, told) if caption_bare else None
-    if resume is not None:
-        return _go_on(Run.open(resume), config, origins or {}, told, should_stop, set(accept), ask)
+    with joined() as processes:
+        if not processes.is_main:
+            task = take_part(processes, should_stop)
+            return TrainResult(task.file.parent, task.file, task.ready.config.training.steps)
+        told = _Early(on_event)
+        ask = partial(caption_bare, config, told) if caption_bare else None
+        if resume is not None:
+            run = Run.open(resume)
+            return _go_on(processes, run, config, origins or {}, told, should_stop, set(accept), ask)
+        return _begin(processes, output, config, origins or {}, told, should_stop, set(accept), ask)
+
+
+def _begin(
+    processes: Processes,
+    output: Path,
+    config: Config,
+    origins: dict[str, str],
+    told: _Early,
+    should_stop: Callable[[], ExitCode | None],
+    accept: set[Refusal],
+    ask: CaptionBare | None,
+) -> TrainResult:
+    """Everything that can refuse a new run, then the run."""
     # A wrong run folder is told before the base model downloads and the pictures are read.
     require_unused(output)
+    config, dealt_out = dealt(config, processes.number)
     with fits_in_memory("this training", SMALLER):
-        ready = preflight(config, told, accept=accept, caption_bare=ask)
-    origins = {**(origins or {}), **_planned(config, ready.config)}
+        tell_shares(config, processes.number, told)
+        ready = preflight(config, told, accept=accept, caption_bare=ask, free=processes.free)
+    origins = {**origins, **dealt_out, **_planned(config, ready.config)}
     facts = {**ready.facts, "base": base_facts(ready.base)}
     run = Run.create(output, to_toml(ready.config), origins, facts, ready.accepted - {Refusal.CHANGED_DATA})
     with run.locked():
-        return _train_in(run, ready, origins, told, should_stop, resuming=False)
+        return _train_in(processes, run, ready, origins, told, should_stop, resuming=False)
 
 
 def _go_on(
+    processes: Processes,
     run: Run,
     config: Config,
     origins: dict[str, str],
@@ -119,6 +144,7 @@ def _go_on(
         accept |= {each for each in Refusal if each in run.state.accepted}
         settings = of_the_data(was, config)
         with fits_in_memory("this training", SMALLER):
+            tell_shares(config, processes.number, told)
             ready = preflight(
                 config,
                 told,
@@ -127,11 +153,12 @@ def _go_on(
                 as_recorded(run.folder, told, ask),
                 find_base=opens_as_begun(run.state.facts),
                 compare=lambda usable: compare_data(run.folder, usable, config, settings, accept, told, has_trained),
+                free=processes.free,
             )
         for warning in warnings_of(was, ready.config):
             told(warning)
         origins = {**origins, **_planned(config, ready.config)}
-        return _train_in(run, ready, origins, told, should_stop, resuming=True)
+        return _train_in(processes, run, ready, origins, told, should_stop, resuming=True)
 
 
 class _Early:
@@ -139,10 +166,10 @@ class _Early:
 
     def __init__(self, on_event: Sink) -> None:
         self.on_event = on_event
-        self.records: list[dict[str, Any]] = []
+        self.kept: list[tuple[Event, dict[str, Any]]] = []
 
     def __call__(self, event: Event) -> None:
-        self.records.append(as_record(event))
+        self.kept.append((event, as_record(event)))
         self.on_event(event)
 
 
@@ -154,6 +181,7 @@ def _planned(before: Config, after: Config) -> dict[str, str]:
 
 
 def _train_in(
+    processes: Processes,
     run: Run,
     ready: Preflight,
     origins: dict[str, str],
@@ -167,8 +195,8 @@ def _train_in(
         _interruptions(run, should_stop),
         fits_in_memory("this training", SMALLER),
     ):
-        for record in told.records:
-            if (trouble := run.append_record(record)) is not None:
+        for event, record in told.kept:
+            if (trouble := run.append(event, record)) is not None:
                 told.on_event(trouble)
 
         def report(event: Event) -> None:
@@ -176,10 +204,12 @@ def _train_in(
                 told.on_event(trouble)
             told.on_event(event)
 
-        return _phases(run, ready, origins, report, should_stop, resuming)
+        with tracked(run, ready.config, report) as sink:
+            return _phases(processes, run, ready, origins, sink, should_stop, resuming)
 
 
 def _phases(
+    processes: Processes,
     run: Run,
     ready: Preflight,
     origins: dict[str, str],
@@ -198,7 +228,7 @@ def _phases(
     prepared = prepare(config, ready.base, ready.pictures, ready.prompts, dtype, ready.device, on_event)
     loaded = load(config, ready.base, prepared, ready.device, on_event, goes_on=checkpoint is not None)
     outputs = Outputs(run, config, ready, prepared, loaded, started, on_event, should_stop)
-    saved = SavedState(outputs, checkpoint is not None, on_event)
+    saved = SavedState(outputs, checkpoint is not None, on_event, processes.hand_out)
     first_step = _restore(run, checkpoint, outputs, on_event) if checkpoint is not None else 0
     outputs.require_space(first_step)
     if resuming:
@@ -206,16 +236,17 @@ def _phases(
         run.go_on(to_toml(config), origins, ready.accepted - {Refusal.CHANGED_DATA})
         record_data(run.folder, ready.pictures, first_step)
     if checkpoint is not None:
-        run.update(step=first_step, checkpoint=checkpoint.relative_to(run.folder).as_posix())
+        run.update(step=first_step, checkpoint=run.within(checkpoint))
+    processes.hand_out(Task(replace(ready, plan=None), checkpoint, run.result_path(outputs.name)))
     if outputs.previews_are_due(first_step):
         # Those before the first step; or those that a run was killed or stopped in.
         outputs.previews(first_step, made=told_previews(run, first_step) if resuming else set())
     layers = len(loaded.parameters) // 2
     on_event(Phase("train", f"{training.steps - first_step} steps, {layers} layers adapted"))
-    clocked = _Clocked(on_event)
+    clocked = _Clocked(on_event, first_step)
     health = Health(training, loaded.source.pictures, saved.restore, outputs.counters, on_event)
     relief = Relief(loaded.learner, config.memory, ready.plan, saved, first_step, should_stop, on_event)
-    with outputs.finishing():
+    with outputs.finishing(), _saved_without_others(clocked, first_step, outputs):
         step, asked = train_steps(
             training,
             loaded.learner,
@@ -223,13 +254,14 @@ def _phases(
             loaded.average,
             first_step,
             health,
-            relief.make_room,
+            relief.make_room if processes.number == 1 else no_room,
             outputs.after_step,
             should_stop,
             clocked,
+            processes,
         )
     if ready.plan is not None and clocked.rate and relief.memory == config.memory:
-        keep_pace(ready.plan.work, ready.device, 1 / clocked.rate)
+        keep_pace(ready.plan.work, ready.device, 1 / clocked.rate, processes.number)
     if asked is not None:
         if step > first_step:
             outputs.checkpoint(step)
@@ -268,16 +300,31 @@ def _restore(run: Run, checkpoint: Path, outputs: Outputs, on_event: Sink) -> in
 
 
 class _Clocked:
-    """A sink that remembers the steps a second of the last step."""
+    """A sink that remembers the last step, and the steps a second then."""
 
-    def __init__(self, on_event: Sink) -> None:
+    def __init__(self, on_event: Sink, step: int) -> None:
         self._on_event = on_event
+        self.step = step
         self.rate = 0.0
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, Step):
-            self.rate = event.rate
+            self.step, self.rate = event.step, event.rate
         self._on_event(event)
+
+
+@contextmanager
+def _saved_without_others(clocked: _Clocked, first_step: int, outputs: Outputs) -> Iterator[None]:
+    """Where another process is lost inside, what is whole is saved: the state after the last step."""
+    try:
+        yield
+    except (Stopped, ProcessError) as lost:
+        if clocked.step > first_step:
+            outputs.checkpoint(clocked.step)
+            outputs.settle()
+        lost.message = f"{lost.message}; saved after step {clocked.step}"
+        lost.hint = lost.hint or _how_to_go_on(outputs.run)
+        raise
 
 
 def _checkpoint_to_go_on_from(run: Run, on_event: Sink) -> Path | None:

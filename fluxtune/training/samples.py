@@ -77,6 +77,10 @@ class SampleSource:
         """The pictures that one micro-step learns from, by their paths."""
         return [str(example.picture.path) for example in self._drawn(micro_step)[1]]
 
+    def epoch(self, micro_step: int) -> int:
+        """How often the data has been gone through before a micro-step."""
+        return self._drawn(micro_step)[0].epoch
+
     def conditions(self, micro_step: int) -> list[Condition]:
         """Those of one micro-step, the subject's and then, where something is preserved, that batch's: as in ``at``,
         without a look at the pictures."""

@@ -4,15 +4,60 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
+from fluxtune.config.schema import Config
 from fluxtune.errors import StorageError
 from fluxtune.events import RolledBack, Sink
-from fluxtune.training.checkpoint import is_whole, last_good_checkpoint, load_checkpoint, steps_done
-from fluxtune.training.health import AT_FIRST, OF_THE_RUN
+from fluxtune.training.checkpoint import Counters, is_whole, last_good_checkpoint, load_checkpoint, steps_done
+from fluxtune.training.health import AT_FIRST, FACTOR, OF_THE_RUN
+from fluxtune.training.load import Loaded
 from fluxtune.training.outputs import Outputs
+
+
+class Memory:
+    """What a process has in memory of the state, and how an earlier one is put in its place.
+
+    Args:
+        loaded: as it is now, before a checkpoint is loaded into it.
+        counters: of ``health.py``.
+        keeps_beginning: whether this is the state in which the run began.
+    """
+
+    def __init__(self, loaded: Loaded, counters: Counters, keeps_beginning: bool) -> None:
+        self._loaded = loaded
+        self._counters = counters
+        self.beginning: dict[str, torch.Tensor] = {}
+        if keeps_beginning:
+            self.beginning = {name: each.detach().cpu().clone() for name, each in loaded.parameters.items()}
+
+    def put_back(self, folder: Path | None) -> int:
+        """The state of a checkpoint, or without one that of the beginning; returns the steps done in it.
+
+        The counters of the whole run stay.
+        """
+        loaded, optimizer = self._loaded, self._loaded.learner.optimizer.optimizer
+        # What it held would be on the card beside what comes.
+        optimizer.state.clear()
+        kept = {name: self._counters[name] for name in OF_THE_RUN}
+        if folder is not None:
+            step, counters = load_checkpoint(folder, loaded.parameters, optimizer, loaded.average)
+        else:
+            step, counters = self._begin_again(), AT_FIRST
+        self._counters.clear()
+        self._counters.update({**counters, **kept})
+        return step
+
+    @torch.no_grad()
+    def _begin_again(self) -> int:
+        """The state before the first step."""
+        for name, tensor in self.beginning.items():
+            self._loaded.parameters[name].copy_(tensor)
+        self._loaded.average.reset()
+        return 0
 
 
 class SavedState:
@@ -24,14 +69,20 @@ class SavedState:
     Args:
         outputs: with what was loaded as it is now, before a checkpoint is loaded into it.
         goes_on: a checkpoint follows; then the beginning is not known of a run that was started from another LoRA.
+        hand_out: tells the run's other processes which checkpoint to go back to; each of them waits for that.
     """
 
-    def __init__(self, outputs: Outputs, goes_on: bool, on_event: Sink) -> None:
+    def __init__(
+        self,
+        outputs: Outputs,
+        goes_on: bool,
+        on_event: Sink,
+        hand_out: Callable[[Path | None], object] = lambda folder: None,
+    ) -> None:
         self._outputs = outputs
         self._on_event = on_event
-        self._beginning: dict[str, torch.Tensor] = {}
-        if not (goes_on and outputs.config.lora.init_from):
-            self._beginning = {name: each.detach().cpu().clone() for name, each in outputs.loaded.parameters.items()}
+        self._hand_out = hand_out
+        self._memory = Memory(outputs.loaded, outputs.counters, knows_beginning(outputs.config, goes_on))
 
     @property
     def run(self) -> str:
@@ -61,20 +112,11 @@ class SavedState:
         Raises:
             StorageError: no checkpoint is whole.
         """
-        outputs, loaded = self._outputs, self._outputs.loaded
-        outputs.settle()
-        optimizer = loaded.learner.optimizer.optimizer
-        # What it held would be on the card beside what comes.
-        optimizer.state.clear()
-        kept = {name: outputs.counters[name] for name in OF_THE_RUN}
+        self._outputs.settle()
         folder = self._folder(latest)
-        if folder is not None:
-            step, counters = load_checkpoint(folder, loaded.parameters, optimizer, loaded.average)
-        else:
-            step, counters = self._begin_again(), AT_FIRST
-        outputs.counters.clear()
-        outputs.counters.update({**counters, **kept})
-        factor = float(kept["learning_rate_factor"])
+        self._hand_out(folder)
+        step = self._memory.put_back(folder)
+        factor = float(self._outputs.counters[FACTOR])
         self._on_event(RolledBack(step, None if folder is None else str(folder), factor))
         return step
 
@@ -82,7 +124,7 @@ class SavedState:
         """The checkpoint to go back to, the newest there is now; None for the beginning."""
         run = self._outputs.run
         newest = last_good_checkpoint(run, self._on_event)
-        if newest is None and not self._beginning:
+        if newest is None and not self._memory.beginning:
             raise StorageError(
                 "no whole checkpoint is left to go back to",
                 where=str(run.folder),
@@ -91,7 +133,7 @@ class SavedState:
         every = self._outputs.config.checkpoints.every
         sound = [folder for folder in run.checkpoints() if steps_done(folder) <= latest and is_whole(folder)]
         regular = [folder for folder in sound if every and steps_done(folder) % every == 0]
-        folder = next((some[-1] for some in (regular, sound) if some), None if self._beginning else newest)
+        folder = next((some[-1] for some in (regular, sound) if some), None if self._memory.beginning else newest)
         for later in run.checkpoints():
             if folder is None or steps_done(later) > steps_done(folder):
                 aside = later.with_name(f"abandoned-{later.name}")
@@ -101,11 +143,7 @@ class SavedState:
             run.update(step=steps_done(folder), checkpoint=folder.relative_to(run.folder).as_posix())
         return folder
 
-    @torch.no_grad()
-    def _begin_again(self) -> int:
-        """The state before the first step."""
-        loaded = self._outputs.loaded
-        for name, tensor in self._beginning.items():
-            loaded.parameters[name].copy_(tensor)
-        loaded.average.reset()
-        return 0
+
+def knows_beginning(config: Config, goes_on: bool) -> bool:
+    """Whether what is loaded, before a checkpoint is, is the state in which the run began."""
+    return not (goes_on and config.lora.init_from)

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from fluxtune import files, manifests
-from fluxtune.errors import StorageError
-from fluxtune.events import Phase, Step
+from fluxtune.errors import ConfigError, ExitCode, Stopped, StorageError, UsageError
+from fluxtune.events import Error, Phase, Result, Step, Warning, as_record
 from fluxtune.manifests import verify_manifest, write_manifest
 from fluxtune.runs import Run, latest_run
 
@@ -115,8 +115,38 @@ def test_events_are_json_lines_and_log_lines(run: Run) -> None:
     assert [record["event"] for record in records] == ["phase", "step"]
     assert records[1]["loss"] == 0.25
     log = (run.folder / "log.txt").read_text("utf-8").splitlines()
-    assert 'phase name="load" detail="loading naïve.safetensors"' in log[0]
-    assert "step=1 total=10 loss=0.25 learning_rate=0.0001" in log[1]
+    assert log[0] == f"{records[0]['time']} load: loading naïve.safetensors"
+    assert log[1] == f"{records[1]['time']} step 1/10  loss 0.2500  lr 1.0e-04  2.0 steps/s  0:04 left  1.0 GiB"
+
+
+def said(run: Run) -> list[str]:
+    """The lines of ``log.txt`` without their times."""
+    return [line.partition(" ")[2] for line in (run.folder / "log.txt").read_text("utf-8").splitlines()]
+
+
+def test_the_log_has_warnings_the_result_and_the_end_with_hints_and_no_control_characters(run: Run) -> None:
+    run.append(Warning("od\x1b[31md", where="a\nb.png", hint="mend it"))
+    run.append(Result("train", {"file": "cat\x07.safetensors"}))
+    run.append(Error.of(StorageError("the disk\r is full", where="cat", hint="free some space")))
+    run.append(Error.of(Stopped("stopped after step 2", ExitCode.TERMINATED, hint="go on")))
+    run.append(Error.of(ConfigError([UsageError("one is wrong"), UsageError("two is wrong", hint="mend both")])))
+    assert said(run) == [
+        "warning: a\\nb.png: od\\x1b[31md",
+        "hint: mend it",
+        "result: cat\\x07.safetensors",
+        "error: cat: the disk\\r is full",
+        "hint: free some space",
+        "stopped: stopped after step 2",
+        "hint: go on",
+        "error: one is wrong",
+        "error: two is wrong",
+        "hint: mend both",
+    ]
+
+
+def test_an_event_of_earlier_keeps_its_time(run: Run) -> None:
+    run.append(Phase("load"), as_record(Phase("load")) | {"time": "2026-01-01T00:00:00.000+00:00"})
+    assert (run.folder / "log.txt").read_text("utf-8") == "2026-01-01T00:00:00.000+00:00 load\n"
 
 
 def test_after_a_crash_cut_a_line_off_the_next_event_has_a_line_of_its_own(run: Run) -> None:

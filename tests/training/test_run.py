@@ -21,6 +21,7 @@ from fluxtune.events import Checkpoint, Preview, Step
 from fluxtune.lora.files import read_metadata
 from fluxtune.manifests import verify_manifest
 from fluxtune.runs import Run
+from fluxtune.sentences import log_lines
 from fluxtune.training import load as load_module
 from fluxtune.training.run import train
 
@@ -49,6 +50,14 @@ def test_the_same_seed_gives_the_same_file(trained: Trained, trained_again: Trai
     timed = {"modelspec.date", "ss_training_started_at", "ss_training_finished_at"}
     assert {key for key in first if first[key] != second[key]} <= timed
     assert trained.losses == trained_again.losses
+
+
+def test_the_log_holds_the_sentences_of_all_that_was_told(trained: Trained) -> None:
+    log = (trained.folder / "log.txt").read_text("utf-8").splitlines()
+    told = [line for event in trained.events for line in log_lines(event)]
+    assert [line.partition(" ")[2] for line in log] == told
+    assert told[-1] == f"result: {trained.file}"
+    assert sum(line.startswith("step ") for line in told) == STEPS
 
 
 def test_another_seed_gives_another_file(trained: Trained, tiny_flux: Path, few_pictures: Path, tmp_path: Path) -> None:
