@@ -6,6 +6,7 @@ Exit code 0: nothing is known against them, or it could not be asked, which is s
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import subprocess
 import sys
@@ -13,39 +14,52 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PATIENCE = 60
-"""Seconds for the whole database."""
-
-# What pip-audit says when it is the network or the service that fails, and no advisory was found.
-_UNREACHABLE = ("connection", "timed out", "timeout", "resolve", "unreachable", "max retries", "proxy", "ssl", "503")
+PATIENCE = 90
+"""Seconds for the whole list."""
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Audit, and say what came of it."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--require", action="store_true", help="a database that cannot be asked is a failure")
+    parser.add_argument("--require", action="store_true", help="versions that could not be asked about are a failure")
     required = parser.parse_args(arguments).require
     program = shutil.which("pip-audit")
     if program is None:
         return skipped("pip-audit is not installed: pip install pip-audit", required)
     with tempfile.TemporaryDirectory() as folder:
-        # Local builds such as 2.13.0+cpu are in no database; --no-deps since the list is complete.
+        # --no-deps: the list is complete.
         command = [program, "--requirement", str(ROOT / "constraints.txt"), "--no-deps", "--disable-pip"]
-        command += ["--progress-spinner", "off", "--timeout", "15", "--cache-dir", folder]
+        command += ["--format", "json", "--progress-spinner", "off", "--timeout", "15", "--cache-dir", folder]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
         except subprocess.TimeoutExpired:
-            return skipped(f"no answer from the advisory database within {PATIENCE} s", required)
-    told = f"{done.stdout}{done.stderr}".strip()
-    if done.returncode and not done.stdout.strip() and any(word in told.lower() for word in _UNREACHABLE):
-        return skipped(f"no advisory database can be reached ({told.splitlines()[-1][:200]})", required)
-    print(told)
-    return 1 if done.returncode else 0
+            return skipped(f"no answer within {PATIENCE} s", required)
+    try:
+        rows = json.loads(done.stdout)["dependencies"]
+    except (ValueError, LookupError, TypeError):
+        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        return skipped(f"pip-audit gave no report: {last[:300]}", required)
+    return judged(rows, required)
+
+
+def judged(rows: list[dict[str, object]], required: bool) -> int:
+    """Say what a report of pip-audit comes to; it calls a list clean of which it could look up nothing."""
+    known = [row for row in rows if row.get("vulns")]
+    unasked = [str(row["name"]) for row in rows if "vulns" not in row]
+    for row in known:
+        found = ", ".join(str(each["id"]) for each in row["vulns"])  # type: ignore[attr-defined]
+        print(f"{row['name']} {row['version']}: {found}")
+    if known:
+        return 1
+    if len(unasked) == len(rows):
+        return skipped("the advisory database that was reached knows none of these packages", required)
+    print(f"nothing is known against {len(rows) - len(unasked)} of {len(rows)} versions")
+    return skipped(f"no answer about {', '.join(unasked)}", required) if unasked else 0
 
 
 def skipped(reason: str, required: bool) -> int:
-    """Say that nothing was asked, so that nobody takes it for a clean answer."""
-    print(f"audit SKIPPED, nothing was checked: {reason}", file=sys.stderr)
+    """Say what was not asked, so that nobody takes it for a clean answer."""
+    print(f"audit SKIPPED: {reason}", file=sys.stderr)
     return 1 if required else 0
 
 

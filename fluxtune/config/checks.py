@@ -7,7 +7,13 @@ from collections.abc import Iterator
 from fluxtune.config.schema import Config
 from fluxtune.errors import FluxtuneError, UsageError
 
-_WINDOWS_DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{number}" for port in ("COM", "LPT") for number in range(1, 10))}
+_WINDOWS_DEVICES = {
+    "CON",
+    "PRN",
+    "AUX",
+    "NUL",
+    *(f"{port}{number}" for port in ("COM", "LPT") for number in range(1, 10)),
+}
 
 
 def contradictions(

@@ -79,7 +79,9 @@ def tiff_of_frames(count: int) -> bytes:
     usual = {256: 1, 257: 1, 258: 8, 259: 1, 262: 1, 273: 8, 277: 1, 278: 1, 279: 1}
     listed = struct.pack("<H", len(usual)) + b"".join(struct.pack("<HHII", n, 4, 1, v) for n, v in usual.items())
     step = len(listed) + 4
-    frames = (listed + struct.pack("<I", 8 + step * (number + 1) if number + 1 < count else 0) for number in range(count))
+    frames = (
+        listed + struct.pack("<I", 8 + step * (number + 1) if number + 1 < count else 0) for number in range(count)
+    )
     return b"II*\0" + struct.pack("<I", 8) + b"".join(frames)
 
 

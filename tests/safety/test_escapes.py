@@ -109,7 +109,17 @@ def test_a_name_in_the_header_of_a_lora_decides_no_path(
     tensors = {f"{layer}.lora_A.weight": torch.ones(4, 64), f"{layer}.lora_B.weight": torch.ones(64, 4)}
     save_file(tensors, tmp_path / "mug.safetensors", metadata={"ss_output_name": stated, "modelspec.title": stated})
     before, there = state_of(outside), {path.name for path in tmp_path.iterdir()}
-    painting = ["sample", "a star", "--base", str(tiny_flux), "--lora", "mug.safetensors", "--compare", "--output", "out"]
+    painting = [
+        "sample",
+        "a star",
+        "--base",
+        str(tiny_flux),
+        "--lora",
+        "mug.safetensors",
+        "--compare",
+        "--output",
+        "out",
+    ]
     assert main([*painting, "--size", "64x64", "--steps", "1", "--set", 'training.device="cpu"']) == 0
     assert {path.name for path in tmp_path.iterdir()} == {*there, "out"}
     assert all(path.suffix == ".png" and path.parent == tmp_path / "out" for path in (tmp_path / "out").rglob("*"))
