@@ -176,7 +176,7 @@ def _entry(name: str, value: Any) -> Entry:
     bits, (start, stop) = math.prod(shape) * BITS[value["dtype"]], offsets
     if bits != (stop - start) * 8:
         raise TensorFileError(
-            f"{name!r} is {value['dtype']} {shape!r:.80}, which is not the {stop - start:,} bytes that it is said to take"
+            f"{name!r} is {value['dtype']} {shape!r:.80}, which is not the {stop - start:,} bytes that it shall take"
         )
     return Entry(value["dtype"], tuple(shape), start, stop)
 

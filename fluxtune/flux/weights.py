@@ -142,7 +142,8 @@ def fill(module: nn.Module, weights: Weights, holding: Holding, where: str) -> N
     for name, weight in weights:
         path, _, leaf = name.rpartition(".")
         layer = module.get_submodule(path)
-        precision = holding.quantized if leaf == "weight" and type(layer) is nn.Linear else None
+        linear = layer if type(layer) is nn.Linear and leaf == "weight" else None
+        precision = holding.quantized if linear is not None else None
         precision = precision if precision and holding.quantises(path) else None
         # What was quantised before is not read again.
         if not (precision and holding.kept and holding.kept.has(path)) and not is_finite(weight):
@@ -151,8 +152,8 @@ def fill(module: nn.Module, weights: Weights, holding: Holding, where: str) -> N
             # Where the precision is that of the file, this stays a part of the mapped file: no process memory.
             held = weight.to(device="cpu", dtype=holding.plain)
             setattr(layer, leaf, nn.Parameter(held, requires_grad=False))
-        elif precision:
-            replace_module(module, path, _quantized(layer, path, weight, precision, holding))
+        elif precision and linear is not None:
+            replace_module(module, path, _quantized(linear, path, weight, precision, holding))
         else:
             held = weight.to(device=holding.device, dtype=holding.plain)
             setattr(layer, leaf, nn.Parameter(held, requires_grad=False))
@@ -251,7 +252,7 @@ def _shards_in(index: Path) -> list[str]:
         BaseModelError: it lists something else.
     """
     listed = read_json(index).get("weight_map")
-    names = list(listed.values()) if isinstance(listed, dict) else [listed]
+    names: list[Any] = list(listed.values()) if isinstance(listed, dict) else [listed]
     if odd := [name for name in names if not isinstance(name, str) or not _SHARD.fullmatch(name)]:
         raise wrong_weights(index, f"this is no index of .safetensors files beside it: it names {str(odd[0])!r:.80}")
     return sorted(set(names))

@@ -202,8 +202,27 @@ def test_a_result_is_exact_in_a_pipe_and_harmless_on_a_terminal(
 
 @pytest.mark.parametrize(
     "name",
-    ["../x", "/x", "a/b", "a\\b", "..", ".", ".x", "-x", "a\0b", "a\nb", "x\n", "\x1b[31m", "C:x", "x" * 101, "é", "~"]
-    + ["con", "NUL", "Com1", "lpt9", "aux.x", "prn.tar.gz"],
+    [
+        *(
+            "../x",
+            "/x",
+            "a/b",
+            "a\\b",
+            "..",
+            ".",
+            ".x",
+            "-x",
+            "a\0b",
+            "a\nb",
+            "x\n",
+            "\x1b[31m",
+            "C:x",
+            "x" * 101,
+            "é",
+            "~",
+        ),
+        *("con", "NUL", "Com1", "lpt9", "aux.x", "prn.tar.gz"),
+    ],
 )
 def test_a_name_that_is_no_plain_file_name_everywhere_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
