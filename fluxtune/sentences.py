@@ -28,19 +28,19 @@ def sentence(event: events.Event) -> str | None:
     """An event as one line for people; none for those that only programs read."""
     match event:
         case events.RunStarted():
-            text = f"run {event.run}: {event.base}, {event.steps} steps"
+            text = printable(f"run {event.run}: {event.base}, {event.steps} steps")
         case events.Phase():
-            text = f"{event.name}: {event.detail}" if event.detail else event.name
+            text = printable(f"{event.name}: {event.detail}" if event.detail else event.name)
         case events.Progress():
             text = f"{event.task}: {progress_figures(event)}"
         case events.Step():
             text = f"step {step_figures(event)}"
         case events.Preview():
-            text = f"preview at step {event.step}: {event.path}"
+            text = printable(f"preview at step {event.step}: {event.path}")
         case events.Checkpoint():
-            text = f"checkpoint at step {event.step}: {event.path}"
+            text = printable(f"checkpoint at step {event.step}: {event.path}")
         case events.Resumed():
-            text = f"resumed at step {event.step} from {event.path}"
+            text = printable(f"resumed at step {event.step} from {event.path}")
         case events.RolledBack():
             text = f"back at step {event.step}, with {event.learning_rate_factor:g} times the learning rate"
         case events.Warning():
@@ -108,8 +108,8 @@ def log_lines(event: events.Event) -> list[str]:
 
 def _with_place(label: str, event: events.Warning | events.Finding) -> str:
     place = f"{printable(event.where)}: " if event.where else ""
-    advice = f"\nhint: {event.hint}" if event.hint else ""
-    return f"{label}: {place}{event.message}{advice}"
+    advice = f"\nhint: {printable(event.hint)}" if event.hint else ""
+    return f"{label}: {place}{printable(event.message)}{advice}"
 
 
 def _rate(rate: float, unit: str) -> str:

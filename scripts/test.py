@@ -1,7 +1,5 @@
 """Set fluxtune up with what its tests need, and run them; with --lowest, with the lowest versions it promises."""
 
-import sys
-
 from environment import ROOT, install, make_environment, options, run, say
 
 parser = options("Install fluxtune and run its tests.")
@@ -17,8 +15,6 @@ if not asked.lowest:
     run([python, "-m", "ruff", "format", "--check", "."], hint="ruff format .")
     say("mypy")
     run([python, "-m", "mypy"])
-    say("known vulnerabilities")
-    run([sys.executable, "scripts/audit.py"])
 say("tests")
 # One thread a worker: two workers with two threads each would only wait for each other on a small machine.
 run([python, "-m", "pytest", "-q", "-n", "auto", "--dist", "loadgroup"], OMP_NUM_THREADS="1")

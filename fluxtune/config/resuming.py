@@ -40,6 +40,7 @@ ON_RESUME: dict[str, Change] = {
     # The folders may have moved. What their rows decide (captions, masks, repeats, weights) is compared by picture.
     "dataset.folders": Change.FREE,
     "lora": Change.FIXED,
+    "tracking": Change.FREE,
     "training.steps": Change.FREE,
     "training.batch_size": Change.FIXED,
     "training.accumulation": Change.FIXED,
@@ -57,6 +58,7 @@ ON_RESUME: dict[str, Change] = {
     "training.ema_decay": Change.FIXED,
     "training.precision": Change.FIXED,
     "training.device": Change.TOLD,
+    "training.divergence": Change.FREE,
     "training.seed": Change.FIXED,
     "training.preservation": Change.FIXED,
     # [memory] is about the card, and a run may go on with another one: the adapter and the optimizer's state are the

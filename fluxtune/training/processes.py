@@ -13,7 +13,6 @@ that is killed breaks its connections. Both ways the others notice where they wa
 from __future__ import annotations
 
 import json
-import pickle
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -64,7 +63,7 @@ class Processes:
         return micro_steps[self.index :: self.number]
 
     def hand_out(self, value: Any = None) -> Any:
-        """What the main process gives, in every process.
+        """What the main process gives, in every process: a JSON value, since what is sent must not be able to run code.
 
         Raises:
             ProcessError, Stopped, Told: another process failed or was killed meanwhile.
@@ -72,13 +71,12 @@ class Processes:
         if self.number == 1:
             return value
         self.wait()
-        content = torch.frombuffer(bytearray(pickle.dumps(value)), dtype=torch.uint8) if self.is_main else None
+        content = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8) if self.is_main else None
         size = torch.tensor([0 if content is None else len(content)])
         self._finish(distributed.broadcast(size, 0, async_op=True))
         content = torch.empty(int(size), dtype=torch.uint8) if content is None else content
         self._finish(distributed.broadcast(content, 0, async_op=True))
-        # What comes over the connection is of this run's own main process.
-        return pickle.loads(content.numpy().tobytes())
+        return json.loads(content.numpy().tobytes())
 
     def wait(self) -> None:
         """Until every process is here."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from shlex import quote
@@ -237,7 +237,7 @@ def _phases(
         record_data(run.folder, ready.pictures, first_step)
     if checkpoint is not None:
         run.update(step=first_step, checkpoint=run.within(checkpoint))
-    processes.hand_out(Task(replace(ready, plan=None), checkpoint, run.result_path(outputs.name)))
+    processes.hand_out(Task(ready, checkpoint, run.result_path(outputs.name)).as_json())
     if outputs.previews_are_due(first_step):
         # Those before the first step; or those that a run was killed or stopped in.
         outputs.previews(first_step, made=told_previews(run, first_step) if resuming else set())

@@ -77,7 +77,7 @@ class SavedState:
         outputs: Outputs,
         goes_on: bool,
         on_event: Sink,
-        hand_out: Callable[[Path | None], object] = lambda folder: None,
+        hand_out: Callable[[str | None], object] = lambda folder: None,
     ) -> None:
         self._outputs = outputs
         self._on_event = on_event
@@ -114,7 +114,7 @@ class SavedState:
         """
         self._outputs.settle()
         folder = self._folder(latest)
-        self._hand_out(folder)
+        self._hand_out(None if folder is None else str(folder))
         step = self._memory.put_back(folder)
         factor = float(self._outputs.counters[FACTOR])
         self._on_event(RolledBack(step, None if folder is None else str(folder), factor))

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+from pydantic import TypeAdapter
+
+from fluxtune.config.schema import Config
+from fluxtune.dataset.pictures import Picture
 from fluxtune.errors import ExitCode, FluxtuneError, Stopped
 from fluxtune.events import ignore
+from fluxtune.flux.base import base_in
 from fluxtune.flux.weights import DTYPES
 from fluxtune.memory.shortage import fits_in_memory
 from fluxtune.training.checkpoint import Counters, load_checkpoint
@@ -38,6 +44,45 @@ class Task:
     checkpoint: Path | None
     file: Path
 
+    def as_json(self) -> dict[str, Any]:
+        """The task as it is handed out."""
+        ready, base = self.ready, self.ready.base
+        return {
+            "config": ready.config.model_dump(mode="json"),
+            "base": {
+                "name": base.name,
+                "folder": str(base.folder),
+                "files": {part: str(file) for part, file in base.files.items()},
+            },
+            "device": ready.device,
+            "pictures": _PICTURES.dump_python(ready.pictures, mode="json"),
+            "preview_prompts": ready.preview_prompts,
+            "prompts": ready.prompts,
+            "checkpoint": None if self.checkpoint is None else str(self.checkpoint),
+            "file": str(self.file),
+        }
+
+    @classmethod
+    def of(cls, data: dict[str, Any]) -> Task:
+        """The task that was handed out."""
+        base = base_in(Path(data["base"]["folder"]), data["base"]["name"])
+        files = {part: Path(file) for part, file in data["base"]["files"].items()}
+        ready = Preflight(
+            config=Config.model_validate(data["config"]),
+            plan=None,
+            base=replace(base, files=files),
+            device=data["device"],
+            pictures=_PICTURES.validate_python(data["pictures"]),
+            preview_prompts=data["preview_prompts"],
+            prompts=data["prompts"],
+            facts={},
+            accepted=frozenset(),
+        )
+        return cls(ready, Path(data["checkpoint"]) if data["checkpoint"] else None, Path(data["file"]))
+
+
+_PICTURES = TypeAdapter(list[Picture])
+
 
 def work_along(should_stop: Callable[[], ExitCode | None]) -> None:
     """Works for the main process of this run, to its end.
@@ -64,7 +109,7 @@ def take_part(processes: Processes, should_stop: Callable[[], ExitCode | None]) 
 
 
 def _take_part(processes: Processes, should_stop: Callable[[], ExitCode | None]) -> Task:
-    task: Task = processes.hand_out()
+    task = Task.of(processes.hand_out())
     ready, config = task.ready, task.ready.config
     training = config.training
     prepared = prepare(
@@ -80,7 +125,8 @@ def _take_part(processes: Processes, should_stop: Callable[[], ExitCode | None])
         counters.update(saved)
 
     def restore(latest: int) -> int:
-        return memory.put_back(processes.hand_out())
+        folder = processes.hand_out()
+        return memory.put_back(Path(folder) if folder else None)
 
     train_steps(
         training,
