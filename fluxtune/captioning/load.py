@@ -76,7 +76,6 @@ def load_model(
     """
     from transformers import AutoModelForImageTextToText
 
-    _require_whole_weights(folder)
     half = precision == "bf16" or (precision != "fp32" and device == "cuda")
     dtype = torch.bfloat16 if half else torch.float32
     with (
@@ -85,6 +84,7 @@ def load_model(
     ):
         processor = _load_processor(folder)
         check_processor(processor)
+        _require_whole_weights(folder)
         model, report = AutoModelForImageTextToText.from_pretrained(
             folder,
             dtype=dtype,
