@@ -12,6 +12,7 @@ from fluxtune import __version__
 from fluxtune.config.schema import Config
 from fluxtune.errors import ExitCode
 from fluxtune.events import Sink
+from fluxtune.flux.denoise import Request
 from fluxtune.flux.weights import DTYPES
 from fluxtune.lora.adapter import adapter_layers, as_saved, scale_of
 from fluxtune.lora.files import write_lora
@@ -62,8 +63,7 @@ class Outputs:
         Args:
             made: prompt and seed of those that are there already.
         """
-        every = preview_requests(self.config, self.ready.base, self.ready.preview_prompts)
-        requests = [(index, each) for index, each in every if (each.prompt, each.seed) not in made]
+        requests = [(index, each) for index, each in self._requests() if (each.prompt, each.seed) not in made]
         if not requests:
             return
         transformer = self.loaded.learner.transformer
@@ -85,6 +85,14 @@ class Outputs:
                 self.should_stop,
                 self.on_event,
             )
+
+    def lacks_previews(self, step: int) -> bool:
+        """Whether previews that are due were not all made, because a stop was asked for."""
+        paths = (self.run.preview_path(step, index, each.seed) for index, each in self._requests())
+        return self.previews_are_due(step) and not all(path.is_file() for path in paths)
+
+    def _requests(self) -> list[tuple[int, Request]]:
+        return preview_requests(self.config, self.ready.base, self.ready.preview_prompts)
 
     def checkpoint(self, step: int) -> None:
         """The whole state after ``step`` steps."""
