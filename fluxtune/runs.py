@@ -2,7 +2,7 @@
 
     RUN/
       config.toml  origins.json  run.json    resolved settings; where each came from; state of the run
-      captions.jsonl                         what each picture was trained with; its last line counts
+      captions.jsonl                         what each picture was trained with; the last set counts
       lock  events.jsonl  log.txt            all events, for programs, and as the terminal showed them
       checkpoints/step-000500/               NAME.safetensors, state, and a manifest that is written last
       previews/step-000500/00-seed42.png

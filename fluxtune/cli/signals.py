@@ -130,7 +130,7 @@ def stop_requests(
         if requests.requested is None:
             raise
         is_late = requests.requested is ExitCode.STOPPED_EARLY
-        message = "the time of --max-time was over before there was a run" if is_late else "interrupted"
+        message = "the time of --max-time was over before training began" if is_late else "interrupted"
         raise Stopped(message, requests.requested, hint=hint) from None
     finally:
         for number, handler in previous.items():

@@ -95,8 +95,7 @@ class Outputs:
         Args:
             made: prompt and seed of those that are there already.
         """
-        every = preview_requests(self.config, self.ready.base, self.ready.preview_prompts)
-        requests = [(index, each) for index, each in every if (each.prompt, each.seed) not in made]
+        requests = [(index, each) for index, each in self._requests() if (each.prompt, each.seed) not in made]
         if not requests:
             return
         self.run.require_there()
@@ -138,6 +137,14 @@ class Outputs:
                 self.should_stop,
                 self.on_event,
             )
+
+    def lacks_previews(self, step: int) -> bool:
+        """Whether previews that are due were not all made, because a stop was asked for."""
+        paths = (self.run.preview_path(step, index, each.seed) for index, each in self._requests())
+        return self.previews_are_due(step) and not all(path.is_file() for path in paths)
+
+    def _requests(self) -> list[tuple[int, Request]]:
+        return preview_requests(self.config, self.ready.base, self.ready.preview_prompts)
 
     def checkpoint(self, step: int) -> None:
         """Begin to save the whole state after ``step`` steps, unless that is done or being done; ``settle`` waits.

@@ -51,7 +51,7 @@ def require_resumable(run: Run, was: Config, now: Config, origins: dict[str, str
 
     Args:
         was: the settings that the run has.
-        origins: where those of ``now`` come from.
+        origins: where those of ``now`` come from, complete.
 
     Raises:
         UsageError: settings changed that may not, all of them named; or more steps are done than are wanted.
@@ -59,7 +59,7 @@ def require_resumable(run: Run, was: Config, now: Config, origins: dict[str, str
     """
     fixed = [change for change in changed_settings(was, now) if change.change is Change.FIXED]
     if fixed:
-        lines = "".join(f"\n  {change} ({origins.get(change.key, 'given')})" for change in fixed)
+        lines = "".join(f"\n  {change} ({origins[change.key]})" for change in fixed)
         raise UsageError(
             f"{_count(len(fixed), 'setting')} cannot change while a run goes on:{lines}",
             where=str(run.folder),

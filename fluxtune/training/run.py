@@ -12,6 +12,7 @@ from shlex import quote
 from typing import Any
 
 from fluxtune.config.layers import to_toml
+from fluxtune.config.resuming import changed_settings
 from fluxtune.config.schema import Config
 from fluxtune.config.settings import values_of
 from fluxtune.dataset.pictures import CaptionBare
@@ -133,7 +134,9 @@ def _go_on(
     """Everything that can refuse to go on with a run, then the run."""
     if run.trouble is not None:
         told(run.trouble)
-    was = settings_of(run.folder).config
+    begun = settings_of(run.folder)
+    was, changed = begun.config, [each.key for each in changed_settings(begun.config, config)]
+    origins = {**begun.origins, **dict.fromkeys(changed, "given"), **origins}
     require_resumable(run, was, config, origins)
     if result := finished_result(run, was, config):
         told(Phase("resume", f"this run is finished, all {config.training.steps} steps; --steps N adds some"))
@@ -262,6 +265,8 @@ def _phases(
         )
     if ready.plan is not None and clocked.rate and relief.memory == config.memory:
         keep_pace(ready.plan.work, ready.device, 1 / clocked.rate, processes.number)
+    if asked is None and outputs.lacks_previews(step):
+        asked = should_stop()
     if asked is not None:
         if step > first_step:
             outputs.checkpoint(step)

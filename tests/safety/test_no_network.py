@@ -125,11 +125,11 @@ def test_a_run_records_the_commit_of_its_base_and_goes_on_with_it(
     assert main(["train", str(pictures), "--base", MODEL, "--output", str(run), *settings()]) == 0
     assert tomllib.loads((run / "config.toml").read_text())["model"]["revision"] == COMMITS[0]
     assert json.loads((run / "origins.json").read_text())["model.revision"] == "the hub's commit of that time"
-    assert Run.open(run).state.facts["base"]["revision"] == COMMITS[0]
+    assert Run.open(run).state.facts["base"]["commit"] == COMMITS[0]
     (cached / "refs" / "main").write_text(COMMITS[1])
     (cached / "snapshots" / COMMITS[1] / "model_index.json").write_text("{}")
     assert main(["train", "--resume", str(run), "--steps", "2"]) == 0
-    assert Run.open(run).state.facts["base"]["revision"] == COMMITS[0]
+    assert Run.open(run).state.facts["base"]["commit"] == COMMITS[0]
     assert no_network() == ""
 
 

@@ -285,7 +285,7 @@ def test_previews_that_do_not_fit_are_left_out_and_training_goes_on_as_if_they_h
     same_as(plain, run)
     assert [event.step for event in run.seen(Preview)] == [0, 4, 5]
     (left_out,) = [message for message in told(run.events) if "previews" in message]
-    assert left_out.startswith("previews at step 2 were left out: they did not fit in memory (CUDA out of memory.")
+    assert left_out.startswith("previews of step 2 are missing: they did not fit in memory (CUDA out of memory.")
 
 
 def test_each_rung_takes_less_than_the_one_before() -> None:

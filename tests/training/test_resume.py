@@ -198,8 +198,9 @@ def test_a_run_that_was_moved_and_renamed_goes_on_also_by_a_link(stopped: Path, 
     assert same_file(moved / "cup.safetensors", trained.file)
 
 
+@pytest.mark.parametrize(("at", "later"), [(3, [(3, 8), (6, 7), (6, 8)]), (6, [(6, 8)])])
 def test_previews_that_a_stop_was_asked_in_are_made_when_the_run_goes_on(
-    tiny_flux: Path, few_pictures: Path, tmp_path: Path, trained: Trained
+    tiny_flux: Path, few_pictures: Path, tmp_path: Path, trained: Trained, at: int, later: list[tuple[int, int]]
 ) -> None:
     config = config_for(tiny_flux, few_pictures, previews__seeds=[7, 8])
     unbroken = train_in(tmp_path / "unbroken" / "mug", config, cache=trained.cache)
@@ -209,15 +210,15 @@ def test_previews_that_a_stop_was_asked_in_are_made_when_the_run_goes_on(
         seen.append(event)
 
     def asked() -> ExitCode | None:
-        made = [event for event in seen if isinstance(event, Preview) and event.step == 3]
+        made = [event for event in seen if isinstance(event, Preview) and event.step == at]
         return ExitCode.TERMINATED if made else None
 
-    with pytest.raises(Stopped, match="after step 3 of 6"), pytest.MonkeyPatch.context() as patch:
+    with pytest.raises(Stopped, match=f"after step {at} of 6"), pytest.MonkeyPatch.context() as patch:
         patch.setenv("FLUXTUNE_CACHE", str(trained.cache))
         train(config, output=run, on_event=on_event, should_stop=asked)
-    assert len(list((run / "previews" / "step-000003").iterdir())) == 1
+    assert len(list((run / "previews" / f"step-00000{at}").iterdir())) == 1
     again = train_in(run, config, cache=trained.cache, resume=run)
-    assert [(each.step, each.seed) for each in again.seen(Preview)] == [(3, 8), (6, 7), (6, 8)]
+    assert [(each.step, each.seed) for each in again.seen(Preview)] == later
     ours, theirs = left_behind(run), left_behind(unbroken.folder)
     assert all(ours[what] == theirs[what] for what in ("progress", "previews", "result"))
 

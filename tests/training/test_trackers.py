@@ -20,7 +20,7 @@ from fluxtune.events import Result, Step, Warning
 from fluxtune.runs import Run
 from fluxtune.training.trackers import hyper_parameters
 
-METRICS = {"loss", "learning_rate", "grad_norm", "rate", "memory", "epoch"}
+METRICS = {"loss", "learning_rate", "grad_norm", "rate", "memory", "epoch", "skipped"}
 
 
 @pytest.fixture(autouse=True)
