@@ -36,6 +36,7 @@ from fluxtune.redaction import for_sharing, redacted
 from fluxtune.sentences import log_lines
 
 SCHEMA = 1
+TRACKING = "tracking"
 STATE_COPY = "state/run.json"
 """Within a checkpoint: ``run.json`` as it was then, from which a lost one is made again."""
 _LEFT_OVER = re.compile(r"\.[0-9a-f]{8}\.\d+\.partial|\.step-\d+\.(partial|dropped)")
@@ -283,6 +284,8 @@ def _require_no_way_out(folder: Path) -> None:
                         where=str(path),
                         hint="put the file or folder itself in its place",
                     )
+            # Trackers link to their own logs in there.
+            folders[:] = [name for name in folders if Path(place, name) != folder / TRACKING]
 
 
 def _clear_half_made(folder: Path) -> None:

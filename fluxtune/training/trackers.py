@@ -18,7 +18,7 @@ from fluxtune.config.schema import Config
 from fluxtune.config.settings import settings, values_of
 from fluxtune.dataset.cache import key_of
 from fluxtune.events import Event, Preview, Result, Sink, Step, Warning
-from fluxtune.runs import Run
+from fluxtune.runs import TRACKING, Run
 
 _NO_METRICS = ("step", "total", "seconds_left")
 _SECONDS_TO_FINISH = 60.0
@@ -168,7 +168,7 @@ def _show(tracker: Any, preview: Preview) -> None:
 
 
 def _folder(run: Run) -> Path:
-    return run.folder / "tracking"
+    return run.folder / TRACKING
 
 
 def _name(path: object) -> str:
