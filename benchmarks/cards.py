@@ -36,15 +36,18 @@ from fluxtune.config.layers import resolve
 from fluxtune.config.presets import built_in_folder, listing
 from fluxtune.environment.card import look
 from fluxtune.environment.device import pick_device, quiet_libraries, versions
+from fluxtune.errors import StorageError
 from fluxtune.events import ignore
 from fluxtune.flux.load import free_memory
 from fluxtune.flux.weights import DTYPES
 from fluxtune.lora.adapter import adapter_parameters, as_saved, scale_of
 from fluxtune.memory.forecast import Forecast
 from fluxtune.memory.plan import operations_of
+from fluxtune.memory.shortage import Shortage, does_not_fit
 from fluxtune.training.ema import MovingAverage
 from fluxtune.training.fitting import work_of
 from fluxtune.training.forecasts import costs_of
+from fluxtune.training.health import Health
 from fluxtune.training.loop import train_steps
 from fluxtune.training.planning import Planned, planned
 from fluxtune.training.simulation import STEP, Work
@@ -151,12 +154,15 @@ class Measurement:
     def _steps(self, work: Work, trained: Learner, average: MovingAverage) -> float:
         """The loop of ``train``; seconds a step, once it is warm."""
         ends: list[float] = []
+        source = RandomSource(work, self._device)
         train_steps(
             config=work.config.training,
             learner=trained,
-            source=RandomSource(work, self._device),
+            source=source,
             average=average,
             first_step=0,
+            health=Health(work.config.training, source.pictures, _no_way_back, {}, ignore),
+            make_room=_no_relief,
             after_step=lambda _: ends.append(_now(self._device)),
             should_stop=lambda: None,
             on_event=ignore,
@@ -228,6 +234,15 @@ class Measurement:
         """What the process takes of the card beside torch's allocator, where the system tells."""
         held = next((each.held for each in look().holders if each.pid == os.getpid()), None)
         return {} if held is None else {"beside_torch_gib": round(held - torch.cuda.memory_reserved() / GIB, 3)}
+
+
+def _no_way_back(_: int) -> int:
+    raise StorageError("nothing is saved here")
+
+
+def _no_relief(step: int, shortage: Shortage, _: bool) -> int:
+    """What is measured is the plan as it was made."""
+    raise does_not_fit(f"step {step + 1}", shortage, "leave the card to the benchmark")
 
 
 def card() -> dict[str, Any]:

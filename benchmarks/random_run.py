@@ -50,9 +50,9 @@ def text_encoders(work: Work, device: str) -> list[Any]:
     *short, long = [empty_text_encoder(work.base.folder, part) for part in work.base.text_encoders]
     for encoder in short:
         held = DTYPES.get(precision, work.dtype)
-        fill(encoder, random_weights(encoder, device, held), Holding(held, device))
+        fill(encoder, random_weights(encoder, device, held), Holding(held, device), "random weights")
     holding = Holding(work.dtype, device, precision, lambda path: is_text_quantized(path, precision))
-    fill(long, random_weights(long, device, work.dtype), holding)
+    fill(long, random_weights(long, device, work.dtype), holding, "random weights")
     for encoder in (*short, long):
         encoder.tie_weights()
     return [*short, long]
@@ -61,7 +61,7 @@ def text_encoders(work: Work, device: str) -> list[Any]:
 def vae(work: Work, device: str) -> Any:
     """As ``load_vae`` holds it."""
     made = empty_vae(work.base.folder)
-    fill(made, random_weights(made, device, work.dtype), Holding(work.dtype, device))
+    fill(made, random_weights(made, device, work.dtype), Holding(work.dtype, device), "random weights")
     if work.config.memory.vae_tiling:
         tile(made)
     return made
@@ -112,7 +112,15 @@ class RandomSource(SampleSource):
         generator = rng.generator(self._training.seed, "latents", micro_step)
         shape = (self._training.batch_size, config["in_channels"], height // multiple, width // multiple)
         latents, noise = (torch.randn(shape, generator=generator).to(self._on) for _ in range(2))
-        return Samples(MicroBatch(latents, noise, told.sigmas, told.text), None, 0, ())
+        return Samples(MicroBatch(latents, noise, told.sigmas, told.text), None, 0)
+
+    def pictures(self, micro_step: int) -> list[str]:
+        """None: they have no names."""
+        return []
+
+    def epoch(self, micro_step: int) -> int:
+        """Random latents never come again."""
+        return 0
 
     def conditions(self, micro_step: int) -> list[Condition]:
         """That of one micro-step."""

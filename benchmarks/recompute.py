@@ -34,7 +34,7 @@ from fluxtune.flux.base import base_in
 from fluxtune.memory.plan import Counts, operations_of
 from fluxtune.training.forecasts import costs_of
 from fluxtune.training.simulation import Work
-from fluxtune.training.step import learn, update
+from fluxtune.training.step import clip, learn, update
 
 Keep = Mapping[str, list[int]]
 WIDE = {"num_attention_heads": 3, "attention_head_dim": 128, "axes_dims_rope": [16, 56, 56]}
@@ -117,6 +117,7 @@ def _seconds(work: Work, plans: Mapping[str, Keep], rounds: int) -> dict[str, fl
         for name, each in learners.items():
             begun = time.process_time()
             learn(each, batch)
+            clip(each)
             update(each)
             if number:
                 best[name] = min(best[name], time.process_time() - begun)

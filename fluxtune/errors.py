@@ -39,10 +39,11 @@ class ExitCode(IntEnum):
 
 class Refusal(StrEnum):
     """What a run is refused for unless its user accepts it (``--accept``): errors in pictures or captions; more memory
-    than the card has."""
+    than the card has; a data set that is not the one that it was begun with."""
 
     DATA = "data"
     MEMORY = "memory"
+    CHANGED_DATA = "changed-data"
 
 
 class FluxtuneError(Exception):
@@ -137,6 +138,14 @@ class Stopped(FluxtuneError):
 
     def __init__(self, message: str, exit_code: ExitCode, *, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
+        self.exit_code = exit_code  # type: ignore[misc]
+
+
+class ProcessError(FluxtuneError):
+    """Another process of the run failed; ``exit_code`` is that of its failure."""
+
+    def __init__(self, message: str, exit_code: ExitCode, *, where: str | None = None, hint: str | None = None) -> None:
+        super().__init__(message, where=where, hint=hint)
         self.exit_code = exit_code  # type: ignore[misc]
 
 

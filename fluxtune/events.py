@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import Any, ClassVar, TypeAlias
 
 from fluxtune.errors import ConfigError, FluxtuneError
+from fluxtune.redaction import redacted, without_tokens
 
 SCHEMA = 1
 
@@ -52,7 +53,10 @@ class Progress:
 
 @dataclass(frozen=True)
 class Step:
-    """One optimizer step. ``rate`` is steps a second; ``memory`` is GiB in use (device peak, or process on CPU)."""
+    """One optimizer step. ``rate`` is steps a second; ``memory`` is GiB in use (device peak, or process on CPU).
+
+    ``skipped`` of the steps so far were skipped, because their loss or gradients were not finite.
+    """
 
     event: ClassVar[str] = "step"
     step: int
@@ -64,6 +68,7 @@ class Step:
     seconds_left: float
     memory: float
     epoch: int = 0
+    skipped: int = 0
 
 
 @dataclass(frozen=True)
@@ -169,6 +174,22 @@ class Resumed:
 
 
 @dataclass(frozen=True)
+class RolledBack:
+    """A run went back to a state that was saved, and trains from there again: of steps told twice, the later counts.
+
+    Attributes:
+        step: steps done in that state.
+        path: its checkpoint; None for the beginning of the run.
+        learning_rate_factor: what the learning rate is multiplied by from now on.
+    """
+
+    event: ClassVar[str] = "rolled_back"
+    step: int
+    path: str | None
+    learning_rate_factor: float
+
+
+@dataclass(frozen=True)
 class Result:
     """The last event of work that succeeded: the report, plan, file or pictures made."""
 
@@ -209,6 +230,7 @@ Event: TypeAlias = (
     | Caption
     | Plan
     | Resumed
+    | RolledBack
     | Result
     | Error
 )
@@ -216,14 +238,15 @@ Sink: TypeAlias = Callable[[Event], None]
 
 
 def as_record(event: Event) -> dict[str, Any]:
-    """The event as the JSON object that scripts read: schema, name, time (ISO 8601, UTC), then its fields."""
+    """The event as the JSON object that scripts read: schema, name, time (ISO 8601, UTC), then its fields, in which no
+    token is shown."""
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
     # JSON has no infinities and no NaN.
     fields = {
         name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in asdict(event).items()
     }
-    return {"schema": SCHEMA, "event": event.event, "time": now, **fields}
+    return {"schema": SCHEMA, "event": event.event, "time": now, **redacted(fields, without_tokens)}
 
 
 def ignore(event: Event) -> None:

@@ -14,7 +14,7 @@ import shutil
 import stat
 import tempfile
 import zlib
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,27 +24,46 @@ from safetensors import SafetensorError
 
 from fluxtune.errors import StorageError, UsageError
 
+_PASSING = {
+    getattr(errno, name)
+    for name in (
+        *("ENOSPC", "EDQUOT", "EIO", "EAGAIN", "ESTALE", "ETIMEDOUT", "ENOTCONN", "EREMOTEIO"),
+        *("ENETDOWN", "ENETUNREACH", "EHOSTDOWN", "EHOSTUNREACH"),
+    )
+    if hasattr(errno, name)
+}
+"""Errors of a disk that is full or a file system that is away for a while, which can pass."""
+_NO_SYNC = {errno.EINVAL, errno.ENOTSUP}
+"""What file systems say that do not let folders be synced."""
 _WHOLE_FILE_HASHED = 64 * 2**20
 """Bytes; of larger files the ends stand for the whole in a fingerprint."""
+_PIECE, _PIECES = 2**16, 64
+"""Bytes of a piece of a file, and how many of them ``sampled_digest`` reads."""
 
 
-def write_with(path: Path, write: Callable[[Path], None]) -> None:
+def write_with(path: Path, write: Callable[[Path], None], make_folder: bool = True) -> None:
     """Let ``write`` fill a temporary file, then sync it and rename it to ``path``, whose permissions are kept.
+
+    Args:
+        make_folder: with those that it lies in; otherwise it must be there.
 
     Raises:
         StorageError: the folder cannot be made or the file cannot be written.
     """
     temporary = partial_of(path)
     with storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if make_folder:
+            path.parent.mkdir(parents=True, exist_ok=True)
         try:
             write(temporary)
             _sync(temporary)
             with suppress(OSError):  # there is no such file, or the file system has no permissions
                 temporary.chmod(stat.S_IMODE(path.stat().st_mode))
             os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink()
+            raise
         sync_folder(path.parent)
 
 
@@ -69,9 +88,9 @@ def _mark(path: Path) -> str:
     return f".{zlib.crc32(os.fsencode(path.name)):08x}."
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes, make_folder: bool = True) -> None:
     """Write ``content`` to ``path`` atomically."""
-    write_with(path, lambda temporary: _dump(temporary, content))
+    write_with(path, lambda temporary: _dump(temporary, content), make_folder)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -84,10 +103,40 @@ def write_json(path: Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def write_sealed(path: Path, value: dict[str, Any]) -> None:
+    """Write ``value`` to ``path`` as JSON with its own SHA-256, atomically; ``read_sealed`` tells any change of it. The
+    folder must be there."""
+    write_bytes(path, sealed(value), make_folder=False)
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """What ``write_sealed`` wrote.
+
+    Raises:
+        ValueError: a byte of it is another one than was written.
+        StorageError: it cannot be read.
+    """
+    with storage_errors(path):
+        content = path.read_bytes()
+    try:
+        value = json.loads(content.decode("utf-8"))
+        if isinstance(value, dict) and value.pop("sha256", None) and sealed(value) == content:
+            return value
+    except RecursionError:
+        pass
+    raise ValueError("its content changed since it was written")
+
+
+def sealed(value: dict[str, Any]) -> bytes:
+    """What ``write_sealed`` writes."""
+    digest = hashlib.sha256(json.dumps(value, ensure_ascii=False).encode("utf-8")).hexdigest()
+    return (json.dumps({**value, "sha256": digest}, indent=2, ensure_ascii=False) + "\n").encode("utf-8")
+
+
 def append_line(path: Path, line: str, sync: bool = False) -> None:
     """Append one line to ``path`` in a single write, so that readers following the file see whole lines.
 
-    After a line that a kill cut short it begins one of its own.
+    After a line that a kill cut short it begins one of its own. A line that does not fit on the disk leaves nothing.
 
     Args:
         sync: return only when the line would survive a power cut.
@@ -95,15 +144,44 @@ def append_line(path: Path, line: str, sync: bool = False) -> None:
     Raises:
         StorageError: the file cannot be written.
     """
-    with storage_errors(path), open(path, "ab+") as file:
-        file.seek(max(0, file.tell() - 1))
-        fresh = file.read() in (b"", b"\n")
-        file.write((b"" if fresh else b"\n") + line.encode("utf-8") + b"\n")
+    with storage_errors(path), open(path, "ab+", buffering=0) as file:
+        end = file.seek(0, os.SEEK_END)
+        file.seek(max(0, end - 1))
+        fresh = file.read(1) in (b"", b"\n")
+        left = memoryview((b"" if fresh else b"\n") + line.encode("utf-8") + b"\n")
+        try:
+            while left:
+                left = left[file.write(left) :]
+        except OSError:
+            with suppress(OSError):
+                file.truncate(end)
+            raise
         if sync:
-            file.flush()
             os.fsync(file.fileno())
     if sync:
-        sync_folder(path.parent)
+        with storage_errors(path):
+            sync_folder(path.parent)
+
+
+class PatientLines:
+    """Appends lines to a file; what cannot be written waits, up to ``most`` lines, and goes first once it can."""
+
+    def __init__(self, path: Path, most: int = 10_000) -> None:
+        self._path = path
+        self._waiting: deque[str] = deque(maxlen=most)
+        self._failing = False
+
+    def add(self, line: str) -> StorageError | None:
+        """Append a line; returns what went wrong, when it does so for the first time since all was well."""
+        self._waiting.append(line)
+        try:
+            append_line(self._path, "\n".join(self._waiting))
+        except StorageError as error:
+            known, self._failing = self._failing, True
+            return None if known else error
+        self._waiting.clear()
+        self._failing = False
+        return None
 
 
 def json_lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -131,6 +209,9 @@ def sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
     finally:
         os.close(descriptor)
 
@@ -153,6 +234,20 @@ def fingerprint_of(folder: Path, files: Iterable[Path]) -> str:
     for file in files:
         digest.update(f"{file.relative_to(folder).as_posix()}\0".encode())
         digest.update(_content_mark(file))
+    return digest.hexdigest()
+
+
+def sampled_digest(file: Path) -> str:
+    """Hex digest of a file's size and of pieces of it from end to end: the same for a copy, whatever its name and time.
+
+    Other content differs nearly everywhere, and so in what is read: 4 MiB at most.
+    """
+    size = file.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with open(file, "rb") as content:
+        for piece in range(_PIECES):
+            content.seek(max(0, size - _PIECE) * piece // (_PIECES - 1))
+            digest.update(content.read(_PIECE))
     return digest.hexdigest()
 
 
@@ -181,7 +276,8 @@ def require_space(folder: Path, needed: int, purpose: str) -> None:
     existing = folder.absolute()
     while not existing.exists():
         existing = existing.parent
-    free = shutil.disk_usage(existing).free
+    with storage_errors(folder):
+        free = shutil.disk_usage(existing).free
     if free < needed:
         raise StorageError(
             f"{purpose} need {_size(needed)} of disk, but only {_size(free)} are free",
@@ -250,6 +346,7 @@ def whole_folder(destination: Path) -> Iterator[Path]:
                 # A mount or a link cannot be replaced. What describes the rest comes last.
                 for child in sorted(half_made.iterdir(), key=Path.is_file):
                     shutil.move(child, destination / child.name)
+            sync_folder(parent)
     finally:
         shutil.rmtree(half_made, ignore_errors=True)
 
@@ -282,6 +379,12 @@ def storage_errors(path: Path) -> Iterator[None]:
         raise StorageError(
             f"cannot write the file: {error}", where=str(path), hint="check the disk: it may be full"
         ) from error
+
+
+def waiting_helps(error: StorageError) -> bool:
+    """Whether what failed may work later with nothing else changed: a full disk, a network file system that is away."""
+    cause = error.__cause__
+    return isinstance(cause, OSError) and cause.errno in _PASSING
 
 
 def _size(number: int) -> str:

@@ -1,6 +1,7 @@
 """Locks: files that say which process is writing in a folder, so that no second one does.
 
-A lock of a process that died, also by a power cut, is taken over.
+A lock of a process that died, also by a power cut, is taken over, and so is the copy of a lock that came along with a
+copied folder. One of another machine, on a file system that both have, cannot be judged from here: it is respected.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from typing import Any
 
 from fluxtune.errors import StorageError
 
-_NOBODY = {"pid": None, "started": None, "boot": None, "host": socket.gethostname()}
+_IDENTITY = ("pid", "started", "boot", "host", "path", "file")
+_NOBODY = {**dict.fromkeys(_IDENTITY), "host": socket.gethostname()}
 """Whose lock is no identity: a crash cut it off, or its owner is writing it just now."""
 _WRITING = 0.5
 """Seconds in which an owner has surely written its identity."""
@@ -43,19 +45,29 @@ def held(lock: Path, what: str) -> Iterator[None]:
 
 def _take(lock: Path, what: str) -> dict[str, Any]:
     """Create the lock file with our identity, clearing away a stale one; returns the identity."""
-    owner = _identity()
     try:
         while True:
             try:
-                with open(lock, "x", encoding="utf-8") as file:
-                    file.write(json.dumps(owner))
-                return owner
+                return _create(lock)
             except FileExistsError:
                 _clear_if_stale(lock, what)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         hint = "check that you may write there, and that the disk is not full"
         raise StorageError(f"cannot lock the {what}: {reason}", where=str(lock), hint=hint) from error
+
+
+def _create(lock: Path) -> dict[str, Any]:
+    with open(lock, "x", encoding="utf-8") as file:
+        owner = _identity(lock, os.fstat(file.fileno()))
+        try:
+            file.write(json.dumps(owner))
+            file.flush()
+        except OSError:
+            with suppress(OSError):
+                lock.unlink()
+            raise
+    return owner
 
 
 def _clear_if_stale(lock: Path, what: str) -> None:
@@ -72,7 +84,7 @@ def _clear_if_stale(lock: Path, what: str) -> None:
             where=str(lock),
             hint="wait for it; if nothing runs there any more, remove the lock file",
         )
-    if _alive(holder):
+    if _alive(holder) and not _is_copy(lock, holder):
         raise StorageError(
             f"this {what} is being written by process {holder['pid']}",
             where=str(lock),
@@ -94,21 +106,31 @@ def _read_owner(lock: Path) -> dict[str, Any] | None:
     """Who holds the lock, or None when it is free."""
     try:
         owner = json.loads(lock.read_text(encoding="utf-8"))
-        return {key: owner[key] for key in ("pid", "started", "boot", "host")}
+        return {key: owner[key] for key in _IDENTITY}
     except FileNotFoundError:
         return _NOBODY if lock.is_symlink() else None
     except (ValueError, KeyError, TypeError, RecursionError):
         return _NOBODY
 
 
-def _identity() -> dict[str, Any]:
-    """This process, told apart from a later one with the same number: by its start, and by the boot."""
+def _identity(lock: Path, status: os.stat_result) -> dict[str, Any]:
+    """This process, told apart from a later one with the same number: by its start, and by the boot. With the lock's
+    own place, by which copies of it are told."""
     return {
         "pid": os.getpid(),
         "started": _started(os.getpid()),
         "boot": _boot_id(),
         "host": socket.gethostname(),
+        "path": str(lock.absolute()),
+        "file": f"{status.st_dev}:{status.st_ino}",
     }
+
+
+def _is_copy(lock: Path, holder: dict[str, Any]) -> bool:
+    """Whether the holder's lock is another file, at another place: neither renamed nor mounted twice."""
+    status = os.stat(lock)
+    here = str(lock.absolute()), f"{status.st_dev}:{status.st_ino}"
+    return here[0] != holder["path"] and here[1] != holder["file"]
 
 
 def _alive(holder: dict[str, Any]) -> bool:

@@ -2,10 +2,11 @@
 
     RUN/
       config.toml  origins.json  run.json    resolved settings; where each came from; state of the run
-      captions.jsonl                         what each picture was trained with; its last line counts
-      lock  events.jsonl  log.txt
+      captions.jsonl                         what each picture was trained with; the last set counts
+      lock  events.jsonl  log.txt            all events, for programs, and as the terminal showed them
       checkpoints/step-000500/               NAME.safetensors, state, and a manifest that is written last
       previews/step-000500/00-seed42.png
+      tracking/                              what trackers keep
       NAME.safetensors                       the result
 
 A run folder is created exclusively and written by one process at a time; nothing in it is written by halves.
@@ -15,21 +16,31 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
-from contextlib import AbstractContextManager
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from glob import escape
 from pathlib import Path
 from shlex import quote
 from typing import Any, Literal
 
 from fluxtune import files
 from fluxtune.errors import StorageError
-from fluxtune.events import Event, as_record
+from fluxtune.events import Event, Warning, as_record
 from fluxtune.locks import held
+from fluxtune.manifests import MANIFEST
+from fluxtune.redaction import for_sharing, redacted
+from fluxtune.sentences import log_lines
 
 SCHEMA = 1
-MANIFEST = "manifest.json"
+TRACKING = "tracking"
+STATE_COPY = "state/run.json"
+"""Within a checkpoint: ``run.json`` as it was then, from which a lost one is made again."""
+_LEFT_OVER = re.compile(r"\.[0-9a-f]{8}\.\d+\.partial|\.step-\d+\.(partial|dropped)")
+"""Names of what a killed process was writing or removing."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +69,17 @@ class RunState:
 
 
 class Run:
-    """One run folder; make it with ``Run.create`` or ``Run.open``."""
+    """One run folder; make it with ``Run.create`` or ``Run.open``.
 
-    def __init__(self, folder: Path, state: RunState) -> None:
+    ``trouble`` is what its user should know of how it was found.
+    """
+
+    def __init__(self, folder: Path, state: RunState, trouble: Warning | None = None) -> None:
         self.folder = folder
         self.state = state
+        self.trouble = trouble
+        self._events = files.PatientLines(folder / "events.jsonl")
+        self._log = files.PatientLines(folder / "log.txt")
 
     @classmethod
     def create(
@@ -73,7 +90,7 @@ class Run:
         facts: dict[str, Any],
         accepted: Iterable[str] = (),
     ) -> Run:
-        """Make a new run folder with its resolved configuration.
+        """Make a new run folder with its resolved configuration, complete or not at all.
 
         Args:
             folder: must not exist yet.
@@ -84,67 +101,114 @@ class Run:
         Raises:
             StorageError: the folder exists or cannot be made.
         """
+        state = RunState(facts=facts, accepted=sorted(accepted), created=_now(), updated=_now())
         try:
-            folder.mkdir(parents=True)
-        except OSError as error:
+            require_unused(folder)
+            with files.whole_folder(folder) as half_made:
+                _write_settings(half_made, config_toml, origins)
+                files.write_sealed(half_made / "run.json", asdict(state))
+                require_unused(folder)
+        except StorageError as error:
             require_unused(folder)
             raise StorageError(
-                f"cannot make the run folder: {error.strerror or error}",
-                where=str(folder),
-                hint="check that you may write there, or choose another --output",
-            ) from error
-        run = cls(folder, RunState(facts=facts, accepted=sorted(accepted), created=_now()))
-        run._write_settings(config_toml, origins)
-        run.update()
-        return run
+                f"cannot make the run folder: {error.message}", where=str(folder), hint=error.hint
+            ) from error.__cause__
+        _clear_half_made(folder)
+        return cls(folder, state)
 
     @classmethod
     def open(cls, folder: Path) -> Run:
         """Open an existing run folder to read it or to go on with it.
 
+        A ``run.json`` that is lost or damaged is made again from its copy in a checkpoint; ``trouble`` says so then.
+
         Raises:
-            StorageError: it is not a run folder, is damaged, or a newer fluxtune wrote it.
+            StorageError: it is not a run folder, cannot be read, or a newer fluxtune wrote it.
         """
         path = folder / "run.json"
-        if not path.is_file():
-            seen = "holds no run.json" if folder.is_dir() else "does not exist"
-            raise StorageError(
-                f"not a run folder: it {seen}",
-                where=str(folder),
-                hint="give the folder that `fluxtune train` made (it holds config.toml and run.json)",
-            )
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-            schema = record["schema"]
-            state = RunState(**record) if schema == SCHEMA else None
-        except (ValueError, KeyError, TypeError) as error:
-            raise StorageError(f"damaged run.json: {error}", where=str(path)) from error
-        if state is None:
-            raise StorageError(
-                f"written by another fluxtune: run folders of schema {schema}, this one reads {SCHEMA}",
-                where=str(path),
-                hint="use the fluxtune version that made the run",
-            )
-        return cls(folder, state)
+        with files.storage_errors(folder):
+            if not path.is_file() and not (folder / "config.toml").is_file():
+                seen = "holds no run.json" if folder.is_dir() else "does not exist"
+                raise StorageError(
+                    f"not a run folder: it {seen}",
+                    where=str(folder),
+                    hint="give the folder that `fluxtune train` made (it holds config.toml and run.json)",
+                )
+            try:
+                return cls(folder, _read_state(path))
+            except FileNotFoundError:
+                damage = "run.json is missing"
+            except ValueError as error:
+                damage = f"run.json is damaged: {error}"
+        return cls._rebuilt(folder, damage)
+
+    @classmethod
+    def _rebuilt(cls, folder: Path, damage: str) -> Run:
+        run = cls(folder, RunState(created=_now()))
+        for checkpoint in reversed(run.checkpoints()):
+            with suppress(ValueError, OSError):
+                run.state = _read_state(checkpoint / STATE_COPY)
+                break
+        if newest := run.checkpoints()[-1:]:
+            run.state = replace(run.state, status="running", step=step_of(newest[0]), checkpoint=run.within(newest[0]))
+        run.trouble = Warning(
+            f"{damage}; it is made again from the checkpoints, of which there are {len(run.checkpoints())}",
+            str(folder / "run.json"),
+        )
+        return run
 
     def update(self, **changes: Any) -> None:
-        """Change fields of ``state`` and write ``run.json``."""
+        """Change fields of ``state`` and write ``run.json``.
+
+        Raises:
+            StorageError: it cannot be written, or the run folder is gone.
+        """
+        self.require_there()
         self.state = replace(self.state, updated=_now(), **changes)
-        files.write_json(self.folder / "run.json", asdict(self.state))
+        files.write_sealed(self.folder / "run.json", asdict(self.state))
 
     def go_on(self, config_toml: str, origins: dict[str, str], accepted: Iterable[str] = ()) -> None:
         """Take the run up again with these settings: it is running, and has no result any more."""
-        self._write_settings(config_toml, origins)
+        _write_settings(self.folder, config_toml, origins)
         self.update(status="running", result=None, accepted=sorted(accepted))
 
-    def append(self, event: Event) -> None:
-        """Add an event to ``events.jsonl``, and a line for people to ``log.txt``."""
-        self.append_record(as_record(event))
+    def append(self, event: Event, record: dict[str, Any] | None = None) -> Warning | None:
+        """Add an event to ``events.jsonl``, and what people read of it to ``log.txt``; people pass these files on.
 
-    def append_record(self, record: dict[str, Any]) -> None:
-        """Add an event of an earlier time, as it was recorded then."""
-        files.append_line(self.folder / "events.jsonl", json.dumps(record, ensure_ascii=False))
-        files.append_line(self.folder / "log.txt", _log_line(record))
+        What cannot be written waits for the next time. Returns what the user should know of that, once.
+
+        Args:
+            record: of an event of an earlier time, as it was recorded then.
+
+        Raises:
+            StorageError: the run folder is gone.
+        """
+        record = redacted(record or as_record(event), for_sharing)
+        # In ASCII, so that no control character of a caption reaches the terminal that shows the file.
+        errors = [self._events.add(json.dumps(record))]
+        if lines := log_lines(event):
+            errors.append(self._log.add("\n".join(f"{record['time']} {for_sharing(line)}" for line in lines)))
+        if not any(errors):
+            return None
+        self.require_there()
+        error = next(filter(None, errors))
+        return Warning(
+            f"the run goes on without its record: {error.message}; what is missed is added later", error.where
+        )
+
+    def require_there(self) -> None:
+        """Refuse to write into a run folder that is gone, rather than make another one in its place.
+
+        Raises:
+            StorageError: it is gone.
+        """
+        with files.storage_errors(self.folder):
+            if not self.config_path.exists():
+                raise StorageError(
+                    "the run folder is gone: it was deleted, moved or renamed, or its disk was taken away",
+                    where=str(self.folder),
+                    hint="bring it back, or go on with it where it is now: fluxtune train --resume FOLDER",
+                )
 
     @property
     def config_path(self) -> Path:
@@ -164,22 +228,80 @@ class Run:
         return self.folder / f"{name}.safetensors"
 
     def checkpoints(self) -> list[Path]:
-        """Folders of the whole checkpoints (those whose manifest is written), newest last."""
-        folders = (self.folder / "checkpoints").glob("step-*")
-        steps = {folder: folder.name.removeprefix("step-") for folder in folders if (folder / MANIFEST).is_file()}
-        return sorted((folder for folder in steps if steps[folder].isdecimal()), key=lambda folder: int(steps[folder]))
-
-    def locked(self) -> AbstractContextManager[None]:
-        """Hold the run for writing; a lock left behind by a process that died is taken over.
+        """Folders of the whole checkpoints (those whose manifest is written), newest last.
 
         Raises:
-            StorageError: another process is writing this run.
+            StorageError: the folder with the checkpoints cannot be read.
         """
-        return held(self.folder / "lock", "run")
+        with files.storage_errors(self.folder / "checkpoints"):
+            return [folder for folder in self.checkpoint_folders() if (folder / MANIFEST).is_file()]
 
-    def _write_settings(self, config_toml: str, origins: dict[str, str]) -> None:
-        files.write_text(self.config_path, config_toml)
-        files.write_json(self.folder / "origins.json", origins)
+    def checkpoint_folders(self) -> list[Path]:
+        """As ``checkpoints``, with those that lost their manifest."""
+        place = self.folder / "checkpoints"
+        names: list[str] = []
+        with files.storage_errors(place), suppress(FileNotFoundError):
+            names = os.listdir(place)
+        steps = {place / name: name.removeprefix("step-") for name in names if name.startswith("step-")}
+        return sorted((folder for folder, step in steps.items() if step.isdecimal()), key=step_of)
+
+    def within(self, path: Path) -> str:
+        """A path inside the run folder, as ``run.json`` has it."""
+        return path.relative_to(self.folder).as_posix()
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run for writing; a lock left behind by a process that died is taken over, and what it was writing
+        or removing when it died is cleared away.
+
+        Raises:
+            StorageError: another process is writing this run, or a link in it leads out of it.
+        """
+        _require_no_way_out(self.folder)
+        with held(self.folder / "lock", "run"):
+            _clear_left_over(self.folder)
+            yield
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step that a checkpoint's folder is named for."""
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def _require_no_way_out(folder: Path) -> None:
+    """Refuse a run folder with a link that leads out of it: what is written there would be written elsewhere."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    with files.storage_errors(folder):
+        inside = folder.resolve()
+        for place, folders, names in os.walk(folder, onerror=refuse):
+            for path in (Path(place, name) for name in (*folders, *names)):
+                if path.is_symlink() and not path.resolve().is_relative_to(inside):
+                    raise StorageError(
+                        "a link in the run folder leads out of it, and a run writes nowhere else",
+                        where=str(path),
+                        hint="put the file or folder itself in its place",
+                    )
+            # Trackers link to their own logs in there.
+            folders[:] = [name for name in folders if Path(place, name) != folder / TRACKING]
+
+
+def _clear_half_made(folder: Path) -> None:
+    """Remove what killed processes left of a folder of this name; now that it exists, nobody is making it any more."""
+    with suppress(OSError):
+        for left in folder.absolute().parent.glob(f".{escape(folder.name)}.????????.partial"):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _clear_left_over(folder: Path) -> None:
+    for place, folders, names in os.walk(folder):
+        for name in filter(_LEFT_OVER.fullmatch, folders):
+            shutil.rmtree(Path(place, name), ignore_errors=True)
+        for name in filter(_LEFT_OVER.fullmatch, names):
+            with suppress(OSError):
+                Path(place, name).unlink()
 
 
 def require_unused(folder: Path) -> None:
@@ -203,7 +325,7 @@ def latest_run(under: Path) -> Path:
     Raises:
         StorageError: there is none.
     """
-    states = list(under.glob("*/run.json"))
+    states = [path for path in under.glob("*/run.json") if not path.parent.name.startswith(".")]
     if not states:
         raise StorageError(
             "no run folders here",
@@ -221,65 +343,38 @@ def lora_in(folder: Path) -> Path:
     """
     if (folder / MANIFEST).is_file() and (kept := sorted(folder.glob("*.safetensors"))):
         return kept[0]
-    state = Run.open(folder).state
-    if state.result is None:
-        last = f"; its last checkpoint is in {folder / state.checkpoint}" if state.checkpoint else ""
+    run = Run.open(folder)
+    if run.state.result is None:
+        last = "".join(f"; its last checkpoint is in {each}" for each in run.checkpoints()[-1:])
         raise StorageError(
             f"this run has no result yet{last}",
             where=str(folder),
             hint=f"finish it: fluxtune train --resume {quote(str(folder))}",
         )
-    return folder / state.result
+    return folder / run.state.result
 
 
-def write_manifest(folder: Path) -> None:
-    """List every file of a checkpoint, with size and SHA-256. Written last, it makes the checkpoint whole."""
-    entries = {
-        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": files.sha256_of(path)}
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != MANIFEST
-    }
-    files.write_json(folder / MANIFEST, {"schema": SCHEMA, "files": entries})
+def _write_settings(folder: Path, config_toml: str, origins: dict[str, str]) -> None:
+    files.write_text(folder / "config.toml", config_toml)
+    files.write_json(folder / "origins.json", redacted(origins, for_sharing))
 
 
-def verify_manifest(folder: Path) -> None:
-    """Check every file of a checkpoint against its manifest.
-
-    Raises:
-        StorageError: names the manifest or file that is missing, cut off or altered.
-    """
-    path = folder / MANIFEST
+def _read_state(path: Path) -> RunState:
+    """Raises ValueError where it is damaged, FileNotFoundError where there is none."""
     if not path.is_file():
-        raise StorageError("incomplete checkpoint: it has no manifest", where=str(folder), hint=_OLDER)
+        raise FileNotFoundError(path)
+    record = files.read_sealed(path)
+    if record.get("schema") != SCHEMA:
+        raise StorageError(
+            f"written by another fluxtune: run folders of schema {record.get('schema')}, this one reads {SCHEMA}",
+            where=str(path),
+            hint="use the fluxtune version that made the run",
+        )
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))["files"].items()
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StorageError(f"damaged manifest: {error}", where=str(path), hint=_OLDER) from error
-    for name, expected in entries:
-        file = folder / name
-        if not file.is_file():
-            raise StorageError("damaged checkpoint: the file is missing", where=str(file), hint=_OLDER)
-        size = file.stat().st_size
-        if size != expected["size"]:
-            seen = f"the file has {size} bytes instead of {expected['size']}"
-            raise StorageError(f"damaged checkpoint: {seen}", where=str(file), hint=_OLDER)
-        if files.sha256_of(file) != expected["sha256"]:
-            raise StorageError("damaged checkpoint: the file's content changed", where=str(file), hint=_OLDER)
-
-
-_OLDER = "remove this checkpoint's folder to go on from the one before it"
+        return RunState(**record)
+    except TypeError as error:
+        raise ValueError(str(error)) from error
 
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
-def _log_line(record: dict[str, Any]) -> str:
-    """An event as one readable line; the configuration stays in config.toml."""
-    hidden = ("schema", "event", "time", "config")
-    fields = " ".join(f"{name}={_shown(value)}" for name, value in record.items() if name not in hidden)
-    return f"{record['time']} {record['event']} {fields}".rstrip()
-
-
-def _shown(value: object) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else json.dumps(value, ensure_ascii=False)

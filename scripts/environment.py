@@ -48,12 +48,12 @@ def make_environment(folder: Path, run: Run) -> str:
     return str(python)
 
 
-def install(python: str, run: Run, extra: str = "", pinned: bool = True) -> None:
-    """Install fluxtune; ``pinned`` with exactly the versions that the tests run with."""
+def install(python: str, run: Run, extra: str = "", constraints: str | None = "constraints.txt") -> None:
+    """Install fluxtune with the versions in a file of constraints, if one is named."""
     say("installing fluxtune (the first time this downloads PyTorch)")
-    constraints = ["--constraint", str(ROOT / "constraints.txt")] if pinned else []
+    pinned = ["--constraint", str(ROOT / constraints)] if constraints else []
     run(
-        [python, "-m", "pip", "install", "--quiet", *constraints, "--editable", f"{ROOT}{extra}"],
+        [python, "-m", "pip", "install", "--quiet", *pinned, "--editable", f"{ROOT}{extra}"],
         hint="check the network; a graphics card may need another PyTorch: see README.md, Install",
     )
 

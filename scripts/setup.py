@@ -34,7 +34,7 @@ def main() -> int:
     say(f"torch {build.torch} ({build.name}): {reason}")
     if platform.system() != "Darwin":  # whose only build is the one of PyPI
         _install_torch(python, build, asked.dry_run)
-    install(python, do, pinned=build.torch == CPU.torch)
+    install(python, do, constraints="constraints.txt" if build.torch == CPU.torch else None)
     say("fluxtune doctor")
     doctor = [python, "-m", "fluxtune", "doctor"]
     if asked.dry_run:

@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
@@ -171,3 +172,31 @@ def test_the_benchmark_of_precisions_goes_on_from_what_is_done(
     assert runs[1][:2] == runs[0]
     assert all(0.1 < run["loss"]["scenes"] < 2 for run in runs[1])
     assert capsys.readouterr().out.count("training_seconds") == 4
+
+
+def test_the_benchmark_of_checkpoints_compares_them_with_bare_files_and_says_what_the_loop_loses() -> None:
+    figures = script("checkpoints").measure(rounds=1, steps=5, every=2, scales=("tiny",))
+    saving, loop = figures["saving"]["tiny"], figures["loop"]
+    assert min(saving["seconds"].values()) > 0
+    # AdamW's two moments and the weights in float32, and the LoRA in bf16.
+    assert saving["bytes"]["checkpoint"] == pytest.approx(14 * saving["weights"], rel=0.2)
+    assert saving["bytes"]["save_file of the LoRA"] == pytest.approx(2 * saving["weights"], rel=0.2)
+    assert loop["checkpoints"] == 2
+    assert 0 < loop["share_lost"] < loop["share_lost_at_most"]
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_survival_kills_a_run_and_compares_what_it_learned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "results" / "survival.json"
+    asked = ["--steps", "6", "--side", "64", "--set", "previews.every=0", "--output", str(output)]
+    monkeypatch.setattr(sys, "argv", ["survival.py", *asked])
+    survival = script("survival")
+    monkeypatch.setattr(survival, "pick_device", lambda _: "cpu")
+    survival.main()
+    figures = json.loads(output.read_text())
+    assert figures["ended"] == {"unbroken": "result", "again": "result", "killed": "result"}
+    assert 1 <= figures["resumed_at_step"] <= 4
+    assert figures["distance_of_two_unbroken"] == figures["distance_of_killed_and_resumed"] == 0
+    assert survival.distance({"a": torch.ones(4)}, {"a": torch.tensor([1.0, 1.0, 1.0, 2.0])}) == 0.5

@@ -21,6 +21,7 @@ SAMPLES: dict[str, Event] = {
     "caption": events.Caption("a.png", "a.txt", "a dog", True),
     "plan": events.Plan("int8 base", {"recompute": "all"}, True, 2**30, 2**29, [{"phase": "load"}], {}, 0.5),
     "resumed": events.Resumed(5, "runs/mug/checkpoints/step-000005"),
+    "rolled_back": events.RolledBack(5, "runs/mug/checkpoints/step-000005", 0.5),
     "result": events.Result("train", {"file": "mug.safetensors"}),
     "error": events.Error(7, "diverged", problems=[{"message": "x"}]),
 }

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import ast
 import inspect
+from pathlib import Path
 
 import pytest
 
@@ -68,3 +70,19 @@ def test_a_configuration_error_shows_all_problems_at_once() -> None:
 def test_a_stop_carries_the_code_of_what_stopped_it() -> None:
     stop, other = Stopped("stopped", ExitCode.TERMINATED), Stopped("stopped", ExitCode.STOPPED_EARLY)
     assert (stop.exit_code, other.exit_code) == (143, 75)
+
+
+def test_every_error_that_commands_and_settings_raise_says_what_to_do() -> None:
+    kinds = {name for name, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, FluxtuneError)}
+    package = Path(inspect.getfile(errors)).parent
+    silent = [
+        f"{file.relative_to(package)}:{node.lineno}"
+        for room in ("cli", "config")
+        for file in (package / room).rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+        # A configuration error has the hints of its problems; who stopped a command knows what to do.
+        if node.func.id in kinds - {"ConfigError", "Stopped"}
+        if "hint" not in {keyword.arg for keyword in node.keywords}
+    ]
+    assert silent == []

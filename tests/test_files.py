@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import shutil
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from faults import injected
 from safetensors.torch import save_file
 
 from fluxtune import files
@@ -155,3 +157,66 @@ def test_what_small_disks_lack_is_said_in_mebibytes(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(2**20, 0, 300 * 2**10))
     with pytest.raises(StorageError, match=r"need 5\.0 MiB of disk, but only 0\.3 MiB are free"):
         files.require_space(tmp_path, 5 * 2**20, "the latents")
+
+
+def test_a_line_that_does_not_fit_on_the_disk_leaves_nothing_of_itself(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    files.append_line(path, "first")
+    with largest_file(100), pytest.raises(StorageError):
+        files.append_line(path, "x" * 500)
+    assert path.read_text() == "first\n"
+
+
+def test_lines_that_could_not_be_written_are_told_once_and_come_first_when_it_works_again(tmp_path: Path) -> None:
+    lines = files.PatientLines(tmp_path / "events.jsonl")
+    assert lines.add("1") is None
+    with injected(tmp_path, 0, errno.ENOSPC, lasting=True):
+        told = [lines.add("2"), lines.add("3")]
+    assert [error is not None for error in told] == [True, False]
+    assert lines.add("4") is None
+    assert (tmp_path / "events.jsonl").read_text() == "1\n2\n3\n4\n"
+
+
+def test_of_very_many_lines_that_could_not_be_written_the_last_ones_wait(tmp_path: Path) -> None:
+    (tmp_path / "events.jsonl").mkdir()
+    lines = files.PatientLines(tmp_path / "events.jsonl", most=2)
+    for text in ("1", "2", "3"):
+        lines.add(text)
+    (tmp_path / "events.jsonl").rmdir()
+    lines.add("4")
+    assert (tmp_path / "events.jsonl").read_text() == "3\n4\n"
+
+
+def test_a_sealed_file_gives_back_what_was_written_and_tells_any_change_of_a_byte(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    value = {"name": "Süßes", "steps": [1, 2.5, None], "inner": {"a": True}}
+    files.write_sealed(path, value)
+    assert files.read_sealed(path) == value
+    content = path.read_bytes()
+    for place in range(len(content)):
+        for other in (content[place] ^ 1, content[place] ^ 0x80, ord(" ")):
+            path.write_bytes(content[:place] + bytes([other]) + content[place + 1 :])
+            if path.read_bytes() != content:
+                with pytest.raises(ValueError):
+                    files.read_sealed(path)
+
+
+def test_only_what_can_pass_is_worth_waiting_for() -> None:
+    def failed(number: int) -> StorageError:
+        with pytest.raises(StorageError) as error, files.storage_errors(Path("file")):
+            raise OSError(number, "it failed")
+        return error.value
+
+    assert all(map(files.waiting_helps, map(failed, (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE))))
+    assert not any(map(files.waiting_helps, map(failed, (errno.EACCES, errno.EROFS, errno.ENOENT, errno.ENAMETOOLONG))))
+    assert not files.waiting_helps(StorageError("damaged"))
+
+
+def test_a_file_system_that_does_not_sync_folders_is_written_all_the_same(tmp_path: Path) -> None:
+    files.write_text(tmp_path / "a.txt", "text")
+    with injected(tmp_path) as faults:
+        files.write_text(tmp_path / "a.txt", "text")
+    folder_synced = faults.seen.index("fsync .")
+    with injected(tmp_path, folder_synced, errno.EINVAL):
+        files.write_text(tmp_path / "a.txt", "new")
+    assert (tmp_path / "a.txt").read_text() == "new"

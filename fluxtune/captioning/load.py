@@ -17,6 +17,7 @@ import torch
 from fluxtune.captioning.faults import blaming
 from fluxtune.errors import BaseModelError
 from fluxtune.memory.shortage import fits_in_memory
+from fluxtune.tensor_files import TensorFileError, read_header
 
 _OWN = {"trust_remote_code": False, "local_files_only": True}
 
@@ -83,6 +84,7 @@ def load_model(
     ):
         processor = _load_processor(folder)
         check_processor(processor)
+        _require_whole_weights(folder)
         model, report = AutoModelForImageTextToText.from_pretrained(
             folder,
             dtype=dtype,
@@ -95,6 +97,15 @@ def load_model(
         )
         _require_all_weights(report)
         return Loaded(folder, model.eval(), processor, device, dtype)
+
+
+def _require_whole_weights(folder: Path) -> None:
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            read_header(file)
+        except TensorFileError as error:
+            told = f"the captioner cannot be loaded: {error}"
+            raise BaseModelError(told, where=str(file), hint=error.hint) from error
 
 
 def _quantization(precision: str, dtype: torch.dtype) -> Any:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fluxtune.cli.options import ConfigFile, Json, Preset, Sets, given, setting_flag
-from fluxtune.cli.render import is_terminal, printable, sink, write_line
+from fluxtune.cli.render import is_terminal, sink, write_line
 from fluxtune.cli.signals import stop_requests
 from fluxtune.config.layers import resolve
 from fluxtune.config.schema import Config
@@ -18,6 +18,7 @@ from fluxtune.environment.device import quiet_libraries
 from fluxtune.errors import DataError, ExitCode, StorageError, UsageError
 from fluxtune.events import Event, Progress, Result, Sink
 from fluxtune.hub.layouts import CAPTIONERS
+from fluxtune.sentences import printable
 
 if TYPE_CHECKING:
     from fluxtune.captioning.undo import Undone

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 import typer
 
 from fluxtune.cli.options import Json, setting_flag
-from fluxtune.cli.render import is_terminal, printable, sink, write_line
+from fluxtune.cli.render import is_terminal, sink, write_line
 from fluxtune.cli.train import RUNS
 from fluxtune.config.settings import field_of
 from fluxtune.errors import ExitCode
 from fluxtune.events import Event, Finding, Result
+from fluxtune.sentences import printable
 
 if TYPE_CHECKING:
     from fluxtune.doctor.examination import Diagnosis

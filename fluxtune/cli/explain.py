@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import sys
 
-from fluxtune.cli.render import json_lines, printable_lines, write_line
+from fluxtune.cli.render import json_lines, write_line
 from fluxtune.config.layers import Resolved
 from fluxtune.config.settings import defaults, sections, settings, values_of
 from fluxtune.events import Result
+from fluxtune.sentences import printable_lines
 
 
 def explain(resolved: Resolved, as_json: bool) -> None:

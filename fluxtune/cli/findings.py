@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, TextIO
 
-from fluxtune.cli.render import is_terminal, printable, write_line
+from fluxtune.cli.render import is_terminal, write_line
 from fluxtune.dataset.findings import CHECKS, SEVERITIES, by_check, name_of
 from fluxtune.events import Finding
+from fluxtune.sentences import printable
 
 if TYPE_CHECKING:
     from fluxtune.dataset.mending import Mend

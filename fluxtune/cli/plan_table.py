@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from fluxtune.cli.render import clock, is_terminal, printable, write_line
+from fluxtune.cli.render import is_terminal, write_line
 from fluxtune.events import Plan
+from fluxtune.sentences import clock, printable
 
 _CATEGORIES = ("weights", "adapter", "optimizer", "gradients", "activations", "inputs", "temporaries")
 

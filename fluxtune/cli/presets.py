@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 
 from fluxtune.cli.options import Json
-from fluxtune.cli.render import json_lines, printable, write_line
+from fluxtune.cli.render import json_lines, write_line
 from fluxtune.config.presets import listing, user_folder
 from fluxtune.events import Result
+from fluxtune.sentences import printable
 
 
 def presets(as_json: Json = False) -> None:

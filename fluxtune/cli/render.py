@@ -15,7 +15,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
 from fluxtune import events
-from fluxtune.errors import ConfigError, FluxtuneError, Stopped
+from fluxtune.cli.streams import write_line
+from fluxtune.errors import FluxtuneError
+from fluxtune.sentences import ending, printable, printable_lines, progress_figures, sentence, step_figures
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -47,13 +49,9 @@ def json_lines(stream: TextIO) -> events.Sink:
     return lambda event: write_line(stream, json.dumps(events.as_record(event)))
 
 
-def write_line(stream: TextIO, text: str) -> None:
-    """Write a line; once nobody reads the stream any more, further lines go nowhere and the work goes on."""
-    try:
-        stream.write(f"{text}\n")
-        stream.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+def write_result(text: str) -> None:
+    """A result on stdout: exactly as it is where another program reads it, and such that no terminal obeys it."""
+    write_line(sys.stdout, printable(text) if is_terminal(sys.stdout) else text)
 
 
 def report(error: FluxtuneError, as_json: bool) -> None:
@@ -61,73 +59,7 @@ def report(error: FluxtuneError, as_json: bool) -> None:
     if as_json:
         json_lines(sys.stdout)(events.Error.of(error))
         return
-    problems = error.problems if isinstance(error, ConfigError) else [error]
-    label = "stopped" if isinstance(error, Stopped) else "error"
-    _say("\n\n".join(f"{label}: {problem}" for problem in problems))
-
-
-def printable(text: str) -> str:
-    """Text from files and models as a terminal may show it, on one line: control characters become visible escapes."""
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
-    )
-
-
-def printable_lines(text: str) -> str:
-    """As `printable`, with the line breaks that are there."""
-    return "\n".join(map(printable, text.split("\n")))
-
-
-def sentence(event: events.Event) -> str | None:
-    """An event as one line for people; none for those that only programs read."""
-    match event:
-        case events.RunStarted():
-            text = f"run {event.run}: {event.base}, {event.steps} steps"
-        case events.Phase():
-            text = f"{event.name}: {event.detail}" if event.detail else event.name
-        case events.Progress():
-            text = f"{event.task}: {progress_figures(event)}"
-        case events.Step():
-            text = f"step {step_figures(event)}"
-        case events.Preview():
-            text = f"preview at step {event.step}: {event.path}"
-        case events.Checkpoint():
-            text = f"checkpoint at step {event.step}: {event.path}"
-        case events.Resumed():
-            text = f"resumed at step {event.step} from {event.path}"
-        case events.Warning():
-            text = _with_place("warning", event)
-        case events.Finding():
-            text = _with_place(event.severity, event)
-        case events.Caption():
-            text = printable(f"{event.picture}: {event.caption}")
-        case events.Plan():
-            text = f"plan: {event.summary}"
-        case events.Result() | events.Error():
-            return None
-    return printable_lines(text)
-
-
-def step_figures(event: events.Step) -> str:
-    """``120/1500  loss 0.4312  lr 1.0e-04  3.2 steps/s  7:10 left  2.1 GiB``"""
-    return (
-        f"{event.step}/{event.total}  loss {event.loss:.4f}  lr {event.learning_rate:.1e}  "
-        f"{_rate(event.rate, 'steps')}  {clock(event.seconds_left)} left  {event.memory:.1f} GiB"
-    )
-
-
-def progress_figures(event: events.Progress) -> str:
-    """``3/12 images  1.5 images/s  0:06 left``; of finished work, what was done; bytes as GB."""
-    if event.unit == "B":
-        figures = [f"{event.done / 1e9:.2f}/{event.total / 1e9:.2f} GB"]
-        rate = f"{(event.rate or 0) / 1e6:.1f} MB/s"
-    else:
-        figures = [f"{event.done}/{event.total} {event.unit}"]
-        rate = _rate(event.rate or 0, event.unit)
-    if event.done < event.total:
-        figures += [rate] if event.rate is not None else []
-        figures += [f"{clock(event.seconds_left)} left"] if event.seconds_left is not None else []
-    return "  ".join(figures)
+    _say(ending(events.Error.of(error), "\n\n"))
 
 
 class PlainLines:
@@ -234,22 +166,3 @@ def _console() -> Console:
 def is_terminal(stream: TextIO) -> bool:
     """Whether a person sees the stream in a terminal that knows colours."""
     return stream.isatty() and os.environ.get("TERM") != "dumb"
-
-
-def _with_place(label: str, event: events.Warning | events.Finding) -> str:
-    place = f"{printable(event.where)}: " if event.where else ""
-    advice = f"\nhint: {event.hint}" if event.hint else ""
-    return f"{label}: {place}{event.message}{advice}"
-
-
-def _rate(rate: float, unit: str) -> str:
-    """``3.2 steps/s``, and what takes longer as ``12.5 s a step``."""
-    if rate <= 0:
-        return f"- {unit}/s"
-    return f"{rate:.1f} {unit}/s" if rate >= 1 else f"{1 / rate:.1f} s/{unit.removesuffix('s')}"
-
-
-def clock(seconds: float) -> str:
-    hours, rest = divmod(round(seconds), 3600)
-    minutes, seconds = divmod(rest, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

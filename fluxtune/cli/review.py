@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 
 from fluxtune.captioning.writing import EndOfReview, Proposal
-from fluxtune.cli.render import printable
 from fluxtune.cli.thumbnail import show_picture
 from fluxtune.dataset.captions import tidy
+from fluxtune.sentences import printable
 
 QUESTION = "[Enter] accept, [e]dit, [s]kip, [q]uit: "
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +11,7 @@ from typing import Annotated
 import typer
 
 from fluxtune.cli.options import Base, ConfigFile, Json, Preset, Sets, given, setting_flag
-from fluxtune.cli.render import sink, write_line
+from fluxtune.cli.render import sink, write_result
 from fluxtune.config.documents import Layer, read_layer
 from fluxtune.config.layers import Resolved, resolve
 from fluxtune.environment.device import quiet_libraries
@@ -121,7 +120,7 @@ def sample(
         on_event(Result("sample", {"pictures": files, "grid": str(made.grid) if made.grid else None}))
     if not as_json:
         for file in (*files, *([str(made.grid)] if made.grid else [])):
-            write_line(sys.stdout, file)
+            write_result(file)
 
 
 def _lora_use(text: str) -> LoraUse:

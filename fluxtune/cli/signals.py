@@ -1,4 +1,5 @@
-"""Ctrl-C and SIGTERM: the first asks the work to stop at a good place, the second leaves at once."""
+"""Ctrl-C and SIGTERM: the first asks the work to stop at a good place, the second leaves at once. A limit of time asks
+as a first one does."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from fluxtune.cli.time_limit import TimeLimit
 from fluxtune.errors import ExitCode, Stopped
 from fluxtune.events import Event, Sink
 
@@ -42,27 +44,38 @@ def termination_as_interruption() -> Iterator[Callable[[], ExitCode]]:
 
 
 class StopRequests:
-    """The signal that came; called, it answers the exit code to stop with, or None.
+    """The signal that came, or the time that is over; called, it answers the exit code to stop with, or None.
 
     Until the work asks for the first time it has nothing to save, so a signal interrupts it wherever it is, with
     KeyboardInterrupt. From then on the work asks at its good places, and a signal is only noted.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, limit: TimeLimit | None = None) -> None:
         self.requested: ExitCode | None = None
         self.asked = False
+        self._limit = limit
 
     def __call__(self) -> ExitCode | None:
         self.asked = True
+        self._look_at_the_time()
         return self.requested
+
+    def _look_at_the_time(self) -> None:
+        if self.requested is None and self._limit is not None and self._limit.is_near():
+            self.requested = ExitCode.STOPPED_EARLY
 
     def interrupting(self, on_event: Sink) -> Sink:
         """A sink that also interrupts the other threads of work that is to end, such as those of a download.
 
-        A signal itself interrupts the main thread alone, and that one would wait for them.
+        A signal itself interrupts the main thread alone, and that one would wait for them; time that is over interrupts
+        nothing by itself.
         """
 
         def emit(event: Event) -> None:
+            if self._limit is not None:
+                self._limit.sees(event)
+            if not self.asked:
+                self._look_at_the_time()
             if self.requested is not None and not self.asked:
                 raise KeyboardInterrupt
             on_event(event)
@@ -70,8 +83,22 @@ class StopRequests:
         return emit
 
 
+def _notice(number: int, at_work: bool) -> str:
+    """What a first signal says: what comes of it, and of a second one."""
+    doing, at_once = (
+        ("stopping after this step, then saving", "leave at once without saving")
+        if at_work
+        else ("stopping", "leave at once")
+    )
+    again = "press Ctrl-C again" if number == signal.SIGINT else "send it again"
+    show_cursor = _SHOW_CURSOR if sys.stderr.isatty() else ""
+    return f"{show_cursor}\n{doing}; {again} to {at_once}\n"
+
+
 @contextmanager
-def stop_requests(hint: str | None = None) -> Iterator[StopRequests]:
+def stop_requests(
+    hint: str | None = None, limit: TimeLimit | None = None, silently: bool = False
+) -> Iterator[StopRequests]:
     """While this is open, the first signal asks for a stop, as ``StopRequests`` says.
 
     From then on the system's own handling is back, so that a second signal ends the process even inside a long
@@ -79,24 +106,20 @@ def stop_requests(hint: str | None = None) -> Iterator[StopRequests]:
 
     Args:
         hint: what to do after an interruption.
+        limit: how long the work may take.
+        silently: without a word on the terminal.
 
     Raises:
         Stopped: the work was interrupted before it first asked.
     """
-    requests = StopRequests()
+    requests = StopRequests(limit)
 
     def request(number: int, frame: FrameType | None) -> None:
         requests.requested = _CODES[signal.Signals(number)]
         for each in _CODES:
             signal.signal(each, signal.SIG_DFL)
-        doing, at_once = (
-            ("stopping after this step, then saving", "leave at once without saving")
-            if requests.asked
-            else ("stopping", "leave at once")
-        )
-        again = "press Ctrl-C again" if number == signal.SIGINT else "send it again"
-        show_cursor = _SHOW_CURSOR if sys.stderr.isatty() else ""
-        os.write(_STDERR, f"{show_cursor}\n{doing}; {again} to {at_once}\n".encode())
+        if not silently:
+            os.write(_STDERR, _notice(number, requests.asked).encode())
         if not requests.asked:
             raise KeyboardInterrupt
 
@@ -106,7 +129,9 @@ def stop_requests(hint: str | None = None) -> Iterator[StopRequests]:
     except KeyboardInterrupt:
         if requests.requested is None:
             raise
-        raise Stopped("interrupted", requests.requested, hint=hint) from None
+        is_late = requests.requested is ExitCode.STOPPED_EARLY
+        message = "the time of --max-time was over before training began" if is_late else "interrupted"
+        raise Stopped(message, requests.requested, hint=hint) from None
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
-import sys
+from dataclasses import replace
 from itertools import chain, count
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -22,20 +21,21 @@ from fluxtune.cli.options import (
     setting_flag,
 )
 from fluxtune.cli.plan_table import show_plan
-from fluxtune.cli.render import sink, write_line
+from fluxtune.cli.render import sink, write_result
 from fluxtune.cli.signals import stop_requests
-from fluxtune.config.documents import parse_key
+from fluxtune.cli.time_limit import TimeLimit, seconds_of
+from fluxtune.config.documents import read_layer
 from fluxtune.config.layers import EMBEDDED_PREFIX, Resolved, resolve
 from fluxtune.config.schema import Config
+from fluxtune.config.settings import values_of
 from fluxtune.environment.device import quiet_libraries
-from fluxtune.errors import OutOfMemoryError, Refusal, StorageError, UsageError
+from fluxtune.environment.launch import place
+from fluxtune.errors import OutOfMemoryError, Refusal, UsageError
 from fluxtune.events import Event, Plan
-from fluxtune.runs import latest_run
+from fluxtune.runs import Run, latest_run
+from fluxtune.training.resuming import require_resumable, settings_of
 
 RUNS = Path("runs")
-
-
-CHANGEABLE_ON_RESUME = {"training.steps", "training.learning_rate"}
 
 
 def train(
@@ -76,16 +76,26 @@ def train(
         typer.Option(
             "--resume",
             metavar="RUN|latest",
-            help="Go on with a run from its last whole checkpoint, with its own settings.",
+            help="Go on with a run from its last whole checkpoint, with its own settings but for those that you give; "
+            "what may not change is told.",
         ),
     ] = None,
     accept: Annotated[
         list[Refusal] | None,
         typer.Option(
             "--accept",
-            metavar="data|memory",
+            metavar="data|memory|changed-data",
             help="Train in spite of what would be refused; data: pictures and captions with errors, without those "
-            "that cannot be read; memory: more memory than the card has.",
+            "that cannot be read; memory: more memory than the card has; changed-data: with --resume, other pictures, "
+            "captions or settings of the data set than before.",
+        ),
+    ] = None,
+    max_time: Annotated[
+        str | None,
+        typer.Option(
+            "--max-time",
+            metavar="TIME",
+            help="Save and stop before so much time has passed since the start, with exit code 75: 2h, 1h30m, 45s.",
         ),
     ] = None,
     explain_only: Annotated[
@@ -111,7 +121,12 @@ def train(
       fluxtune train photos --preset 12gb --set lora.alpha=8 --explain
       fluxtune train photos --preset 16gb --vram 15 --dry-run
       fluxtune train --resume latest --steps 2000
+      fluxtune train --resume latest --max-time 2h
     """
+    if not place().is_main:
+        if not (explain_only or dry_run):
+            _work_along()
+        return
     flags = given(
         {
             "name": ("--name", name),
@@ -132,16 +147,19 @@ def train(
         flags["dataset.folders"] = ("FOLDER", [{"path": folder}])
     if dry_run:
         _refuse_a_dry_resume(resume)
-    run = None
-    if resume is None:
+    limit = None if max_time is None else TimeLimit(seconds_of(max_time))
+    if resume is not None:
+        if output is not None:
+            raise UsageError(
+                "--resume writes into the run's own folder", where="--output", hint="leave one of them out"
+            )
+        run = latest_run(RUNS) if resume == "latest" else Path(resume)
+        resolved = _resolve_again(run, preset, config_file, flags, sets or [])
+    else:
+        run = None
         resolved = resolve(
             preset=preset, config_file=config_file, flags=flags, sets=sets or [], working_folder=Path.cwd()
         )
-    else:
-        others = {"--preset": preset, "--config": config_file, "--output": output}
-        _refuse_on_resume([flag for flag, value in others.items() if value is not None], flags, sets or [])
-        run = latest_run(RUNS) if resume == "latest" else Path(resume)
-        resolved = _resolve_again(run, flags, sets or [])
     if explain_only:
         explain(resolved, as_json)
         return
@@ -149,15 +167,21 @@ def train(
     if dry_run:
         _dry_run(resolved, as_json, accept or [])
         return
-    file = _run(
-        resolved, run or output or _free_run_folder(resolved.config, preset, folder), run, as_json, accept or []
-    )
+    output = run or output or _free_run_folder(resolved.config, preset, folder)
+    file = _run(resolved, output, run, as_json, accept or [], limit)
     if not as_json:
-        write_line(sys.stdout, str(file))
+        write_result(str(file))
 
 
-def _run(resolved: Resolved, output: Path, resume: Path | None, as_json: bool, accept: list[Refusal]) -> Path:
-    with sink(as_json) as on_event, stop_requests() as should_stop:
+def _run(
+    resolved: Resolved,
+    output: Path,
+    resume: Path | None,
+    as_json: bool,
+    accept: list[Refusal],
+    limit: TimeLimit | None,
+) -> Path:
+    with sink(as_json) as on_event, stop_requests(limit=limit) as should_stop:
         quiet_libraries()
         from fluxtune.captioning.missing import caption_bare
         from fluxtune.dataset.findings import found_in_description
@@ -177,6 +201,14 @@ def _run(resolved: Resolved, output: Path, resume: Path | None, as_json: bool, a
             caption_bare=caption_bare,
         )
     return result.file
+
+
+def _work_along() -> None:
+    with stop_requests(silently=True) as should_stop:
+        quiet_libraries()
+        from fluxtune.training.worker import work_along
+
+        work_along(should_stop)
 
 
 def _dry_run(resolved: Resolved, as_json: bool, accept: list[Refusal]) -> None:
@@ -212,55 +244,36 @@ def _refuse_a_dry_resume(resume: str | None) -> None:
         )
 
 
-def _resolve_again(run: Path, flags: dict[str, tuple[str, object]], sets: list[str]) -> Resolved:
-    """The settings that a run was made with, and changes; what is not changed keeps its first origin."""
+def _resolve_again(
+    run: Path, preset: str | None, config_file: Path | None, flags: dict[str, tuple[str, object]], sets: list[str]
+) -> Resolved:
+    """The settings of a run, with what is given now above them; what stays as it was keeps its first origin.
+
+    Raises:
+        FluxtuneError: the run cannot go on with them, as ``require_resumable`` says.
+    """
+    was = settings_of(run)
     file = run / "config.toml"
-    if not file.is_file():
-        raise UsageError(
-            "not a run folder: it has no config.toml",
-            where=str(run),
-            hint="give the folder that `fluxtune train` made, or --resume latest",
-        )
-    here = Path.cwd()
-    resolved = resolve(preset=None, config_file=file, flags=flags, sets=sets, working_folder=here, data_sets=False)
-    first = _first_origins(run / "origins.json")
-    origins = {
-        key: origin if origin.startswith("--") else first.get(key, origin) for key, origin in resolved.origins.items()
-    }
-    return Resolved(resolved.config, origins)
-
-
-def _first_origins(file: Path) -> dict[str, str]:
-    """Where the settings of a run first came from, as far as that is recorded."""
-    if not file.is_file():
-        return {}
-    try:
-        return {key: str(origin) for key, origin in json.loads(file.read_text(encoding="utf-8")).items()}
-    except (OSError, ValueError, AttributeError) as error:
-        raise StorageError(
-            f"damaged record of where settings came from: {error}",
-            where=str(file),
-            hint="remove the file: the run goes on without that record",
-        ) from error
-
-
-def _refuse_on_resume(others: list[str], flags: dict[str, tuple[str, Any]], sets: list[str]) -> None:
-    refused = [*others, *(flag for key, (flag, _) in flags.items() if key not in CHANGEABLE_ON_RESUME)]
-    keys = (parse_key(text.partition("=")[0].strip()) for text in sets)
-    # What is no key at all is told as such when the settings are read.
-    refused += [f"--set {'.'.join(key)}" for key in keys if key and ".".join(key) not in CHANGEABLE_ON_RESUME]
-    if refused:
-        raise UsageError(
-            f"--resume goes on with the run's own settings; it cannot go with {', '.join(refused)}",
-            where="--resume",
-            hint=f"leave them out; a resumed run may change {' and '.join(sorted(CHANGEABLE_ON_RESUME))}",
-        )
+    resolved = resolve(
+        preset=preset,
+        config_file=config_file,
+        flags=flags,
+        sets=sets,
+        working_folder=Path.cwd(),
+        lowest=read_layer(file, str(file)),
+        project_file=False,
+    )
+    before, now = values_of(was.config), values_of(resolved.config)
+    origins = {key: was.origins[key] if before[key] == now[key] else origin for key, origin in resolved.origins.items()}
+    require_resumable(Run.open(run), was.config, resolved.config, origins)
+    return replace(resolved, origins=origins)
 
 
 def _require_pictures(config: Config) -> None:
     if not config.dataset.folders:
         raise UsageError(
             "no pictures to learn from: wanted a FOLDER, or [[dataset.folders]] in your settings",
+            where="fluxtune train",
             hint="fluxtune train photos --preset 24gb; or, to see it work on a demo set, fluxtune train --preset nano",
         )
 

@@ -11,13 +11,14 @@ import typer
 
 from fluxtune.cli.findings import write_mends, write_report
 from fluxtune.cli.options import Base, ConfigFile, Json, Preset, Sets, given, setting_flag
-from fluxtune.cli.render import printable, sink, write_line
+from fluxtune.cli.render import sink, write_line
 from fluxtune.config.descriptions.reading import folders_of
 from fluxtune.config.layers import Resolved, resolve
 from fluxtune.config.schema import Config
 from fluxtune.environment.device import quiet_libraries
 from fluxtune.errors import ExitCode, UsageError
 from fluxtune.events import Event, Finding, Result
+from fluxtune.sentences import printable
 
 if TYPE_CHECKING:
     from fluxtune.dataset.validation import Report

@@ -6,6 +6,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+_PATH = r"^[^\x00]+$"
+"""No file system knows a name with a zero byte in it."""
+
 
 class Section(BaseModel):
     """A closed, strictly typed group of settings: unknown keys and wrong types are errors, never ignored."""
@@ -35,6 +38,8 @@ def setting(
         constraints: ranges, as `pydantic.Field` takes them.
     """
     marks: dict[str, Any] = {name: mark for name, mark in (("unit", unit), ("form", form), ("path", path)) if mark}
+    if path:
+        constraints.setdefault("pattern", _PATH)
     if isinstance(default, list):
         return Field(default_factory=lambda: list(default), description=help, json_schema_extra=marks, **constraints)
     return Field(default, description=help, json_schema_extra=marks, **constraints)

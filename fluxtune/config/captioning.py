@@ -17,7 +17,6 @@ class CaptioningConfig(Section):
         "Model that captions: blip, blip-2, florence-2, qwen-vl, smolvlm, joycaption, nano (small, ships with "
         "fluxtune, knows painted pictures only), or a hub id or folder of a transformers model.",
         path="path or id",
-        min_length=1,
     )
     revision: str | None = setting(None, "Branch, tag or commit of the captioner on the hub.")
     prompt: str | None = setting(

@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 from fluxtune.config.schema import Config
 from fluxtune.errors import FluxtuneError, UsageError
+
+_WINDOWS_DEVICES = {
+    "CON",
+    "PRN",
+    "AUX",
+    "NUL",
+    *(f"{port}{number}" for port in ("COM", "LPT") for number in range(1, 10)),
+}
 
 
 def contradictions(
@@ -18,7 +27,14 @@ def contradictions(
         ranks: dotted key -> how high the layer is that its value comes from; a key without one is a default.
     """
     ranks = ranks or {}
+    if config.name.partition(".")[0].strip().upper() in _WINDOWS_DEVICES:
+        yield UsageError(
+            f"name is {config.name!r}, which is a device on Windows and can be no file there",
+            where=_place("name", origins),
+            hint="choose another name",
+        )
     yield from _preservation(config, origins, ranks)
+    yield from _trackers(config, origins)
     training, dataset = config.training, config.dataset
     if dataset.missing_captions == "trigger" and not dataset.trigger:
         yield UsageError(
@@ -57,6 +73,16 @@ def contradictions(
             'memory.offload_activations takes the inputs of recomputed blocks, but memory.recompute is "none"',
             where=_place(culprit, origins),
             hint='set memory.recompute = "all", or leave memory.offload_activations out',
+        )
+
+
+def _trackers(config: Config, origins: dict[str, str]) -> Iterator[FluxtuneError]:
+    missing = [name for name in config.tracking.trackers if find_spec(name) is None]
+    if missing:
+        yield UsageError(
+            f"tracking.trackers: not installed: {', '.join(missing)}",
+            where=_place("tracking.trackers", origins),
+            hint=f"pip install {' '.join(missing)}",
         )
 
 

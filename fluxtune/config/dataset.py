@@ -23,7 +23,6 @@ class FolderConfig(Section):
         help="Folder of pictures with .txt captions beside them, nano:demo for the demo set, or a file that describes "
         "a data set: kohya's TOML, ai-toolkit's YAML, SimpleTuner's JSON.",
         path="path",
-        min_length=1,
     )
     repeats: int = setting(1, "How often each picture of this folder is seen in an epoch.", ge=1, le=1000)
     kind: Literal["train", "regularization"] = setting(
@@ -37,7 +36,6 @@ class FolderConfig(Section):
         "Where the masks are (white is learned): auto takes NAME-masklabel.png beside a picture, alpha its "
         "transparency, none no mask; or a folder with masks of the same names.",
         path="path or id",
-        min_length=1,
     )
     captions: str = setting(
         "auto",

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from stat import S_ISDIR, S_ISREG
 from typing import Any
 
 import tomli
 
 from fluxtune.config.positions import KeyPath, key_lines
+from fluxtune.config.syntax import shortened, syntax_error
 from fluxtune.errors import UsageError
 
-_PLAIN_WORDS = {
-    "Cannot overwrite a value": "the key is set twice, or is both a value and a section",
-    "Invalid value": "there is no value that TOML knows; text stands in quotes",
-    "Expected newline or end of document after a statement": "something follows the value on the same line",
-    "Invalid statement": "a line is neither `key = value` nor a [section]",
-    "Expected '=' after a key in a key/value pair": "a line is neither `key = value` nor a [section]",
-    "Illegal character '\\n'": "a text is opened with a quote and not closed on its line",
-}
+_LARGEST = 2**20
+"""Bytes. Much more than any settings take; to look for the lines of the keys in a megabyte takes seconds."""
 
 
 @dataclass(frozen=True)
@@ -58,28 +53,27 @@ def read_layer(file: Path, source: str, label: str = "{}") -> Layer:
     """
     text = read_text(file, source)
     try:
-        values = tomli.loads(text)
-    except tomli.TOMLDecodeError as error:
-        raise syntax_error(text, source, str(error)) from error
-    except (ValueError, RecursionError) as error:  # numbers without end, lists within lists without end
-        raise UsageError(f"not valid TOML: {error}", where=source, hint="mend the file") from error
-    return Layer(source, values, file.absolute().parent, key_lines(text), label)
+        return Layer(source, tomli.loads(text), file.absolute().parent, key_lines(text), label)
+    except (ValueError, RecursionError) as error:
+        raise syntax_error(text, source, error) from error
 
 
 def parse_value(text: str) -> Any:
     """A value as TOML writes it; words without quotes are text."""
     try:
         parsed = tomli.loads(f"value = {text}")
-    except tomli.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text
     return parsed["value"] if len(parsed) == 1 else text
 
 
 def parse_key(text: str) -> list[str] | None:
     """The parts of a dotted key, or none if it is not one."""
+    if "\n" in text:
+        return None
     try:
         parsed: Any = tomli.loads(f"{text} = 0")
-    except tomli.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return None
     parts = []
     while isinstance(parsed, dict) and len(parsed) == 1:
@@ -92,36 +86,37 @@ def read_text(file: Path, source: str) -> str:
     """The text of a file of settings, with plain line ends, the last of them there.
 
     Raises:
-        UsageError: it cannot be read, or is no UTF-8; ``where`` has the line.
+        UsageError: it cannot be read, is too large, or is no UTF-8; ``where`` has the line.
     """
-    try:
-        content = file.read_bytes()
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise UsageError(f"cannot read the file: {reason}", where=source, hint="check the path") from error
+    content = _read_bytes(file, source)
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
+        start = content.rfind(b"\n", 0, error.start) + 1
+        number = content.count(b"\n", 0, error.start) + 1
+        before = shortened(content[start : error.start].decode("utf-8-sig").strip(), from_end=True)
         raise UsageError(
             f"byte 0x{content[error.start]:02x} is no UTF-8 text",
-            where=f"{source}:{line}",
-            hint="save the file as UTF-8",
+            where=f"{source}:{number}",
+            hint="save the file as UTF-8" + (f"; the byte comes after: {before}" if before else ""),
         ) from error
     text = text.replace("\r\n", "\n")
     return text if text.endswith("\n") else f"{text}\n"
 
 
-def syntax_error(text: str, source: str, message: str) -> UsageError:
-    """What a TOML parser says of ``text``, in plain words and with its line."""
-    reason, _, place = message.partition(" (at ")
-    lines = text.split("\n")
-    if number := re.search(r"line (\d+)", place):
-        line = int(number[1])
-        words = _PLAIN_WORDS.get(reason, reason[:1].lower() + reason[1:])
-    else:
-        line = len(text.rstrip().split("\n"))
-        words = "the file ends inside a value: a quote or a bracket is never closed"
-    return UsageError(
-        f"not valid TOML: {words}", where=f"{source}:{line}", hint=f"mend this line: {lines[line - 1].strip()}"
-    )
+def _read_bytes(file: Path, source: str) -> bytes:
+    try:
+        about = file.stat()
+        # To open a pipe is to wait for who writes into it, and a device may have no end.
+        if not S_ISREG(about.st_mode) and not S_ISDIR(about.st_mode):
+            raise UsageError("this is no file, but a pipe or a device", where=source, hint="give a file with settings")
+        if about.st_size > _LARGEST:
+            raise UsageError(
+                f"this is too large for settings: {about.st_size / 2**20:.1f} MiB, wanted at most {_LARGEST // 2**20}",
+                where=source,
+                hint="check the path; captions go beside the pictures or into a metadata.jsonl",
+            )
+        return file.read_bytes()
+    except (OSError, ValueError) as error:  # a ValueError of a path with a zero byte in it
+        reason = (getattr(error, "strerror", None) or str(error)).lower()
+        raise UsageError(f"cannot read the file: {reason}", where=source, hint="check the path") from error

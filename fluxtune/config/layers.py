@@ -21,7 +21,7 @@ from fluxtune.config.descriptions.reading import OWN_FILE, Description, descript
 from fluxtune.config.documents import Layer, parse_key, parse_value, read_layer
 from fluxtune.config.problems import problems_of
 from fluxtune.config.schema import Config
-from fluxtune.config.settings import look_up, sections, settings
+from fluxtune.config.settings import look_up, sections, settings, shown
 from fluxtune.errors import ConfigError, FluxtuneError, UsageError
 from fluxtune.nano import EMBEDDED
 
@@ -54,17 +54,20 @@ def resolve(
     working_folder: Path,
     lowest: Layer | None = None,
     data_sets: bool = True,
+    project_file: bool = True,
 ) -> Resolved:
     """Read all layers, check them and merge them.
 
     Args:
         preset: name or path of a preset; none takes the one that ships for the embedded model if that is the base.
-        config_file: the user's TOML; none takes ``fluxtune.toml`` of the working folder if there is one.
+        config_file: the user's TOML; none takes ``fluxtune.toml`` of the working folder if there is one, and
+            ``project_file`` is set.
         flags: dotted key -> (flag as the user writes it, its value).
         sets: values of ``--set``, each ``section.key=value``.
         working_folder: what relative paths on the command line are relative to.
-        lowest: a layer below the preset, for instance of the run that made a LoRA.
-        data_sets: read what the data sets say of themselves; not for the settings of a run, which have it already.
+        lowest: a layer below the preset, for instance of the run that made a LoRA. Its data sets are taken as it
+            names them.
+        data_sets: read what the data sets say of themselves.
 
     Raises:
         ConfigError: with every mistake of every layer.
@@ -72,7 +75,7 @@ def resolve(
     problems: list[FluxtuneError] = []
     base = [lowest] if lowest is not None else []
     base += _preset_layers(preset, working_folder, problems)
-    user = _user_layers(config_file, working_folder, problems)
+    user = _user_layers(config_file, working_folder, problems) if config_file or project_file else []
     user += [Layer(flag, _nested(key.split("."), value), working_folder) for key, (flag, value) in flags.items()]
     user += _set_layers(sets, working_folder, problems)
     is_embedded = _base_of([*base, *user]) == EMBEDDED
@@ -86,7 +89,7 @@ def resolve(
     layers = [*base, *(_demo_layers([*base, *user]) if is_embedded else []), *user]
     descriptions: list[Description] = []
     if data_sets:
-        layers, descriptions = _with_data_sets(layers, below=len(layers) - len(user))
+        layers, descriptions = _with_data_sets(layers, len(layers) - len(user), lowest)
     merged: dict[str, Any] = {}
     for layer in layers:
         merged = _merge(merged, _anchored(layer.values, "", layer.folder))
@@ -123,7 +126,7 @@ def _preset_layer(preset: presets.Preset) -> Layer:
 
 def _user_layers(config_file: Path | None, working_folder: Path, problems: list[FluxtuneError]) -> list[Layer]:
     file = working_folder / (config_file or PROJECT_FILE)
-    if config_file is None and not file.exists():
+    if config_file is None and not os.path.lexists(file):
         return []
     try:
         return [read_layer(file, str(config_file or PROJECT_FILE))]
@@ -140,7 +143,7 @@ def _set_layers(sets: list[str], working_folder: Path, problems: list[FluxtuneEr
         if not equals or parts is None:
             problems.append(
                 UsageError(
-                    f"{text!r} sets nothing: wanted section.key=value",
+                    f"{shown(text)} sets nothing: wanted section.key=value",
                     where="--set",
                     hint="for instance --set training.steps=500",
                 )
@@ -175,19 +178,22 @@ def _demo_layers(layers: list[Layer]) -> list[Layer]:
     return [read_layer(demo_folder() / "dataset.toml", "dataset.toml", "demo data set ({})")]
 
 
-def _with_data_sets(layers: list[Layer], below: int) -> tuple[list[Layer], list[Description]]:
-    """The layers with what the data sets of the rows that count say of themselves at the place ``below``."""
+def _with_data_sets(layers: list[Layer], below: int, lowest: Layer | None) -> tuple[list[Layer], list[Description]]:
+    """The layers with what the data sets of the rows that count say of themselves at the place ``below``.
+
+    The rows of the ``lowest`` layer have it already.
+    """
     absent = object()
     givers = [rank for rank, layer in enumerate(layers) if _get(layer.values, "dataset.folders", absent) is not absent]
-    if not givers:
+    if not givers or layers[givers[-1]] is lowest:
         return layers, []
     giver = layers[givers[-1]]
-    own = (giver.folder / Path(giver.source).name).resolve()
+    own = os.path.realpath(giver.folder / Path(giver.source).name)
 
     def find(row: dict[str, Any]) -> Description | None:
         path = _anchored(row["path"], "dataset.folders.path", giver.folder)
         # The settings that the rows stand in may be those of the data set's own folder.
-        if path.startswith(EMBEDDED_PREFIX) or (Path(path) / OWN_FILE).resolve() == own:
+        if path.startswith(EMBEDDED_PREFIX) or os.path.realpath(Path(path) / OWN_FILE) == own:
             return None
         return description_at(Path(path), row["path"])
 

@@ -12,7 +12,6 @@ class ModelConfig(Section):
         "black-forest-labs/FLUX.1-dev",
         "Base model: a hub id, a local diffusers folder, or nano for the small model that ships with fluxtune.",
         path="path or id",
-        min_length=1,
     )
     revision: str | None = setting(None, "Branch, tag or commit of a hub model; pin it to make a run repeatable.")
     offline: bool = setting(False, "Never use the network: take the base from the local hub cache or fail.")
@@ -20,17 +19,13 @@ class ModelConfig(Section):
         None,
         "Single .safetensors file with the transformer, as for ComfyUI; configs and all else are the base's.",
         path="path",
-        min_length=1,
     )
-    vae: str | None = setting(
-        None, "Single .safetensors file with the VAE (ae.safetensors).", path="path", min_length=1
-    )
+    vae: str | None = setting(None, "Single .safetensors file with the VAE (ae.safetensors).", path="path")
     text_encoder: str | None = setting(
-        None, "Single .safetensors file with the text encoder CLIP-L (clip_l.safetensors).", path="path", min_length=1
+        None, "Single .safetensors file with the text encoder CLIP-L (clip_l.safetensors).", path="path"
     )
     text_encoder_2: str | None = setting(
         None,
         "Single .safetensors file with the text encoder T5 (t5xxl_fp16.safetensors or one in fp8).",
         path="path",
-        min_length=1,
     )

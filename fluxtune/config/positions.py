@@ -1,13 +1,14 @@
 """On which line each key of a TOML file stands.
 
-TOML parsers return values without positions, so the text is scanned once more. Only text that a parser has accepted
-comes here: the scan follows the grammar (https://toml.io/en/v1.1.0) and checks nothing.
+TOML parsers return values without positions, so the text is scanned once more. The scan follows the grammar
+(https://toml.io/en/v1.1.0) and checks nothing: it is for text that a parser has accepted, or has up to some place.
 """
 
 from __future__ import annotations
 
 import re
 from bisect import bisect_right
+from contextlib import suppress
 from typing import TypeAlias
 
 KeyPath: TypeAlias = tuple["str | int", ...]
@@ -35,10 +36,24 @@ def key_lines(text: str) -> dict[KeyPath, int]:
     return _Scan(text).run()
 
 
+def statement_line(text: str, end: int) -> int:
+    """The line, from 1, on which the last statement begins that begins at or before ``end``.
+
+    What stands before that statement must be valid TOML; it itself need not be.
+    """
+    scan = _Scan(text)
+    # Past the end of the text, at what no statement begins with, or in lists within lists without end.
+    with suppress(IndexError, ValueError, RecursionError):
+        scan.run()
+    start = max((start for start in scan.starts if start <= end), default=0)
+    return text.count("\n", 0, start) + 1
+
+
 class _Scan:
     def __init__(self, text: str) -> None:
         self.text = text
         self.at = 0
+        self.starts: list[int] = []
         self.line_ends = [match.start() for match in re.finditer("\n", text)]
         self.lines: dict[KeyPath, int] = {}
         self.rows: dict[KeyPath, int] = {}
@@ -47,6 +62,7 @@ class _Scan:
         table: KeyPath = ()
         self.take(_BLANK)
         while self.at < len(self.text):
+            self.starts.append(self.at)
             if self.text.startswith("[", self.at):
                 table = self.header()
             else:
@@ -139,7 +155,8 @@ class _Scan:
     def take(self, pattern: re.Pattern[str]) -> str:
         """The text that ``pattern`` matches here, stepping over it."""
         match = pattern.match(self.text, self.at)
-        assert match is not None, "only text that a TOML parser has accepted may be scanned"
+        if match is None:
+            raise ValueError("only text that a TOML parser has accepted has positions")
         self.at = match.end()
         return match.group()
 

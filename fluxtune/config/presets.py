@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from fluxtune.config.problems import nearest
+from fluxtune.config.settings import shown
 from fluxtune.errors import UsageError
 
 _PACKAGE = Path(__file__).parents[1]
@@ -40,12 +42,20 @@ def built_in_folder() -> Path:
 
 
 def user_folder() -> Path:
-    """Where the user's own presets are: ``$FLUXTUNE_CONFIG/presets``, or the user's configuration folder."""
+    """Where the user's own presets are: ``$FLUXTUNE_CONFIG/presets``, or the user's configuration folder.
+
+    Raises:
+        UsageError: there is neither.
+    """
     if configured := os.environ.get("FLUXTUNE_CONFIG"):
         return Path(os.path.expanduser(configured)) / "presets"
     from platformdirs import user_config_path
 
-    return user_config_path("fluxtune", appauthor=False) / "presets"
+    with suppress(RuntimeError):
+        folder = user_config_path("fluxtune", appauthor=False)
+        if folder.is_absolute():
+            return folder / "presets"
+    raise UsageError("you have no home folder to look for presets in", where="HOME", hint="set HOME or FLUXTUNE_CONFIG")
 
 
 def listing() -> list[Preset]:
@@ -75,10 +85,10 @@ def find(wanted: str, working_folder: Path) -> Preset:
     known = {preset.name: preset for preset in listing()}
     if wanted in known:
         return known[wanted]
-    close = nearest(wanted.lower(), list(known))
+    close = nearest(wanted, list(known))
     names = ", ".join(known)
     raise UsageError(
-        f"there is no preset {wanted!r}: wanted one of {names}, or the path of a .toml file",
+        f"there is no preset {shown(wanted)}: wanted one of {names}, or the path of a .toml file",
         where="--preset",
         hint=f"did you mean {close}?" if close else "`fluxtune presets` lists what each is for",
     )

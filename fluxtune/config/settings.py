@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from datetime import date, time
 from functools import cache
 from typing import Any
 
@@ -89,7 +90,11 @@ def shown(value: object) -> str:
     """A value as TOML writes it, cut where it is long; ``unset`` for none."""
     if value is None:
         return "unset"
-    text = str(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=False, default=str)
+    try:
+        plain = isinstance(value, float | date | time)
+        text = str(value) if plain else json.dumps(value, ensure_ascii=False, default=str)
+    except (ValueError, RecursionError):  # more digits than Python writes, lists within lists without end
+        return "too large to show"
     return text if len(text) <= _LONGEST_SHOWN else text[: _LONGEST_SHOWN - 3] + "..."
 
 
@@ -142,6 +147,8 @@ def _options(entry: dict[str, Any]) -> list[dict[str, Any]]:
 def _wanted(entry: dict[str, Any], key: str) -> str:
     if "form" in entry:
         return entry["form"]
+    if "path" in entry:
+        return f"a {entry['path']}"
     words = " or ".join(_in_words(option, key) for option in _options(entry) if option.get("type") != "null")
     return f"{words} (in {entry['unit']})" if "unit" in entry else words
 

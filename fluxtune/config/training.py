@@ -29,6 +29,26 @@ class PreservationConfig(Section):
     pictures: int = setting(50, "How many pictures prior makes, spread over its prompts.", ge=1, le=10_000)
 
 
+class DivergenceConfig(Section):
+    """``[training.divergence]``: what is done when losses, gradients or weights stop being finite numbers."""
+
+    patience: int = setting(
+        5,
+        "A step whose loss or gradients are not finite is skipped; after so many of them in a row, action is taken.",
+        ge=1,
+        le=10_000,
+    )
+    action: Literal["roll-back", "stop"] = setting(
+        "roll-back",
+        "What is done then: roll-back goes on from the last checkpoint, or the beginning, with a lower learning rate; "
+        "stop ends the run.",
+    )
+    learning_rate_factor: float = setting(
+        0.5, "What each roll-back multiplies the learning rate by, for the rest of the run.", gt=0.0, le=1.0
+    )
+    rollbacks: int = setting(3, "Roll back at most so often; then the run is stopped.", ge=0, le=100)
+
+
 class TrainingConfig(Section):
     """How long and how fast."""
 
@@ -60,4 +80,5 @@ class TrainingConfig(Section):
     )
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "Where to train; auto takes the graphics card if any.")
     seed: int = setting(42, "Seed of everything random: the same seed on a CPU gives the same file.", ge=0, lt=2**63)
+    divergence: DivergenceConfig = section(DivergenceConfig, "What is done about numbers that are not finite.")
     preservation: PreservationConfig = section(PreservationConfig, "Guards what the base model knows.")

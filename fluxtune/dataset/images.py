@@ -264,11 +264,11 @@ def _opened(path: Path) -> Iterator[Image.Image]:
 
 
 def _require_still(image: Image.Image, path: Path) -> None:
-    # MPO is a phone's JPEG with a second, hidden view; its first frame is the photograph.
-    frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
-    if frames > 1:
+    # MPO is a phone's JPEG with a second, hidden view; its first frame is the photograph. The frames of others are not
+    # counted: a million of them would take hours.
+    if image.format != "MPO" and getattr(image, "is_animated", False):
         raise DataError(
-            f"the picture has {frames} frames, but a still one is wanted",
+            "the picture has several frames, but a still one is wanted",
             where=str(path),
             hint="save the frame that you want as PNG or JPEG",
             check="animated",

@@ -131,7 +131,8 @@ def pictures_of(
     for warning in as_warnings([each for each in findings if each.check not in ("missing-caption", "empty-caption")]):
         on_event(warning)
     return [
-        replace(picture_of(item, look, _final(item, config)), caption_source=_source(item)) for item, look in usable
+        replace(picture_of(item, look, final_caption(item, config)), caption_source=_source(item))
+        for item, look in usable
     ]
 
 
@@ -169,7 +170,8 @@ def _usable(surveyed: Survey) -> list[tuple[Item, Look]]:
     ]
 
 
-def _final(item: Item, config: DatasetConfig) -> str:
+def final_caption(item: Item, config: DatasetConfig) -> str:
+    """What a picture is trained with: its caption with the trigger, or that of its class."""
     caption = item.caption or ""
     if not is_subject(item):
         return tidy(caption.replace(PLACEHOLDER, config.class_word or "")) or tidy(config.class_word or "")

@@ -10,6 +10,7 @@ import warnings
 from importlib import metadata
 from typing import Literal
 
+from fluxtune.environment.launch import launched_for_the_processor, place
 from fluxtune.errors import UsageError
 from fluxtune.events import Sink, Warning
 
@@ -29,14 +30,20 @@ _STEP = 2**26
 """What is free is planned for in whole multiples of this, so that a plan is found again where a little changed."""
 
 
-def capacity_of(budget: float | None, device: str) -> int | None:
-    """Bytes that torch's allocator can have on the card; None where there is neither a card nor a budget."""
+def capacity_of(budget: float | None, device: str, held: int = 0, free: int | None = None) -> int | None:
+    """Bytes that torch's allocator can have on the card; None where there is neither a card nor a budget.
+
+    Args:
+        held: bytes that it has already.
+        free: bytes that are free where that is not this card's, but the fullest of several.
+    """
     wanted = None if budget is None else max(0, int(budget * 2**30) - BESIDE_TORCH)
     if device != "cuda":
         return wanted
     import torch
 
-    free = (torch.cuda.mem_get_info()[0] - _WORKSPACES) // _STEP * _STEP
+    free = torch.cuda.mem_get_info()[0] if free is None else free
+    free = (free + held - _WORKSPACES) // _STEP * _STEP
     return free if wanted is None else min(free, wanted)
 
 
@@ -44,13 +51,20 @@ def pick_device(wanted: Literal["auto", "cpu", "cuda"]) -> str:
     """``cpu`` or ``cuda``: what was wanted, or for ``auto`` the graphics card where there is one.
 
     Raises:
-        UsageError: ``cuda`` was wanted and there is no card, or this torch is built without CUDA.
+        UsageError: ``cuda`` was wanted and there is no card, or this torch is built without CUDA; or there are fewer
+            cards than processes.
     """
     import torch
 
-    if wanted == "cpu":
+    if wanted == "cpu" or (wanted == "auto" and launched_for_the_processor()):
         return "cpu"
     if torch.cuda.is_available():
+        processes = place().local_number
+        if processes > 1 and torch.cuda.device_count() < processes:
+            raise UsageError(
+                f"{processes} processes were started, and torch finds {torch.cuda.device_count()} cards",
+                hint="start as many processes as there are cards; or use --set training.device=cpu",
+            )
         _expand_segments()
         return "cuda"
     if wanted == "auto":
@@ -63,6 +77,17 @@ def pick_device(wanted: Literal["auto", "cpu", "cuda"]) -> str:
     raise UsageError(
         "device cuda was asked for, but torch finds no usable graphics card",
         hint="`fluxtune doctor` says why; or use --set training.device=cpu",
+    )
+
+
+def takes_cards() -> bool:
+    """Whether each process on this machine can have a card of its own."""
+    import torch
+
+    return (
+        torch.cuda.is_available()
+        and not launched_for_the_processor()
+        and torch.cuda.device_count() >= place().local_number
     )
 
 
@@ -121,6 +146,15 @@ def memory_in_use(device: str) -> float:
     import psutil
 
     return psutil.Process().memory_info().rss / 2**30
+
+
+def memory_held(device: str) -> int:
+    """Bytes that torch's allocator has of the card; 0 without one."""
+    if device != "cuda":
+        return 0
+    import torch
+
+    return torch.cuda.memory_reserved()
 
 
 def quiet_libraries() -> None:

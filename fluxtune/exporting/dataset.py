@@ -86,7 +86,9 @@ def export_dataset(
         VerificationError: what was written does not read back as what it was made of.
     """
     if not dataset.folders:
-        raise UsageError("no folder of pictures is given", hint="fluxtune export dataset FOLDER")
+        raise UsageError(
+            "no folder of pictures is given", where="fluxtune export dataset", hint="fluxtune export dataset FOLDER"
+        )
     folders = [path for folder in dataset.folders for path in (folder.path, folder.masks) if path not in NO_FOLDERS]
     require_new_folder(destination, "the export", filter(os.path.isdir, map(folder_path, folders)))
     surveyed = survey(dataset, on_event)

@@ -149,9 +149,10 @@ def _family_in(index: Path) -> Family:
     """The family that a ``model_index.json`` names.
 
     Raises:
-        BaseModelError: fluxtune trains no such models.
+        BaseModelError: fluxtune trains no such models, or a part of it is of a class of its own.
     """
-    pipeline = str(read_json(index).get("_class_name"))
+    parts = read_json(index)
+    pipeline = str(parts.get("_class_name"))
     family = family_of(pipeline)
     if family is None:
         known = ", ".join(known.pipeline for known in FAMILIES)
@@ -160,7 +161,25 @@ def _family_in(index: Path) -> Family:
             where=str(index),
             hint="choose a FLUX.1 model, for instance --base black-forest-labs/FLUX.1-dev",
         )
+    for name in ("scheduler", *WITH_WEIGHTS, *family.text_folders):
+        if not _is_of_the_libraries(parts.get(name)):
+            raise BaseModelError(
+                f"its {name} is {parts.get(name)!r:.80}, no class of diffusers or transformers; code that comes with a "
+                "model is never run",
+                where=str(index),
+                hint="choose a model in diffusers' own layout",
+            )
     return family
+
+
+def _is_of_the_libraries(part: Any) -> bool:
+    """Whether an entry of a ``model_index.json`` names a class that can be no code of the model's own."""
+    if not isinstance(part, list) or len(part) != 2 or not all(isinstance(name, str) for name in part):
+        return False
+    library, kind = part
+    # Automatic classes take what another file of the model names.
+    automatic = kind == "AutoModel" or (library == "transformers" and kind.startswith("Auto"))
+    return library in ("diffusers", "transformers") and kind.isidentifier() and not automatic
 
 
 def load_tokenizers(base: Base) -> list[Any]:
@@ -173,7 +192,9 @@ def load_tokenizers(base: Base) -> list[Any]:
 
     folders = [base.folder / part for part in base.family.text_folders if part.startswith("tokenizer")]
     with told_as_damage(base.folder):
-        return [AutoTokenizer.from_pretrained(folder) for folder in folders]
+        return [
+            AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True) for folder in folders
+        ]
 
 
 def empty_part(base: Base, part: str) -> Any:
@@ -193,5 +214,5 @@ def told_as_damage(place: Path) -> Iterator[None]:
     """Turns what the libraries raise over damaged files into one message. Lack of memory is something else."""
     try:
         yield
-    except (SafetensorError, OSError, ValueError, LookupError) as error:
+    except (SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise wrong_weights(place, f"a part of the base model cannot be read ({error})") from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -64,7 +64,7 @@ def generate_latents(base: Base, pipeline: Any, text: dict[str, torch.Tensor], r
 
 def looking_ahead(
     base: Base, pipeline: Any, requests: Sequence[Request], text_of: Callable[[str], Text]
-) -> Iterator[Request]:
+) -> Generator[Request, None, None]:
     """The requests, one after the other, each given out when the modulation of its steps is there.
 
     Args:

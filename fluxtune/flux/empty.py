@@ -39,7 +39,7 @@ def empty_text_encoder(folder: Path, part: str) -> Any:
     import transformers
     from accelerate import init_empty_weights
 
-    config = transformers.AutoConfig.from_pretrained(folder / part)
+    config = transformers.AutoConfig.from_pretrained(folder / part, trust_remote_code=False, local_files_only=True)
     with init_empty_weights():
         encoder = getattr(transformers, config.architectures[0])._from_config(config)
     encoder.tie_weights()  # undone by the making without memory

@@ -62,6 +62,11 @@ def text_lengths(encoders: Sequence[Any], tokens: int) -> tuple[int, ...]:
     return int(clip.config.max_position_embeddings), tokens
 
 
+def architecture(embeds_guidance: bool) -> str:
+    """What the metadata of LoRA files call the model."""
+    return f"flux-1-{'dev' if embeds_guidance else 'schnell'}/lora"
+
+
 def sampling_steps(embeds_guidance: bool) -> int:
     """Denoising steps of a picture: dev's usual 28; schnell is distilled to 4 (the models' cards)."""
     return 28 if embeds_guidance else 4

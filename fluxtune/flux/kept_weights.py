@@ -33,10 +33,14 @@ class KeptWeights:
     dtype: torch.dtype
     device: str
 
+    def has(self, path: str) -> bool:
+        """Whether the layer of a path need not be quantised again."""
+        return path in self.keys and self.keys[path] not in self.missing
+
     def take(self, path: str, layer: nn.Linear, quantize: Callable[[], nn.Module]) -> nn.Module:
         """The quantised layer of a path: from the store, or ``quantize``'s, which the store keeps from then on."""
         key = self.keys[path]
-        if key not in self.missing:
+        if self.has(path):
             return packed_linear(layer, self.store.read(key), self.precision, self.dtype, self.device)
         made = quantize()
         self.write(key, packed_tensors(made, self.precision))

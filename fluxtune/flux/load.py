@@ -31,7 +31,7 @@ from fluxtune.flux.weights import (
     told,
 )
 from fluxtune.memory.heap import trim_heap
-from fluxtune.memory.offload import spread, stream_blocks
+from fluxtune.memory.offload import move_frozen, spread, stream_blocks, to_system_memory
 from fluxtune.memory.quantize import QUANTIZATIONS
 
 VAE_TILE = 512
@@ -81,6 +81,7 @@ def build_transformer(
         transformer,
         checked(tensors, shapes_of(transformer), where),
         _holding(transformer, family, memory, dtype, device),
+        where,
     )
     return _arranged(transformer, family, memory, device)
 
@@ -98,11 +99,7 @@ def streamed_blocks(transformer: nn.Module, family: Family, number: int) -> list
     Raises:
         UsageError: there are not so many.
     """
-    paths = [
-        f"{name}.{index}"
-        for name in family.blocks
-        for index, _ in enumerate(transformer.get_submodule(name).children())
-    ]
+    paths = block_paths(transformer, family)
     if number > len(paths):
         raise UsageError(
             f"{number} blocks shall be streamed, and the base model has {len(paths)}",
@@ -110,6 +107,15 @@ def streamed_blocks(transformer: nn.Module, family: Family, number: int) -> list
             hint=f"set it to {len(paths)} or less",
         )
     return spread(paths, number)
+
+
+def block_paths(transformer: nn.Module, family: Family) -> list[str]:
+    """The paths of all blocks, in the order of the forward."""
+    return [
+        f"{name}.{index}"
+        for name in family.blocks
+        for index, _ in enumerate(transformer.get_submodule(name).children())
+    ]
 
 
 def _stays(path: str, family: Family, memory: MemoryConfig) -> bool:
@@ -132,10 +138,31 @@ def _arranged(transformer: Any, family: Family, memory: MemoryConfig, device: st
     """The transformer with its weights, whose modulation is computed ahead and whose blocks are streamed as wanted."""
     if memory.modulation != "card":
         compute_ahead(transformer, family)
-    streamed = streamed_blocks(transformer, family, memory.streamed_blocks)
-    if streamed:
-        stream_blocks([transformer.get_submodule(block) for block in streamed], device)
+    stream_evenly(transformer, family, memory.streamed_blocks, device)
     return transformer
+
+
+def stream_evenly(transformer: Any, family: Family, number: int, device: str) -> None:
+    """Streams ``number`` of the transformer's blocks, however many were streamed before, with an adapter or without.
+
+    Those that are to be streamed leave the device before it is asked for the places that they take turns in; where it
+    has none, this can be called again. Not between a forward and its backward.
+
+    Raises:
+        UsageError: there are not so many blocks.
+        RuntimeError: memory does not suffice.
+    """
+    streamed = streamed_blocks(transformer, family, number)
+    if getattr(transformer, "block_stream", None) is not None:
+        transformer.block_stream.end()
+        transformer.block_stream = None
+    for path in streamed:
+        to_system_memory(transformer.get_submodule(path))
+    for path in block_paths(transformer, family):
+        if path not in streamed:
+            move_frozen(transformer.get_submodule(path), device)
+    if streamed:
+        transformer.block_stream = stream_blocks([transformer.get_submodule(path) for path in streamed], device)
 
 
 def load_vae(base: Base, dtype: torch.dtype, device: str, tiling: bool = False) -> Any:
@@ -182,7 +209,7 @@ def load_text_pipeline(
         ),
     }
     with told_as_damage(base.folder):
-        return _pipeline_class(base).from_pretrained(base.folder, transformer=None, vae=None, **encoders)
+        return _pipeline(base, transformer=None, vae=None, **encoders)
 
 
 def is_text_quantized(path: str, precision: str) -> bool:
@@ -209,9 +236,9 @@ def _load(base: Base, part: str, module: Any, holding: Holding, keeps: bool = Fa
         layers = {path: layer for path, layer in linears.items() if holding.quantises(path)}
         mark = base.fingerprint(part)
         with kept_weights(layers, mark, precision, holding.dtype, holding.device, on_event) as kept:
-            fill(module, weights, replace(holding, kept=kept))
+            fill(module, weights, replace(holding, kept=kept), where)
     else:
-        fill(module, weights, holding)
+        fill(module, weights, holding, where)
     if part.startswith("text_encoder"):
         module.tie_weights()  # to the ones that came
     return module
@@ -224,15 +251,8 @@ def image_pipeline(base: Base, transformer: Any, vae: Any) -> Any:
     """
     if vae.dtype != transformer.dtype:
         vae.to(transformer.dtype)
-    pipeline = _pipeline_class(base).from_pretrained(
-        base.folder,
-        transformer=transformer,
-        vae=vae,
-        text_encoder=None,
-        text_encoder_2=None,
-        tokenizer=None,
-        tokenizer_2=None,
-    )
+    absent = dict.fromkeys(base.family.text_folders)
+    pipeline = _pipeline(base, transformer=transformer, vae=vae, **absent)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -245,7 +265,12 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def _pipeline_class(base: Base) -> Any:
+def _pipeline(base: Base, **parts: Any) -> Any:
+    """The family's pipeline of these parts; what is not given are the tokenizers and the scheduler of the base."""
     import diffusers
 
-    return getattr(diffusers, base.family.pipeline)
+    kind = getattr(diffusers, base.family.pipeline)
+    unused = dict.fromkeys(kind._optional_components)
+    return kind.from_pretrained(
+        base.folder, use_safetensors=True, trust_remote_code=False, local_files_only=True, **{**unused, **parts}
+    )

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from fluxtune.errors import BaseModelError, some_names
-from fluxtune.flux.weights import Scaled, Weight, opened, wrong_weights
+from fluxtune.flux.weights import Scaled, Weight, header_of, opened, wrong_weights
 
 _SCALES = ("scale_weight", "weight_scale")
 # Scales of activations, and marks of how ComfyUI multiplies.
@@ -91,12 +91,13 @@ def require_part(file: Path, part: str, parts: Mapping[str, Names]) -> None:
         BaseModelError: another kind of file, or missing or damaged.
     """
     setting, wanted = f"model.{part}", parts[part].noun
-    if file.is_dir() or file.suffix.lower() != ".safetensors":
-        raise BaseModelError(
-            f"{setting} takes a .safetensors file", where=str(file), hint="other weight formats are not read"
-        )
     if not file.is_file():
-        raise BaseModelError("there is no such file", where=str(file), hint=f"correct {setting}, or leave it out")
+        seen = "this is a folder" if file.is_dir() else "there is no such file"
+        raise BaseModelError(
+            f"{seen}: {setting} takes a .safetensors file",
+            where=str(file),
+            hint=f"correct {setting}, or leave it out",
+        )
     names = tensor_names([file])
     if parts[part].prefix_in(names) is not None:
         return
@@ -112,12 +113,12 @@ def require_part(file: Path, part: str, parts: Mapping[str, Names]) -> None:
 
 
 def tensor_names(files: Iterable[Path]) -> list[str]:
-    """The names of all tensors in files, from their headers."""
-    names: list[str] = []
-    for file in files:
-        with opened(file) as tensors:
-            names += tensors.keys()
-    return names
+    """The names of all tensors in files, from their headers.
+
+    Raises:
+        BaseModelError: a file is missing or damaged, or no safetensors file.
+    """
+    return [name for file in files for name in header_of(file).tensors]
 
 
 def stream(

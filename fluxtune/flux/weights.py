@@ -7,6 +7,8 @@ quantised on the way. System memory never holds a second copy of a model, nor th
 from __future__ import annotations
 
 import json
+import math
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -24,9 +26,11 @@ from fluxtune.flux.kept_weights import KeptWeights
 from fluxtune.memory.heap import trim_heap
 from fluxtune.memory.offload import to_system_memory
 from fluxtune.memory.quantize import QuantizedPrecision, is_quantized, quantized_linear, replace_module
+from fluxtune.tensor_files import Header, TensorFileError, read_header
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _REPORT_SECONDS = 0.5
+_SHARD = re.compile(r"[^/\\:\x00]+\.safetensors")
 _TRIM_BYTES = 16 * 2**20
 """Of weights that were taken, after which what their conversion left behind is given back."""
 
@@ -120,11 +124,15 @@ def checked(
         raise told_as(f"{len(absent)} tensors are missing, the first is {first}", first)
 
 
-def fill(module: nn.Module, weights: Weights, holding: Holding) -> None:
+def fill(module: nn.Module, weights: Weights, holding: Holding, where: str) -> None:
     """Give a module on the meta device its weights, frozen, and take its buffers to their device.
 
     Args:
         weights: (name, tensor) of every parameter, in any order; from ``checked``.
+        where: the place that errors name.
+
+    Raises:
+        BaseModelError: a weight is not finite.
     """
     # Files do not have them: they were made with the module, in system memory.
     for name, buffer in list(module.named_buffers()):
@@ -134,12 +142,18 @@ def fill(module: nn.Module, weights: Weights, holding: Holding) -> None:
     for name, weight in weights:
         path, _, leaf = name.rpartition(".")
         layer = module.get_submodule(path)
+        linear = layer if type(layer) is nn.Linear and leaf == "weight" else None
+        precision = holding.quantized if linear is not None else None
+        precision = precision if precision and holding.quantises(path) else None
+        # What was quantised before is not read again.
+        if not (precision and holding.kept and holding.kept.has(path)) and not is_finite(weight):
+            raise wrong_weights(where, f"{name} has values that are no finite numbers")
         if holding.stays(path):
             # Where the precision is that of the file, this stays a part of the mapped file: no process memory.
             held = weight.to(device="cpu", dtype=holding.plain)
             setattr(layer, leaf, nn.Parameter(held, requires_grad=False))
-        elif holding.quantized and leaf == "weight" and type(layer) is nn.Linear and holding.quantises(path):
-            replace_module(module, path, _quantized(layer, path, weight, holding.quantized, holding))
+        elif precision and linear is not None:
+            replace_module(module, path, _quantized(linear, path, weight, precision, holding))
         else:
             held = weight.to(device=holding.device, dtype=holding.plain)
             setattr(layer, leaf, nn.Parameter(held, requires_grad=False))
@@ -152,6 +166,17 @@ def fill(module: nn.Module, weights: Weights, holding: Holding) -> None:
     trim_heap()
     module.requires_grad_(False)
     module.eval()
+
+
+def is_finite(weight: Weight) -> bool:
+    """Whether all values are finite, found at the speed of memory and without a copy."""
+    if isinstance(weight, Scaled):
+        return is_finite(weight.values) and is_finite(weight.scale)
+    if weight.dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
+        # Its numbers without their sign, as bytes: what is not finite has the highest.
+        first_bad = 0x7C if weight.dtype == torch.float8_e5m2 else 0x7F
+        return not weight.numel() or int((weight.view(torch.uint8) & 0x7F).max()) < first_bad
+    return not weight.numel() or all(map(math.isfinite, torch.stack(weight.aminmax()).tolist()))
 
 
 def shapes_of(module: nn.Module) -> dict[str, torch.Size]:
@@ -175,15 +200,30 @@ def opened(file: Path) -> Iterator[Any]:
     """A safetensors file, mapped into memory.
 
     Raises:
-        BaseModelError: it is missing or damaged.
+        BaseModelError: it is missing or damaged, or no safetensors file.
     """
+    header_of(file)
     try:
         with safe_open(file, framework="pt") as tensors:
             yield tensors
-    except FileNotFoundError:
-        raise wrong_weights(file, "the file is missing") from None
     except (SafetensorError, OSError) as error:
         raise wrong_weights(file, f"the file is damaged ({error})") from error
+
+
+def header_of(file: Path) -> Header:
+    """The header of a base model's file, true of the file.
+
+    Raises:
+        BaseModelError: it is missing or damaged, or no safetensors file.
+    """
+    try:
+        return read_header(file)
+    except FileNotFoundError:
+        raise wrong_weights(file, "the file is missing") from None
+    except TensorFileError as error:
+        raise wrong_weights(file, str(error), error.hint) from error
+    except OSError as error:
+        raise wrong_weights(file, f"the file cannot be read ({error.strerror or error})") from error
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -195,16 +235,27 @@ def weight_files(folder: Path) -> list[Path]:
     stems = [folder / f"{stem}.safetensors" for stem in ("diffusion_pytorch_model", "model")]
     index = next((index for stem in stems if (index := stem.with_name(f"{stem.name}.index.json")).is_file()), None)
     if index is not None:
-        files = [folder / name for name in sorted(set(read_json(index).get("weight_map", {}).values()))]
+        files = [folder / name for name in _shards_in(index)]
     else:
         files = [stem for stem in stems if stem.is_file()][:1] or sorted(folder.glob("*.safetensors"))
     if not files:
         raise BaseModelError(
-            "there are no .safetensors weights here",
-            where=str(folder),
-            hint="download the model again; other weight formats are not read",
+            "there are no .safetensors weights here", where=str(folder), hint="download the model again"
         )
     return files
+
+
+def _shards_in(index: Path) -> list[str]:
+    """The names of the files that an index lists, which lie beside it.
+
+    Raises:
+        BaseModelError: it lists something else.
+    """
+    listed = read_json(index).get("weight_map")
+    names: list[Any] = list(listed.values()) if isinstance(listed, dict) else [listed]
+    if odd := [name for name in names if not isinstance(name, str) or not _SHARD.fullmatch(name)]:
+        raise wrong_weights(index, f"this is no index of .safetensors files beside it: it names {str(odd[0])!r:.80}")
+    return sorted(set(names))
 
 
 def told(weights: Weights, total: int, task: str, on_event: Sink) -> Iterator[tuple[str, Weight]]:

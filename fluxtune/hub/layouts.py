@@ -23,6 +23,7 @@ class ModelKind:
         unwanted: patterns of those that are not, even so.
         missing: what a folder lacks of such a model; only the index where that is not there.
         embedded: the folder of the model that ships with fluxtune.
+        library: whose layout it is.
         known: names that are suggested; the first is the embedded one.
     """
 
@@ -33,6 +34,7 @@ class ModelKind:
     unwanted: tuple[str, ...]
     missing: Callable[[Path], list[str]]
     embedded: Callable[[], Path]
+    library: str
     known: tuple[str, ...]
 
 
@@ -127,6 +129,7 @@ BASE_MODEL = ModelKind(
     unwanted=_PICKLES_AND_OTHERS,
     missing=missing_files,
     embedded=lambda: nano.model_folder(),
+    library="diffusers",
     known=(
         nano.EMBEDDED,
         "black-forest-labs/FLUX.1-dev",
@@ -157,5 +160,6 @@ CAPTIONER = ModelKind(
     unwanted=(*_PICKLES_AND_OTHERS, "*/*"),
     missing=missing_of_captioner,
     embedded=lambda: nano.captioner_folder(),
+    library="transformers",
     known=tuple(CAPTIONERS.values()),
 )

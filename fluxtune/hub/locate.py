@@ -18,6 +18,7 @@ from fluxtune.events import Phase, Progress, Sink, ignore
 from fluxtune.hub.layouts import BASE_MODEL, INDEX, ModelKind
 from fluxtune.hub.refusals import explaining, nearest
 from fluxtune.nano import EMBEDDED
+from fluxtune.tensor_files import PickleError, pickles_in, refuse_pickle_names
 
 if TYPE_CHECKING:
     from tqdm.std import tqdm
@@ -52,6 +53,8 @@ def locate(
     path = Path(os.path.expanduser(base))
     if path.is_dir():
         return _complete(path, base, "complete the folder, or give a hub id to download the model", kind)
+    if path.is_file():
+        _refuse_pickle(path)
     if path.is_file() and kind.index == INDEX and path.suffix == ".safetensors":
         raise BaseModelError(
             "the base model is a single file, which has neither configs nor tokenizers",
@@ -89,11 +92,26 @@ def _complete(folder: Path, name: str, hint: str, kind: ModelKind) -> Path:
         raise BaseModelError(
             f"not a model folder in {kind.layout}: it has no {kind.index}", where=str(folder), hint=hint
         )
+    if missing and (pickles := pickles_in(folder)):
+        raise BaseModelError(
+            f"the {kind.noun} {name} has weights as pickles, which can run code when they are opened; only safetensors "
+            f"is read: there is {some_names(pickles, 2)}, and missing: {some_names(missing)}",
+            where=str(folder),
+            hint="look for a version with .safetensors; or convert it, where you trust whoever made it: load it with "
+            f"{kind.library} and save it with save_pretrained(FOLDER, safe_serialization=True)",
+        )
     if missing:
         raise BaseModelError(
             f"the {kind.noun} {name} is incomplete; missing: {some_names(missing)}", where=str(folder), hint=hint
         )
     return folder
+
+
+def _refuse_pickle(file: Path) -> None:
+    try:
+        refuse_pickle_names(file)
+    except PickleError as error:
+        raise BaseModelError(str(error), where=str(file), hint=error.hint) from error
 
 
 def _from_hub(
@@ -123,7 +141,8 @@ def _from_hub(
         index = _download(model, revision, [kind.index], kind, ignore) / kind.index
         if index.is_file():
             check_index(index)
-        folder = _download(model, revision, kind.wanted, kind, on_event)
+        # Of the same commit, also where the branch moves on meanwhile.
+        folder = _download(model, index.parent.name, kind.wanted, kind, on_event)
     return _complete(folder, model, f"this is no {kind.noun} in {kind.layout}: {nearest(model, kind)}", kind)
 
 

@@ -7,23 +7,29 @@ no alpha applies ``B @ A``; one that looks for alpha finds none and does the sam
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 
 from fluxtune.errors import BaseModelError, StorageError, UsageError, VerificationError, some_names
 from fluxtune.files import write_with
 from fluxtune.flux.families import FLUX1, Family
+from fluxtune.flux.weights import is_finite
 from fluxtune.lora.adapter import LoraLayer
 from fluxtune.lora.metadata import LoraFacts, lora_metadata
+from fluxtune.tensor_files import Header, PickleError, TensorFileError, read_header
 
 Converted: TypeAlias = tuple[dict[str, torch.Tensor], dict[str, Any] | None, dict[str, Any] | None]
 
 _PREFIX = "transformer."
+_SCALES = ("lora_alpha", ".r")
+"""How the settings end that diffusers stores in a header, of which the scale is made."""
+
+_AGAIN = "write it again, on another disk if it stays so; else it is a bug: please report it"
 
 
 def folded_tensors(layers: dict[str, LoraLayer], dtype: torch.dtype) -> dict[str, torch.Tensor]:
@@ -36,7 +42,7 @@ def folded_tensors(layers: dict[str, LoraLayer], dtype: torch.dtype) -> dict[str
 
 
 def write_lora(path: Path, layers: dict[str, LoraLayer], dtype: torch.dtype, facts: LoraFacts) -> str:
-    """Write a LoRA atomically, read it back, and compare it with what was trained.
+    """Write a LoRA atomically, read it back, and compare it with what was trained. Its folder must be there.
 
     Returns:
         Hex SHA-256 of the file.
@@ -46,13 +52,21 @@ def write_lora(path: Path, layers: dict[str, LoraLayer], dtype: torch.dtype, fac
         StorageError: the file cannot be written.
     """
     tensors = folded_tensors(layers, dtype)
-    return write_tensors(path, tensors, lora_metadata(facts, tensors), lambda file: verify_lora(file, layers))
+    metadata = lora_metadata(facts, tensors)
+    return write_tensors(path, tensors, metadata, lambda file: verify_lora(file, layers), make_folder=False)
 
 
 def write_tensors(
-    path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str], check: Callable[[Path], None]
+    path: Path,
+    tensors: dict[str, torch.Tensor],
+    metadata: dict[str, str],
+    check: Callable[[Path], None],
+    make_folder: bool = True,
 ) -> str:
     """Write a LoRA's tensors atomically: the file gets its name once ``check`` found nothing wrong in it.
+
+    Args:
+        make_folder: make the folder it lies in, too.
 
     Returns:
         Hex SHA-256 of the file.
@@ -79,7 +93,7 @@ def write_tensors(
             error.where = str(path)
             raise
 
-    write_with(path, write)
+    write_with(path, write, make_folder)
     return hashlib.sha256(content).hexdigest()
 
 
@@ -104,16 +118,22 @@ def verify_lora(path: Path, layers: dict[str, LoraLayer]) -> None:
     stored = load_file(path)
     expected = folded_tensors(layers, torch.float32)
     if odd := sorted(set(stored) ^ set(expected)):
-        raise VerificationError(f"{len(odd)} tensors are missing or extra, the first is {odd[0]}", where=str(path))
+        raise VerificationError(
+            f"{len(odd)} tensors are missing or extra, the first is {odd[0]}", where=str(path), hint=_AGAIN
+        )
     for name, trained in expected.items():
         kept = stored[name]
         if kept.shape != trained.shape:
-            raise VerificationError(f"{name} is {list(kept.shape)}, should be {list(trained.shape)}", where=str(path))
+            raise VerificationError(
+                f"{name} is {list(kept.shape)}, should be {list(trained.shape)}", where=str(path), hint=_AGAIN
+            )
         kind = torch.finfo(kept.dtype)
         error = (kept.float() - trained).abs().max()
         # Written so that a value that is no number fails too. Below ``tiny`` a format has no relative precision.
         if not error <= kind.eps * trained.abs().max() + kind.tiny:
-            raise VerificationError(f"{name} differs from what was trained by {error:.2e}", where=str(path))
+            raise VerificationError(
+                f"{name} differs from what was trained by {error:.2e}", where=str(path), hint=_AGAIN
+            )
 
 
 def converted(path: Path, family: Family) -> Converted:
@@ -124,20 +144,34 @@ def converted(path: Path, family: Family) -> Converted:
         adapter's settings from the header.
 
     Raises:
-        BaseModelError: diffusers cannot convert it, or a tensor is no matrix.
+        BaseModelError: diffusers cannot convert it, or a tensor is no matrix of numbers.
+        UsageError, StorageError: see ``read_metadata``.
     """
     import diffusers
 
+    names = header_of(path).tensors
+    if not any("lora" in name.lower() for name in names):
+        raise _no_lora(path, f"this file holds no LoRA; it has {some_names(sorted(names), 3) or 'no tensors'}")
     try:
         tensors, alphas, adapter = getattr(diffusers, family.pipeline).lora_state_dict(
             str(path), return_alphas=True, return_lora_metadata=True, use_safetensors=True
         )
-    except (ValueError, LookupError, RuntimeError, AssertionError) as error:
+    except (ValueError, LookupError, RuntimeError, AssertionError, TypeError, AttributeError, ArithmeticError) as error:
         raise _no_lora(
             path, f"this is no LoRA for {family.name} that diffusers reads ({type(error).__name__}: {error})"
         ) from error
     if odd := [f"{key} {list(tensor.shape)}" for key, tensor in tensors.items() if tensor.ndim != 2]:
         raise _no_lora(path, f"a LoRA is made of matrices, and these are none: {some_names(odd)}")
+    if odd := [key for key, tensor in tensors.items() if not tensor.is_floating_point() or not tensor.numel()]:
+        raise _no_lora(path, f"these tensors of it hold no weights: {some_names(odd)}")
+    if odd := [key for key, tensor in tensors.items() if not is_finite(tensor)]:
+        raise _no_lora(path, f"these tensors of it have values that are no finite numbers: {some_names(odd)}")
+    if odd := [key for key, tensor in tensors.items() if _rank_of_partner(key, tensors) not in (None, tensor.shape[0])]:
+        raise _no_lora(path, f"the ranks of its halves differ: {some_names(odd)}")
+    if adapter is not None and not isinstance(adapter, dict):
+        raise _no_lora(path, "the settings in its header are no table")
+    _require_numbers(path, alphas or {})
+    _require_numbers(path, {key: value for key, value in (adapter or {}).items() if key.endswith(_SCALES)})
     return tensors, alphas, adapter
 
 
@@ -149,7 +183,6 @@ def read_lora(path: Path, family: Family = FLUX1) -> dict[str, LoraLayer]:
         StorageError: the file is damaged.
         BaseModelError: it holds no LoRA for a FLUX.1 transformer, or more than that.
     """
-    read_metadata(path)
     tensors, alphas, adapter = converted(path, family)
     if adapter and adapter.get(f"{_PREFIX}alpha_pattern"):
         raise _no_lora(path, "its header gives single layers an alpha of their own, which is not supported")
@@ -171,27 +204,52 @@ def read_lora(path: Path, family: Family = FLUX1) -> dict[str, LoraLayer]:
     return layers
 
 
+def _rank_of_partner(name: str, tensors: Mapping[str, torch.Tensor]) -> int | None:
+    """The rank of the second half of a layer's change, by the name of the first; None for other names."""
+    for first, second in ((".lora_A.", ".lora_B."), (".lora.down.", ".lora.up.")):
+        if first in name and (partner := tensors.get(name.replace(first, second))) is not None:
+            return partner.shape[1]
+    return None
+
+
+def _require_numbers(path: Path, scales: Mapping[str, Any]) -> None:
+    """Alphas and ranks are finite numbers above zero."""
+    for name, value in scales.items():
+        try:
+            is_usable = math.isfinite(value) and value > 0
+        except (TypeError, ValueError, RuntimeError, OverflowError):
+            is_usable = False
+        if not is_usable:
+            raise _no_lora(path, f"its {name} is {value!r:.80}: wanted a number above 0")
+
+
 def read_metadata(path: Path) -> dict[str, str]:
-    """The header metadata of a LoRA file.
+    """The free metadata in the header of a LoRA file.
+
+    Raises:
+        UsageError, StorageError: as ``header_of``.
+    """
+    return dict(header_of(path).metadata)
+
+
+def header_of(path: Path) -> Header:
+    """The header of a LoRA file, true of the file.
 
     Raises:
         UsageError: there is no such file, or it is a pickle.
-        StorageError: the file is damaged.
+        StorageError: the file cannot be read, or is damaged.
     """
     if not path.is_file():
         raise UsageError("there is no such LoRA file", where=str(path), hint="check the path")
-    if path.suffix.lower() != ".safetensors":
-        raise UsageError(
-            f"only .safetensors LoRA files are read, not {path.suffix or 'files without a suffix'}: other formats can "
-            "run code when they are opened",
-            where=str(path),
-            hint="convert the file to safetensors first",
-        )
     try:
-        with safe_open(path, framework="pt") as file:
-            return dict(file.metadata() or {})
-    except SafetensorError as error:
-        raise StorageError(f"the file is damaged ({error})", where=str(path), hint="download it again") from error
+        return read_header(path)
+    except PickleError as error:
+        raise UsageError(str(error), where=str(path), hint=error.hint) from error
+    except TensorFileError as error:
+        raise StorageError(str(error), where=str(path), hint=error.hint) from error
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise StorageError(f"cannot read the file: {reason}", where=str(path), hint="check its permissions") from error
 
 
 def _no_lora(path: Path, message: str) -> BaseModelError:

@@ -17,6 +17,7 @@ from safetensors.torch import save
 
 from fluxtune.lora.adapter import LoraLayer
 from fluxtune.lora.conventions import CONVENTIONS, Convention, LoraFormat
+from fluxtune.redaction import for_sharing
 
 _IMPLEMENTATION = "https://github.com/huggingface/diffusers"
 # Forge takes a LoRA for one of FLUX by dev's architecture or by this name alone.
@@ -80,7 +81,7 @@ def lora_metadata(facts: LoraFacts, tensors: dict[str, torch.Tensor]) -> dict[st
     if facts.trigger:
         metadata["modelspec.trigger_phrase"] = facts.trigger
         metadata["modelspec.usage_hint"] = f"put {facts.trigger} into the prompt"
-    return metadata
+    return {name: for_sharing(value) for name, value in metadata.items()}
 
 
 def restated(

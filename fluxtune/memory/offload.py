@@ -44,11 +44,16 @@ def spread(items: Sequence[T], number: int) -> list[T]:
 
 def to_system_memory(module: nn.Module) -> None:
     """Moves what a module holds and is not trained off the device, what bitsandbytes' layers hold beside it as well."""
+    move_frozen(module, "cpu")
+
+
+def move_frozen(module: nn.Module, device: str | torch.device) -> None:
+    """Moves what a module holds and is not trained, as ``to_system_memory`` does, to any device."""
     moved: dict[tuple[int, ...], torch.Tensor] = {}
     for holder, name, tensor in list(_frozen(module)):
         key = _key(tensor)
         if key not in moved:
-            moved[key] = tensor.detach().cpu()
+            moved[key] = tensor.detach().to(device)
         _put(holder, name, tensor, moved[key])
 
 
@@ -86,6 +91,7 @@ class BlockStream:
     """The blocks of one model that take turns on the device; see ``stream_blocks``.
 
     Attributes:
+        blocks: in the order of the forward.
         transfers: what counts the bytes that were copied.
         slots: the memory on the device, of bytes.
         masters: the blocks in system memory, of bytes; never written to.
@@ -103,13 +109,30 @@ class BlockStream:
             self._take(index, block, size) for index, (block, size) in enumerate(zip(blocks, sizes, strict=True))
         ]
         self._current: int | None = None
-        for index, block in enumerate(blocks):
-            block.register_forward_pre_hook(partial(self._before, index), with_kwargs=True)
-            block.register_forward_hook(partial(self._after, index))
+        self.blocks = list(blocks)
+        self._hooks = [
+            hook
+            for index, block in enumerate(blocks)
+            for hook in (
+                block.register_forward_pre_hook(partial(self._before, index), with_kwargs=True),
+                block.register_forward_hook(partial(self._after, index)),
+            )
+        ]
 
     @property
     def slots(self) -> list[torch.Tensor]:
         return [slot.memory for slot in self._slots]
+
+    def end(self) -> None:
+        """Leaves the blocks in system memory, where they no longer compute; not between a forward and its backward."""
+        for hook in self._hooks:
+            hook.remove()
+        for index, (block, master) in enumerate(zip(self.blocks, self.masters, strict=True)):
+            slot = self._slot(index).memory.untyped_storage()._cdata
+            for holder, name, tensor in list(_frozen(block)):
+                if tensor.untyped_storage()._cdata == slot:
+                    offset = int(tensor.storage_offset()) * tensor.itemsize
+                    _put(holder, name, tensor, _view(master, offset, tensor))
 
     def _take(self, index: int, block: nn.Module, size: int) -> torch.Tensor:
         """Copies a block into its master and makes all that it holds views of its slot."""
@@ -181,8 +204,8 @@ class BlockStream:
 
     def _start(self, index: int) -> None:
         slot, master = self._slot(index), self.masters[index]
-        slot.holds = index
         slot.started = self.transfers.upload(slot.memory[: master.numel()], master)
+        slot.holds = index
 
 
 def _in_backward() -> bool:

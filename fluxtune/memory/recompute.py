@@ -62,6 +62,8 @@ def recompute_blocks(
 ) -> None:
     """Makes each block keep what ``kept`` says of it, from now on; gradients stay what they were, to the bit.
 
+    What was said of the blocks before holds no longer. Not between a forward and its backward.
+
     Args:
         kept: one for each block. ``nothing``: only the block's input. ``attention``: the results of attention, too.
             ``products``: those of matrix products and attention, neither of which is computed again.
@@ -71,6 +73,9 @@ def recompute_blocks(
     """
     checkpointed = around(checkpoint) if around else checkpoint
     for block, what in zip(blocks, kept, strict=True):
+        recomputed = vars(block).get("forward")
+        if isinstance(recomputed, partial) and recomputed.func is _checkpointed:
+            del block.forward
         if what != "everything":
             block.forward = partial(_checkpointed, checkpointed, block.forward, _OPERATIONS[what])
 

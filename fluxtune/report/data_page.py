@@ -21,6 +21,7 @@ from fluxtune.dataset.validation import Report
 from fluxtune.errors import DataError
 from fluxtune.events import Progress, Sink
 from fluxtune.files import write_text
+from fluxtune.redaction import for_sharing, redacted
 
 THUMBNAIL = 192
 """Longer side in pixels."""
@@ -40,14 +41,16 @@ def write_data_page(report: Report, file: Path, background: str, on_event: Sink)
         StorageError: the file cannot be written; nothing half-written is left.
     """
     template = files("fluxtune.report").joinpath("data_page.html").read_text(encoding="utf-8")
-    data = _page_data(report, _thumbnails(report, background, on_event))
+    data = redacted(_page_data(report), for_sharing)
+    for card, thumbnail in zip(data["pictures"], _thumbnails(report, background, on_event), strict=True):
+        card["thumbnail"] = thumbnail
     # Within a script element nothing but "<" could end it, or begin a comment.
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     write_text(file, template.replace(_PLACE, text))
 
 
-def _page_data(report: Report, thumbnails: Iterator[str]) -> dict[str, Any]:
-    """What the page's script reads: the report, by picture."""
+def _page_data(report: Report) -> dict[str, Any]:
+    """What the page's script reads: the report, by picture; thumbnails are still missing."""
     whole = report.as_data()
     rows = {row["path"]: row for row in whole["pictures"]}
     problems: dict[str, list[int]] = {}
@@ -55,7 +58,7 @@ def _page_data(report: Report, thumbnails: Iterator[str]) -> dict[str, Any]:
         if finding.picture is not None:
             problems.setdefault(finding.picture, []).append(index)
     cards = []
-    for seen, thumbnail in zip(report.survey.seen, thumbnails, strict=True):
+    for seen in report.survey.seen:
         row = rows.get(str(seen.item.path), {})
         cards.append(
             {
@@ -64,7 +67,6 @@ def _page_data(report: Report, thumbnails: Iterator[str]) -> dict[str, Any]:
                 "size": [row["width"], row["height"]] if row else None,
                 "samples": row.get("samples", []),
                 "findings": problems.get(seen.item.name, []),
-                "thumbnail": thumbnail,
             }
         )
     return {

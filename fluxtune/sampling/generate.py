@@ -119,6 +119,7 @@ def _check_size(request: SampleRequest, base: Base) -> None:
             below = max(multiple, side // multiple * multiple)
             raise UsageError(
                 f"{name} is {side}: wanted a multiple of {multiple} pixels",
+                where=f"previews.{name}",
                 hint=f"the nearest are {below} and {below + multiple}",
             )
 

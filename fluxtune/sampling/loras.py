@@ -7,6 +7,8 @@ error here, because a LoRA that acts in part makes pictures that mislead.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +16,12 @@ from typing import Any
 import diffusers
 import torch
 from accelerate import init_empty_weights
-from safetensors import safe_open
 from torch import nn
 
 from fluxtune.errors import BaseModelError, some_names
 from fluxtune.files import sha256_of
 from fluxtune.flux.base import Base
-from fluxtune.lora.files import converted, read_metadata
+from fluxtune.lora.files import converted, header_of, read_metadata
 from fluxtune.nano import EMBEDDED
 from fluxtune.sampling.request import LoraUse
 
@@ -84,17 +85,22 @@ def base_of(path: Path) -> str | None:
 
 
 def apply_to_transformer(pipeline: Any, loras: list[Lora]) -> None:
-    """Attach the LoRAs to the pipeline's transformer, each at its scale, as ``load_lora_weights`` does."""
+    """Attach the LoRAs to the pipeline's transformer, each at its scale, as ``load_lora_weights`` does.
+
+    Raises:
+        BaseModelError: the settings in a file's header are none of an adapter.
+    """
     names = [_adapter_name(number) for number in range(len(loras))]
     for name, lora in zip(names, loras, strict=True):
-        pipeline.load_lora_into_transformer(
-            {key: tensor for key, tensor in lora.tensors.items() if key.startswith(_TRANSFORMER)},
-            network_alphas=lora.alphas,
-            transformer=pipeline.transformer,
-            adapter_name=name,
-            metadata=lora.adapter,
-            low_cpu_mem_usage=True,
-        )
+        with _told_as_settings(lora):
+            pipeline.load_lora_into_transformer(
+                {key: tensor for key, tensor in lora.tensors.items() if key.startswith(_TRANSFORMER)},
+                network_alphas=lora.alphas,
+                transformer=pipeline.transformer,
+                adapter_name=name,
+                metadata=lora.adapter,
+                low_cpu_mem_usage=True,
+            )
     pipeline.transformer.set_adapters(names, [lora.scale for lora in loras])
 
 
@@ -110,14 +116,15 @@ def apply_to_text_encoder(pipeline: Any, loras: list[Lora]) -> None:
     names = [_adapter_name(number) for number in range(len(chosen))]
     for name, lora in zip(names, chosen, strict=True):
         tensors = {key: tensor for key, tensor in lora.tensors.items() if key.startswith(_TEXT)}
-        pipeline.load_lora_into_text_encoder(
-            tensors,
-            network_alphas=lora.alphas,
-            text_encoder=pipeline.text_encoder,
-            prefix=_TEXT.removesuffix("."),
-            adapter_name=name,
-            metadata=lora.adapter,
-        )
+        with _told_as_settings(lora):
+            pipeline.load_lora_into_text_encoder(
+                tensors,
+                network_alphas=lora.alphas,
+                text_encoder=pipeline.text_encoder,
+                prefix=_TEXT.removesuffix("."),
+                adapter_name=name,
+                metadata=lora.adapter,
+            )
         parameters = [path for path, _ in pipeline.text_encoder.named_parameters() if f".{name}." in path]
         if len(parameters) != len(tensors):
             raise BaseModelError(
@@ -126,6 +133,19 @@ def apply_to_text_encoder(pipeline: Any, loras: list[Lora]) -> None:
                 hint="choose a LoRA that was trained on this base model",
             )
     set_adapters_for_text_encoder(names, pipeline.text_encoder, [lora.scale for lora in chosen])
+
+
+@contextmanager
+def _told_as_settings(lora: Lora) -> Iterator[None]:
+    """Its tensors were looked at before; what diffusers and peft still refuse are the settings beside them."""
+    try:
+        yield
+    except (TypeError, ValueError, LookupError, AttributeError) as error:
+        raise BaseModelError(
+            f"the settings in its header are none of a LoRA ({type(error).__name__}: {error})",
+            where=str(lora.path),
+            hint="export it again, from the trainer that made it",
+        ) from error
 
 
 def _adapter_name(number: int) -> str:
@@ -145,8 +165,7 @@ def _refuse_other_family(path: Path, metadata: dict[str, str], base: Base) -> No
 
 def _refuse_lost_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     """Tensors that the conversion dropped, or left under names that the loader passes over."""
-    with safe_open(path, framework="pt") as file:
-        lost = [key for key in file.keys() if _DROPPED.search(key)]  # noqa: SIM118  (safe_open is no mapping)
+    lost = [key for key in header_of(path).tensors if _DROPPED.search(key)]
     lost += [key for key in tensors if not key.startswith((_TRANSFORMER, _TEXT)) or not _PAIR.fullmatch(key)]
     if lost:
         raise BaseModelError(

@@ -12,6 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 from fluxtune.environment.device import versions
 from fluxtune.flux.base import Base
 from fluxtune.flux.denoise import Request
+from fluxtune.redaction import for_sharing, redacted
 from fluxtune.sampling.loras import Lora
 from fluxtune.sampling.request import SampleRequest
 
@@ -64,15 +65,15 @@ def picture_facts(
 def png_text(facts: dict[str, Any], loras: Sequence[Lora]) -> PngInfo:
     """PNG text of a picture: ``fluxtune`` as JSON, and ``parameters`` in the line that user interfaces show."""
     info = PngInfo()
-    info.add_text("fluxtune", json.dumps(facts))
-    info.add_text("parameters", _parameters(facts, loras))
+    info.add_text("fluxtune", json.dumps(redacted(facts, for_sharing)))
+    info.add_text("parameters", for_sharing(_parameters(facts, loras)))
     return info
 
 
 def grid_text(facts: Sequence[dict[str, Any]]) -> PngInfo:
     """PNG text of a grid: ``fluxtune`` as JSON, with the facts of each of its pictures, row by row."""
     info = PngInfo()
-    info.add_text("fluxtune", json.dumps({"schema": SCHEMA, "pictures": list(facts)}))
+    info.add_text("fluxtune", json.dumps({"schema": SCHEMA, "pictures": redacted(list(facts), for_sharing)}))
     return info
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from fluxtune.config.model import ModelConfig
 from fluxtune.config.schema import Config
 from fluxtune.dataset.batches import Batches
+from fluxtune.environment.launch import place
 from fluxtune.errors import Refusal
 from fluxtune.events import Result, Sink, ignore
 from fluxtune.flux.base import WITH_WEIGHTS, Base, open_base
@@ -16,6 +17,7 @@ from fluxtune.training.fitting import as_event
 from fluxtune.training.pace import pace_of
 from fluxtune.training.preflight import preflight
 from fluxtune.training.prepare import told_buckets
+from fluxtune.training.processes import dealt, tell_shares
 
 _UNSAID = "a picture that a captioner has yet to describe"
 
@@ -33,6 +35,9 @@ def dry_run(config: Config, on_event: Sink = ignore, accept: Collection[Refusal]
     Raises:
         FluxtuneError: as ``run.train``, before it loads weights.
     """
+    number = place().number
+    config, _ = dealt(config, number)
+    tell_shares(config, number, on_event)
     ready = preflight(config, on_event, accept=accept, caption_bare=_unsaid, find_base=_base, plans_always=True)
     config, training = ready.config, ready.config.training
     buckets = told_buckets(config, ready.pictures, ready.base.family.side_multiple, on_event)
@@ -43,7 +48,7 @@ def dry_run(config: Config, on_event: Sink = ignore, accept: Collection[Refusal]
     ]
     per_epoch = Batches(samples, training.batch_size, training.seed).per_epoch / training.accumulation
     assert ready.plan is not None
-    seconds = pace_of(ready.plan.work, ready.device)
+    seconds = pace_of(ready.plan.work, ready.device, number)
     data = {
         "plan": vars(as_event(ready.plan)),
         "timeline": [{"phase": phase, "alive": alive} for phase, alive in ready.plan.forecast.timeline],

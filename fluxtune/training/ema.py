@@ -29,6 +29,13 @@ class MovingAverage:
         for name, average in self.average.items():
             average.lerp_(self._parameters[name], 1.0 - decay)
 
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Begin again with the parameters as they are now."""
+        self.updates = 0
+        for name, average in self.average.items():
+            average.copy_(self._parameters[name])
+
     def weights(self) -> dict[str, torch.Tensor]:
         """What is saved: the averages, or the parameters themselves when none are kept."""
         return dict(self.average) if self.average else dict(self._parameters)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from fluxtune.config.memory import MemoryConfig
 from fluxtune.config.schema import Config
 from fluxtune.dataset.images import Size
 from fluxtune.environment.device import capacity_of
@@ -35,6 +36,7 @@ def fitted(
     accept: Collection[Refusal],
     on_event: Sink,
     always: bool = False,
+    free: int | None = None,
 ) -> tuple[Config, Planned | None]:
     """The settings with nothing left open in ``[memory]``, and the plan where one was made.
 
@@ -44,11 +46,12 @@ def fitted(
         sizes: (width, height) in pixels of all that is trained on.
         accept: with ``Refusal.MEMORY``, what does not fit is tried all the same.
         always: plan where there is nothing to fit into, too.
+        free: bytes that are free on the fullest of several cards.
 
     Raises:
         OutOfMemoryError: there is no plan that fits, and that was not accepted.
     """
-    work = work_of(config, base, device, sizes)
+    work = work_of(config, base, device, sizes, free)
     if work.capacity is None and not always:
         return _without_limit(work).config, None
     on_event(Phase("plan", "simulating what the run takes in memory"))
@@ -72,11 +75,11 @@ def as_event(plan: Planned) -> Plan:
     return Plan(summary(plan), memory, plan.fits, plan.work.capacity, forecast.reserved, phases, system, share)
 
 
-def work_of(config: Config, base: Base, device: str, sizes: Iterable[Size]) -> Work:
+def work_of(config: Config, base: Base, device: str, sizes: Iterable[Size], free: int | None = None) -> Work:
     """What is to be planned: the largest of the pictures, on the card or the one that is imagined."""
     side = config.dataset.resolution[0]
     previews = config.previews
-    capacity = capacity_of(config.memory.budget, device)
+    capacity = capacity_of(config.memory.budget, device, free=free)
     return Work(
         config=config,
         base=base,
@@ -89,7 +92,14 @@ def work_of(config: Config, base: Base, device: str, sizes: Iterable[Size]) -> W
 
 def summary(plan: Planned) -> str:
     """``int8 base, modulation ahead, 15 of 57 blocks keep products; 14.6 GiB of 15.4 at most``"""
-    memory, number = plan.memory, sum(plan.work.transformer[key] for key in plan.work.base.family.depths)
+    number = sum(plan.work.transformer[key] for key in plan.work.base.family.depths)
+    of = "" if plan.work.capacity is None else f" of {_gib(plan.work.capacity)}"
+    peak = plan.forecast.peak
+    return f"{wording(plan.memory, number)}; at most {_gib(peak.bytes)}{of} GiB ({peak.phase})"
+
+
+def wording(memory: MemoryConfig, number: int) -> str:
+    """Settings with nothing left open, for people; ``number`` of blocks in all."""
     parts = [f"{memory.base_precision} base"]
     if memory.modulation == "ahead":
         parts.append("modulation computed ahead")
@@ -106,8 +116,7 @@ def summary(plan: Planned) -> str:
         parts.append(f"{memory.streamed_blocks} blocks streamed")
     if memory.vae_tiling:
         parts.append("VAE in tiles")
-    of = "" if plan.work.capacity is None else f" of {_gib(plan.work.capacity)}"
-    return f"{', '.join(parts)}; at most {_gib(plan.forecast.peak.bytes)}{of} GiB ({plan.forecast.peak.phase})"
+    return ", ".join(parts)
 
 
 def nearest_changes(work: Work) -> list[Change]:

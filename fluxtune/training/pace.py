@@ -14,21 +14,21 @@ from fluxtune.files import write_json
 from fluxtune.training.simulation import Work
 
 
-def pace_of(work: Work, device: str) -> float | None:
+def pace_of(work: Work, device: str, processes: int = 1) -> float | None:
     """Seconds of an optimizer step of such work on this machine, or None where none was timed."""
     with suppress(OSError, ValueError, LookupError, TypeError):
-        return float(json.loads(_file(work, device).read_text(encoding="utf-8"))["seconds"])
+        return float(json.loads(_file(work, device, processes).read_text(encoding="utf-8"))["seconds"])
     return None
 
 
-def keep_pace(work: Work, device: str, seconds: float) -> None:
+def keep_pace(work: Work, device: str, seconds: float, processes: int = 1) -> None:
     """Remembers the seconds of an optimizer step."""
     # A cache that cannot be written is worth no word.
     with suppress(StorageError):
-        write_json(_file(work, device), {"seconds": round(seconds, 4), "device": _name(device)})
+        write_json(_file(work, device, processes), {"seconds": round(seconds, 4), "device": _name(device)})
 
 
-def _file(work: Work, device: str) -> Path:
+def _file(work: Work, device: str, processes: int) -> Path:
     config = work.config
     settings = (
         config.memory.model_dump_json(exclude={"budget", "text_precision", "cache_quantized", "vae_tiling"}),
@@ -37,7 +37,8 @@ def _file(work: Work, device: str) -> Path:
         config.training.preservation.model_dump_json(include={"method", "every"}),
     )
     model = json.dumps(work.transformer, sort_keys=True, default=str)
-    key = key_of("pace", _name(device), model, *work.size, *settings)
+    shared = () if processes == 1 else (processes,)
+    key = key_of("pace", _name(device), model, *work.size, *settings, *shared)
     return cache_folder() / "paces" / f"{key}.json"
 
 

@@ -67,7 +67,7 @@ def planned(work: Work) -> Planned:
     leanest = None
     for candidate in _candidates(work):
         leanest = candidate
-        if work.capacity is None or _foretold(candidate) <= _NEARLY * work.capacity:
+        if work.capacity is None or foretold(candidate) <= _NEARLY * work.capacity:
             believed = _believed(candidate, work.config.memory.recompute == "auto")
             if believed.fits:
                 return believed
@@ -75,9 +75,20 @@ def planned(work: Work) -> Planned:
     return _simulated(leanest, costs_of(leanest))
 
 
+def foretold(work: Work) -> int:
+    """Bytes that the card must have for training, at least."""
+    costs = costs_of(work)
+    return costs.peak(_plan(work, costs)) - _streamed_away(work, costs)
+
+
+def keeping_most(work: Work) -> Work:
+    """The same with blocks that keep as much as fits, by adding up; whatever else is set stays."""
+    return _keeping(work, _plan(work.with_memory(recompute="auto", keep={}), costs_of(work)))
+
+
 def foretold_to_fit(work: Work) -> bool:
     """Whether there is a plan for ``work`` that fits, by adding up alone: quick, and rarely wrong."""
-    return any(work.capacity is None or _foretold(candidate) <= work.capacity for candidate in _candidates(work))
+    return any(work.capacity is None or foretold(candidate) <= work.capacity for candidate in _candidates(work))
 
 
 def _candidates(work: Work) -> Iterator[Work]:
@@ -200,12 +211,6 @@ def _simulated(work: Work, costs: BlockCosts) -> Planned:
     plan = _plan(work, costs)
     forward = sum(kind.count * each for kind, each in zip(costs.kinds, costs.operations, strict=True))
     return Planned(work, forecast_of(work), forward, operations_of(costs.kinds, plan))
-
-
-def _foretold(work: Work) -> int:
-    """Bytes that the card must have for training, at least."""
-    costs = costs_of(work)
-    return costs.peak(_plan(work, costs)) - _streamed_away(work, costs)
 
 
 def _streamed_away(work: Work, costs: BlockCosts) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,9 @@ from fluxtune.config.checks import contradictions
 from fluxtune.config.model import ModelConfig
 from fluxtune.config.schema import Config
 from fluxtune.dataset.buckets import plan as plan_buckets
+from fluxtune.dataset.folder import Item
 from fluxtune.dataset.pictures import CaptionBare, Picture, check_folders, pictures_of
+from fluxtune.dataset.survey import Look
 from fluxtune.environment.device import pick_device, versions, warn_of_the_processor, warn_without_bf16
 from fluxtune.errors import ConfigError, FluxtuneError, Refusal, UsageError
 from fluxtune.events import Phase, Sink, Warning
@@ -30,7 +32,8 @@ from fluxtune.training.samples import EMPTY_CAPTION
 
 @dataclass(frozen=True)
 class Preflight:
-    """What was found out, and what was ``accepted``. ``prompts`` are all texts needed beside the captions.
+    """What was found out, and what was ``accepted``. ``prompts`` are all texts needed beside the captions; ``facts``
+    are for the record, and ``base_record.py`` has those of the base model.
 
     ``config`` is the configuration with nothing left open in ``[memory]``; ``plan`` says how that came, where it did.
     """
@@ -54,6 +57,8 @@ def preflight(
     caption_bare: CaptionBare | None = None,
     find_base: Callable[[ModelConfig, Sink], Base] = open_base,
     plans_always: bool = False,
+    compare: Callable[[Sequence[tuple[Item, Look]]], None] = lambda usable: None,
+    free: int | None = None,
 ) -> Preflight:
     """Check what the configuration names.
 
@@ -63,6 +68,8 @@ def preflight(
         caption_bare: captions pictures that have no caption.
         find_base: finds the base model.
         plans_always: foretell memory where there is nothing to fit into, too.
+        compare: is shown the pictures, before anything is loaded, planned or captioned.
+        free: bytes that are free on the fullest of several cards.
 
     Raises:
         ConfigError: settings that do not go together, or a pattern of ``lora.targets`` that names no layer.
@@ -79,10 +86,12 @@ def preflight(
     layers = read_lora(start) if start else {}
     # Before the base model, whose download can take an hour.
     usable = check_folders(config.dataset, on_event, Refusal.DATA in accept, has_captioner=caption_bare is not None)
+    compare(usable)
     base = find_base(config.model, on_event)
     _check_base(config, base, layers, start, on_event)
     buckets = plan_buckets([look.size for _, look in usable], config.dataset, base.family.side_multiple)
-    config, plan = fitted(config, base, device, buckets.buckets, accept, on_event, plans_always)
+    config = _pinned(config, base)
+    config, plan = fitted(config, base, device, buckets.buckets, accept, on_event, plans_always, free)
     # Last, for captions can take an hour, too.
     pictures = pictures_of(usable, config.dataset, on_event, caption_bare)
     preview_prompts = (config.previews.prompts or [_shown_caption(pictures)]) if config.previews.every else []
@@ -99,12 +108,18 @@ def preflight(
         facts={
             "versions": versions(),
             "device": device,
-            "base": {"name": base.name, "transformer": base.fingerprint("transformer")},
             "pictures": len(pictures),
             "plan": summary(plan) if plan else None,
         },
         accepted=frozenset(accept),
     )
+
+
+def _pinned(config: Config, base: Base) -> Config:
+    """With the hub's commit that was found as the revision, so that the run goes on with the same files."""
+    if base.commit is None:
+        return config
+    return config.model_copy(update={"model": config.model.model_copy(update={"revision": base.commit})})
 
 
 def _device(config: Config, on_event: Sink) -> str:

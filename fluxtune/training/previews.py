@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fluxtune import files
 from fluxtune.config.schema import Config
+from fluxtune.errors import ExitCode
 from fluxtune.events import Phase, Preview, Sink
 from fluxtune.flux.base import Base
 from fluxtune.flux.denoise import Request, generate, looking_ahead
@@ -45,12 +49,14 @@ def make_previews(
     prepared: Prepared,
     transformer: Any,
     vae_tiling: bool,
+    should_stop: Callable[[], ExitCode | None],
     on_event: Sink,
 ) -> list[Path]:
     """Make the previews of one step; the VAE is in memory only meanwhile.
 
     Args:
         vae_tiling: as ``memory.vae_tiling``.
+        should_stop: asked after every denoising step; an exit code ends the previews where they are.
 
     Returns:
         The pictures' paths.
@@ -64,16 +70,28 @@ def make_previews(
     def text_of(prompt: str) -> Text:
         return {name: tensor.to(device) for name, tensor in prepared.text(prompt).items()}
 
+    def stop_if_asked(done: int, total: int) -> None:
+        if should_stop() is not None:
+            raise _StopAsked
+
     paths = []
     transformer.eval()
-    ahead = looking_ahead(base, pipeline, [request for _, request in requests], text_of)
-    for (index, _), request in zip(requests, ahead, strict=True):
-        picture = generate(base, pipeline, text_of(request.prompt), request)
-        path = run.preview_path(step, index, request.seed)
-        files.write_with(path, lambda temporary, picture=picture: picture.save(temporary, format="PNG"))  # type: ignore[misc]
-        on_event(Preview(step, request.prompt, request.seed, str(path)))
-        paths.append(path)
-    transformer.train()
+    try:
+        with closing(looking_ahead(base, pipeline, [request for _, request in requests], text_of)) as ahead:
+            for (index, _), request in zip(requests, ahead, strict=True):
+                picture = generate(base, pipeline, text_of(request.prompt), request, stop_if_asked)
+                path = run.preview_path(step, index, request.seed)
+                files.write_with(path, partial(picture.save, format="PNG"))
+                on_event(Preview(step, request.prompt, request.seed, str(path)))
+                paths.append(path)
+    except _StopAsked:
+        pass
+    finally:
+        transformer.train()
     del pipeline
     free_memory()
     return paths
+
+
+class _StopAsked(Exception):
+    """Previews that would take minutes are left where a stop is asked for."""

@@ -12,31 +12,39 @@ from shlex import quote
 from typing import Any
 
 from fluxtune.config.layers import to_toml
+from fluxtune.config.resuming import changed_settings
 from fluxtune.config.schema import Config
 from fluxtune.config.settings import values_of
 from fluxtune.dataset.pictures import CaptionBare
-from fluxtune.errors import (
-    ExitCode,
-    FluxtuneError,
-    Refusal,
-    Stopped,
-    StorageError,
-    UsageError,
-)
-from fluxtune.events import Error, Event, Phase, Result, Resumed, RunStarted, Sink, Step, as_record, ignore
+from fluxtune.errors import ExitCode, FluxtuneError, ProcessError, Refusal, Stopped, StorageError
+from fluxtune.events import Checkpoint, Error, Event, Phase, Result, Resumed, RunStarted, Sink, Step, as_record, ignore
 from fluxtune.flux.weights import DTYPES
 from fluxtune.memory.shortage import fits_in_memory
 from fluxtune.runs import Run, require_unused
-from fluxtune.training.captions import AskCaptioner, as_recorded, record_captions
-from fluxtune.training.checkpoint import last_good_checkpoint, load_checkpoint, steps_done
+from fluxtune.training.base_record import base_facts, opens_as_begun
+from fluxtune.training.checkpoint import last_good_checkpoint, load_checkpoint
+from fluxtune.training.data_record import AskCaptioner, as_recorded, compare_data, record_data
+from fluxtune.training.health import Health
 from fluxtune.training.load import load
 from fluxtune.training.loop import train_steps
 from fluxtune.training.outputs import Outputs
 from fluxtune.training.pace import keep_pace
 from fluxtune.training.preflight import Preflight, preflight
 from fluxtune.training.prepare import prepare
-
-_SMALLER = "take a smaller preset (`fluxtune presets` lists them) or --resolution, or --set memory.recompute=all"
+from fluxtune.training.processes import Processes, dealt, joined, tell_shares
+from fluxtune.training.relief import SMALLER, Relief, no_room
+from fluxtune.training.resuming import (
+    finished_result,
+    of_the_data,
+    require_resumable,
+    settings_of,
+    told_checkpoints,
+    told_previews,
+    warnings_of,
+)
+from fluxtune.training.saved_state import SavedState
+from fluxtune.training.trackers import tracked
+from fluxtune.training.worker import Task, take_part
 
 
 @dataclass(frozen=True)
@@ -69,7 +77,7 @@ def train(
             the run: with an exit code it becomes ``Stopped``.
         accept: what would be refused otherwise; ``data``: pictures and captions with errors, those that cannot be
             read being left out; ``memory``: more memory than the card has. With ``resume``, in addition to what the
-            run was begun with.
+            run was begun with; and ``changed-data``: pictures, captions or settings of ``[dataset]`` that are others.
         caption_bare: captions pictures that have no caption, for ``dataset.missing_captions = "caption"``; see
             ``captioning/missing.py``. With ``resume``, only pictures that the run has not recorded a caption of.
 
@@ -77,92 +85,192 @@ def train(
         FluxtuneError: whatever the user can mend; its ``exit_code`` says of which kind.
         Stopped: ``should_stop`` asked for it; the steps done are saved.
     """
-    early: list[dict[str, Any]] = []
-
-    def before_run(event: Event) -> None:
-        early.append(as_record(event))
-        on_event(event)
-
-    goes_on, accepted = False, set(accept)
-    captions: CaptionBare | None = partial(caption_bare, config, before_run) if caption_bare else None
-    if resume is None:
-        # A wrong run folder is told before the base model downloads and the pictures are read.
-        require_unused(output)
-    else:
-        state = Run.open(resume).state
-        goes_on = state.checkpoint is not None
-        accepted |= {each for each in Refusal if each in state.accepted}
-        captions = as_recorded(resume, before_run, captions)
-    with fits_in_memory("this training", _SMALLER):
-        ready = preflight(config, before_run, goes_on, accepted, captions)
-    origins = {**(origins or {}), **_planned(config, ready.config)}
-    config = ready.config
-    resuming = resume is not None
-    if resume is not None:
-        run = Run.open(resume)
-    else:
-        run = Run.create(output, to_toml(config), origins, ready.facts, ready.accepted)
-    with (
-        run.locked(),
-        _recorded(run, resuming),
-        _interruptions(run, should_stop),
-        fits_in_memory("this training", _SMALLER),
-    ):
-        for record in early:
-            run.append_record(record)
-
-        def report(event: Event) -> None:
-            run.append(event)
-            on_event(event)
-
-        return _train_in(run, config, origins, ready, resuming, report, should_stop)
+    with joined() as processes:
+        if not processes.is_main:
+            task = take_part(processes, should_stop)
+            return TrainResult(task.file.parent, task.file, task.ready.config.training.steps)
+        told = _Early(on_event)
+        ask = partial(caption_bare, config, told) if caption_bare else None
+        if resume is not None:
+            run = Run.open(resume)
+            return _go_on(processes, run, config, origins or {}, told, should_stop, set(accept), ask)
+        return _begin(processes, output, config, origins or {}, told, should_stop, set(accept), ask)
 
 
-def _planned(before: Config, after: Config) -> dict[str, str]:
-    """The settings that the plan decided, with that as their origin."""
-    was, is_now = values_of(before), values_of(after)
-    return {key: "the plan for this card" for key in is_now if was[key] != is_now[key]}
+def _begin(
+    processes: Processes,
+    output: Path,
+    config: Config,
+    origins: dict[str, str],
+    told: _Early,
+    should_stop: Callable[[], ExitCode | None],
+    accept: set[Refusal],
+    ask: CaptionBare | None,
+) -> TrainResult:
+    """Everything that can refuse a new run, then the run."""
+    # A wrong run folder is told before the base model downloads and the pictures are read.
+    require_unused(output)
+    config, dealt_out = dealt(config, processes.number)
+    with fits_in_memory("this training", SMALLER):
+        tell_shares(config, processes.number, told)
+        ready = preflight(config, told, accept=accept, caption_bare=ask, free=processes.free)
+    origins = {**origins, **dealt_out, **_planned(config, ready.config)}
+    facts = {**ready.facts, "base": base_facts(ready.base)}
+    run = Run.create(output, to_toml(ready.config), origins, facts, ready.accepted - {Refusal.CHANGED_DATA})
+    with run.locked():
+        return _train_in(processes, run, ready, origins, told, should_stop, resuming=False)
 
 
-def _train_in(
+def _go_on(
+    processes: Processes,
     run: Run,
     config: Config,
     origins: dict[str, str],
+    told: _Early,
+    should_stop: Callable[[], ExitCode | None],
+    accept: set[Refusal],
+    ask: CaptionBare | None,
+) -> TrainResult:
+    """Everything that can refuse to go on with a run, then the run."""
+    if run.trouble is not None:
+        told(run.trouble)
+    begun = settings_of(run.folder)
+    was, changed = begun.config, [each.key for each in changed_settings(begun.config, config)]
+    origins = {**begun.origins, **dict.fromkeys(changed, "given"), **origins}
+    require_resumable(run, was, config, origins)
+    if result := finished_result(run, was, config):
+        told(Phase("resume", f"this run is finished, all {config.training.steps} steps; --steps N adds some"))
+        told(Result("train", result))
+        return TrainResult(run.folder, Path(result["file"]), int(result["steps"]))
+    with run.locked():
+        has_trained = bool(run.checkpoints())
+        accept |= {each for each in Refusal if each in run.state.accepted}
+        settings = of_the_data(was, config)
+        with fits_in_memory("this training", SMALLER):
+            tell_shares(config, processes.number, told)
+            ready = preflight(
+                config,
+                told,
+                has_trained,
+                accept,
+                as_recorded(run.folder, told, ask),
+                find_base=opens_as_begun(run.state.facts),
+                compare=lambda usable: compare_data(run.folder, usable, config, settings, accept, told, has_trained),
+                free=processes.free,
+            )
+        for warning in warnings_of(was, ready.config):
+            told(warning)
+        origins = {**origins, **_planned(config, ready.config)}
+        return _train_in(processes, run, ready, origins, told, should_stop, resuming=True)
+
+
+class _Early:
+    """A sink that keeps what is told before there is a run to record it in."""
+
+    def __init__(self, on_event: Sink) -> None:
+        self.on_event = on_event
+        self.kept: list[tuple[Event, dict[str, Any]]] = []
+
+    def __call__(self, event: Event) -> None:
+        self.kept.append((event, as_record(event)))
+        self.on_event(event)
+
+
+def _planned(before: Config, after: Config) -> dict[str, str]:
+    """The settings that the plan decided, and the commit of a hub model, with that as their origin."""
+    was, is_now = values_of(before), values_of(after)
+    found = {"model.revision": "the hub's commit of that time"}
+    return {key: found.get(key, "the plan for this card") for key in is_now if was[key] != is_now[key]}
+
+
+def _train_in(
+    processes: Processes,
+    run: Run,
     ready: Preflight,
+    origins: dict[str, str],
+    told: _Early,
+    should_stop: Callable[[], ExitCode | None],
     resuming: bool,
+) -> TrainResult:
+    """The run, with all that happens to it in its record."""
+    with (
+        _recorded(run, resuming),
+        _interruptions(run, should_stop),
+        fits_in_memory("this training", SMALLER),
+    ):
+        for event, record in told.kept:
+            if (trouble := run.append(event, record)) is not None:
+                told.on_event(trouble)
+
+        def report(event: Event) -> None:
+            if (trouble := run.append(event)) is not None:
+                told.on_event(trouble)
+            told.on_event(event)
+
+        with tracked(run, ready.config, report) as sink:
+            return _phases(processes, run, ready, origins, sink, should_stop, resuming)
+
+
+def _phases(
+    processes: Processes,
+    run: Run,
+    ready: Preflight,
+    origins: dict[str, str],
     on_event: Sink,
     should_stop: Callable[[], ExitCode | None],
+    resuming: bool,
 ) -> TrainResult:
-    started, training = time.time(), config.training
+    """Prepare, load, train, finish."""
+    started, config = time.time(), ready.config
+    training = config.training
     on_event(RunStarted(str(run.folder), ready.base.name, training.steps, config.model_dump(mode="json")))
     if not resuming:
-        record_captions(run.folder, ready.pictures)
-    checkpoint = _checkpoint_to_go_on_from(run, training.steps, on_event) if resuming else None
+        record_data(run.folder, ready.pictures)
+    checkpoint = _checkpoint_to_go_on_from(run, on_event) if resuming else None
     dtype = DTYPES[training.precision]
     prepared = prepare(config, ready.base, ready.pictures, ready.prompts, dtype, ready.device, on_event)
     loaded = load(config, ready.base, prepared, ready.device, on_event, goes_on=checkpoint is not None)
-    outputs = Outputs(run, config, ready, prepared, loaded, started, on_event)
-    first_step = 0
-    if checkpoint is not None:
-        first_step = load_checkpoint(checkpoint, loaded.parameters, loaded.learner.optimizer.optimizer, loaded.average)
-        on_event(Resumed(first_step, str(checkpoint)))
+    outputs = Outputs(run, config, ready, prepared, loaded, started, on_event, should_stop)
+    saved = SavedState(outputs, checkpoint is not None, on_event, processes.hand_out)
+    first_step = _restore(run, checkpoint, outputs, on_event) if checkpoint is not None else 0
+    outputs.require_space(first_step)
     if resuming:
-        # Not earlier: a resume that is refused leaves the run, its settings and captions as they were.
-        run.go_on(to_toml(config), origins, ready.accepted)
-        record_captions(run.folder, ready.pictures)
-    if first_step == 0 and config.previews.every:
-        outputs.previews(0)
+        # Not earlier: a resume that is refused leaves the run, its settings and record of data as they were.
+        run.go_on(to_toml(config), origins, ready.accepted - {Refusal.CHANGED_DATA})
+        record_data(run.folder, ready.pictures, first_step)
+    if checkpoint is not None:
+        run.update(step=first_step, checkpoint=run.within(checkpoint))
+    processes.hand_out(Task(ready, checkpoint, run.result_path(outputs.name)).as_json())
+    if outputs.previews_are_due(first_step):
+        # Those before the first step; or those that a run was killed or stopped in.
+        outputs.previews(first_step, made=told_previews(run, first_step) if resuming else set())
     layers = len(loaded.parameters) // 2
     on_event(Phase("train", f"{training.steps - first_step} steps, {layers} layers adapted"))
-    clocked = _Clocked(on_event)
-    step, asked = train_steps(
-        training, loaded.learner, loaded.source, loaded.average, first_step, outputs.after_step, should_stop, clocked
-    )
-    if ready.plan is not None and clocked.rate:
-        keep_pace(ready.plan.work, ready.device, 1 / clocked.rate)
+    clocked = _Clocked(on_event, first_step)
+    health = Health(training, loaded.source.pictures, saved.restore, outputs.counters, on_event)
+    relief = Relief(loaded.learner, config.memory, ready.plan, saved, first_step, should_stop, on_event)
+    with outputs.finishing(), _saved_without_others(clocked, first_step, outputs):
+        step, asked = train_steps(
+            training,
+            loaded.learner,
+            loaded.source,
+            loaded.average,
+            first_step,
+            health,
+            relief.make_room if processes.number == 1 else no_room,
+            outputs.after_step,
+            should_stop,
+            clocked,
+            processes,
+        )
+    if ready.plan is not None and clocked.rate and relief.memory == config.memory:
+        keep_pace(ready.plan.work, ready.device, 1 / clocked.rate, processes.number)
+    if asked is None and outputs.lacks_previews(step):
+        asked = should_stop()
     if asked is not None:
         if step > first_step:
             outputs.checkpoint(step)
+        outputs.settle()
         raise Stopped(
             f"stopped after step {step} of {training.steps}; everything is saved", asked, hint=_how_to_go_on(run)
         )
@@ -184,36 +292,51 @@ def _train_in(
     return TrainResult(run.folder, file, step)
 
 
-class _Clocked:
-    """A sink that remembers the steps a second of the last step."""
+def _restore(run: Run, checkpoint: Path, outputs: Outputs, on_event: Sink) -> int:
+    """Take up the state of a checkpoint; returns the steps done."""
+    loaded = outputs.loaded
+    step, counters = load_checkpoint(checkpoint, loaded.parameters, loaded.learner.optimizer.optimizer, loaded.average)
+    outputs.counters.update(counters)
+    on_event(Resumed(step, str(checkpoint)))
+    if step not in told_checkpoints(run):
+        # The process was killed between writing the checkpoint and saying so.
+        on_event(Checkpoint(step, str(checkpoint)))
+    return step
 
-    def __init__(self, on_event: Sink) -> None:
+
+class _Clocked:
+    """A sink that remembers the last step, and the steps a second then."""
+
+    def __init__(self, on_event: Sink, step: int) -> None:
         self._on_event = on_event
+        self.step = step
         self.rate = 0.0
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, Step):
-            self.rate = event.rate
+            self.step, self.rate = event.step, event.rate
         self._on_event(event)
 
 
-def _checkpoint_to_go_on_from(run: Run, steps: int, on_event: Sink) -> Path | None:
-    """The newest whole checkpoint; None where there is none yet.
+@contextmanager
+def _saved_without_others(clocked: _Clocked, first_step: int, outputs: Outputs) -> Iterator[None]:
+    """Where another process is lost inside, what is whole is saved: the state after the last step."""
+    try:
+        yield
+    except (Stopped, ProcessError) as lost:
+        if clocked.step > first_step:
+            outputs.checkpoint(clocked.step)
+            outputs.settle()
+        lost.message = f"{lost.message}; saved after step {clocked.step}"
+        lost.hint = lost.hint or _how_to_go_on(outputs.run)
+        raise
 
-    Raises:
-        UsageError: more steps than ``steps`` are done already.
-    """
+
+def _checkpoint_to_go_on_from(run: Run, on_event: Sink) -> Path | None:
+    """The newest whole checkpoint; None where there is none yet."""
     folder = last_good_checkpoint(run, on_event)
     if folder is None:
         on_event(Phase("resume", "no checkpoint yet: starting at the first step"))
-        return None
-    done = steps_done(folder)
-    if done > steps:
-        raise UsageError(
-            f"training.steps is {steps}, and this run has done {done} steps already",
-            where=str(run.folder),
-            hint=f"give --steps {done} or more; {folder} holds the LoRA as it is",
-        )
     return folder
 
 

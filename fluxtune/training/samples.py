@@ -34,13 +34,11 @@ class Samples:
         subject: the batch to learn from.
         preserved: the batch on which the base model's output is kept, or None.
         epoch: how often the data has been gone through.
-        pictures: the pictures in ``subject``, by their paths.
     """
 
     subject: MicroBatch
     preserved: MicroBatch | None
     epoch: int
-    pictures: tuple[str, ...]
 
 
 class SampleSource:
@@ -73,7 +71,15 @@ class SampleSource:
         weights = self._weights(examples, latents)
         subject = self._micro_batch(latents, told, batch.draws, "subject", weights)
         preserved = self._preserved(guarded[0], batch.draws, subject) if guarded else None
-        return Samples(subject, preserved, batch.epoch, tuple(str(example.picture.path) for example in examples))
+        return Samples(subject, preserved, batch.epoch)
+
+    def pictures(self, micro_step: int) -> list[str]:
+        """The pictures that one micro-step learns from, by their paths."""
+        return [str(example.picture.path) for example in self._drawn(micro_step)[1]]
+
+    def epoch(self, micro_step: int) -> int:
+        """How often the data has been gone through before a micro-step."""
+        return self._drawn(micro_step)[0].epoch
 
     def conditions(self, micro_step: int) -> list[Condition]:
         """Those of one micro-step, the subject's and then, where something is preserved, that batch's: as in ``at``,

@@ -28,7 +28,7 @@ from fluxtune.memory.stand_ins import QuantizedStandIn
 from fluxtune.training.ema import MovingAverage
 from fluxtune.training.load import learner_of
 from fluxtune.training.modulated import settled_memory
-from fluxtune.training.step import Learner, MicroBatch, learn, preserve, update
+from fluxtune.training.step import Learner, MicroBatch, clip, learn, preserve, update
 
 STEP = ("forward", "backward", "update")
 """The phases of a training step."""
@@ -184,6 +184,7 @@ def simulate_training(
         if system is not None:
             system["offloaded activations"] = run.transfers.downloaded
         with ledger.phase("update"):
+            clip(run.learner)
             update(run.learner)
             run.average.update()
         if work.preview is not None:
@@ -266,6 +267,7 @@ def _warm_up(learner: Learner, as_cuda: bool, ledger: Ledger) -> None:
         optimizer.param_groups[0]["foreach"] = True
     for parameter in learner.parameters:
         parameter.grad = torch.zeros_like(parameter)
+    clip(learner)
     update(learner)
     for state in optimizer.state.values():
         for each in state.values():

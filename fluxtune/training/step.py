@@ -81,10 +81,25 @@ def velocity(learner: Learner, batch: MicroBatch) -> torch.Tensor:
         return learner.family.forward(learner.transformer, noisy, batch.sigmas, batch.text, learner.guidance)
 
 
-def update(learner: Learner) -> torch.Tensor:
-    """Clip the gathered gradients, step the optimizer, clear; returns the gradients' norm before clipping."""
+def clip(learner: Learner) -> torch.Tensor:
+    """Clip the gathered gradients; returns their norm before."""
     limit = learner.max_grad_norm or float("inf")
     norm: torch.Tensor = learner.accelerator.clip_grad_norm_(learner.parameters, limit)
-    learner.optimizer.step()
-    learner.optimizer.zero_grad(set_to_none=True)
     return norm
+
+
+def update(learner: Learner) -> None:
+    """Step the optimizer, clear the gradients."""
+    learner.optimizer.step()
+    discard(learner)
+
+
+def discard(learner: Learner) -> None:
+    """Clear the gradients, whatever they are."""
+    learner.optimizer.zero_grad(set_to_none=True)
+
+
+def has_finite_weights(learner: Learner) -> bool:
+    """Whether the adapter's are; gradients that are finite can still move them out of range."""
+    weights = [parameter.detach() for parameter in learner.parameters]
+    return bool(torch.nn.utils.get_total_norm(weights, norm_type=float("inf")).isfinite())

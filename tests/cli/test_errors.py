@@ -19,12 +19,12 @@ def test_all_mistakes_of_a_configuration_are_shown_at_once(fluxtune: Callable, t
     outcome = fluxtune("train", "photos", "--preset", "24g", "--rank", "many", "--set", "lora")
     assert (outcome.code, outcome.out) == (2, "")
     assert outcome.err == (
-        "error: --preset: there is no preset '24g': wanted one of nano, 6gb, 8gb, 12gb, 16gb, 24gb, 24gb-bf16, 48gb, "
+        'error: --preset: there is no preset "24g": wanted one of nano, 6gb, 8gb, 12gb, 16gb, 24gb, 24gb-bf16, 48gb, '
         "80gb, or the path of a .toml file\n"
         "\n"
         "hint: did you mean 24gb?\n"
         "\n"
-        "error: --set: 'lora' sets nothing: wanted section.key=value\n"
+        'error: --set: "lora" sets nothing: wanted section.key=value\n'
         "\n"
         "hint: for instance --set training.steps=500\n"
         "\n"
@@ -86,7 +86,7 @@ def test_a_flag_with_an_empty_value_is_refused(fluxtune: Callable, flag: str, ke
 def test_an_empty_folder_is_not_the_working_folder(fluxtune: Callable) -> None:
     outcome = fluxtune("train", "", "--preset", "24gb")
     assert outcome.code == 2
-    assert outcome.err.startswith('error: FOLDER: dataset.folders.path is "": wanted text that is not empty\n')
+    assert outcome.err.startswith('error: FOLDER: dataset.folders.path is "": wanted a path\n')
 
 
 def test_a_home_folder_of_nobody_is_no_bug(fluxtune: Callable) -> None:
@@ -108,7 +108,7 @@ def test_training_without_pictures_says_how_to_give_some(fluxtune: Callable) -> 
     outcome = fluxtune("train", "--preset", "24gb")
     assert (outcome.code, outcome.out) == (2, "")
     assert outcome.err == (
-        "error: no pictures to learn from: wanted a FOLDER, or [[dataset.folders]] in your settings\n"
+        "error: fluxtune train: no pictures to learn from: wanted a FOLDER, or [[dataset.folders]] in your settings\n"
         "\n"
         "hint: fluxtune train photos --preset 24gb; or, to see it work on a demo set, fluxtune train --preset nano\n"
     )

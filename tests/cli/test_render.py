@@ -8,7 +8,8 @@ import pytest
 from rich.console import Console
 
 from fluxtune import events
-from fluxtune.cli.render import PlainLines, json_lines, printable, printable_lines, sentence, terminal, write_line
+from fluxtune.cli.render import PlainLines, json_lines, terminal, write_line
+from fluxtune.sentences import printable, printable_lines, sentence
 
 STEP = events.Step(
     step=120, total=1500, loss=0.43125, learning_rate=1e-4, grad_norm=0.2, rate=3.21, seconds_left=430.4, memory=2.06

@@ -12,6 +12,8 @@ from interruption import interrupted
 from fluxtune.cli.signals import stop_requests
 from fluxtune.errors import ExitCode, Stopped
 from fluxtune.events import Event, Phase
+from fluxtune.manifests import verify_manifest
+from fluxtune.runs import Run
 
 WAITING = """
 import sys, time
@@ -149,3 +151,44 @@ def test_training_is_interrupted_before_its_first_step(
         recorded = json.loads((run / "events.jsonl").read_text().splitlines()[-1])
         assert {**recorded, "time": last["time"]} == last
         assert not (run / "lock").exists()
+
+
+def train_command(tiny_flux: Path, pictures: Path, *more: str) -> list[str]:
+    sets = ["training.precision=fp32", "memory.base_precision=fp32", "memory.text_precision=fp32"]
+    sets += ["training.optimizer=adamw", "training.device=cpu", "dataset.resolution=64", *more]
+    return ["train", str(pictures), "--base", str(tiny_flux), "-o", "run", *(f"--set={each}" for each in sets)]
+
+
+def test_a_signal_while_a_checkpoint_is_written_lets_it_be_whole(
+    tiny_flux: Path, pictures: Path, tmp_path: Path
+) -> None:
+    arguments = [*train_command(tiny_flux, pictures, "checkpoints.every=2", "previews.every=0"), "--json"]
+    # After its second step the run is writing the checkpoint.
+    code, _, err = interrupted(arguments, tmp_path, lambda event: event.get("step") == 2, signal.SIGTERM)
+    assert code == 143, err
+    run = Run.open(tmp_path / "run")
+    assert run.state.status == "stopped"
+    assert f"step-{run.state.step:06d}" in [folder.name for folder in run.checkpoints()]
+    for folder in run.checkpoints():
+        verify_manifest(folder)
+
+
+def test_a_signal_amid_previews_stops_there_and_saves(tiny_flux: Path, pictures: Path, tmp_path: Path) -> None:
+    # Previews that would take minutes.
+    settings = ["checkpoints.every=0", "previews.every=2", "previews.steps=2", f"previews.seeds={list(range(200))}"]
+    arguments = [*train_command(tiny_flux, pictures, *settings), "--json"]
+    # Those before the first step are as many: the run is interrupted in them, and goes on with fewer.
+    code, _, _ = interrupted(arguments, tmp_path, lambda event: event["event"] == "preview")
+    assert code == 130
+    resume = ["train", "--resume", "run", "--set=previews.seeds=[1]", "--json"]
+    code, _, _ = interrupted(resume, tmp_path, lambda event: event["event"] == "step")
+    assert code == 130
+    done = Run.open(tmp_path / "run").state.step
+    resume[3] = f"--set=previews.seeds={list(range(200))}"
+    code, out, _ = interrupted(resume, tmp_path, lambda event: event["event"] == "preview", signal.SIGTERM)
+    assert code == 143
+    run = Run.open(tmp_path / "run")
+    assert run.state.status == "stopped" and run.state.step >= done
+    last = json.loads(out.splitlines()[-1])
+    assert (last["event"], last["code"], last["hint"]) == ("error", 143, "go on with: fluxtune train --resume run")
+    assert len(list((tmp_path / "run" / "previews").rglob("*.png"))) < 300

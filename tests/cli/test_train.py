@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -33,13 +34,10 @@ def settings_of(folder: Path, *sets: str, preset: str | None = None) -> Resolved
     return resolve(preset=preset, config_file=None, flags={}, sets=list(sets), working_folder=folder)
 
 
-def run_folder(folder: Path) -> Path:
-    """A run folder as far as settings go."""
-    run = folder / "run"
-    run.mkdir()
-    (run / "config.toml").write_text(to_toml(settings_of(folder, "lora.rank=4").config), encoding="utf-8")
-    (run / "origins.json").write_text('{"lora.rank": "mine.toml:3"}', encoding="utf-8")
-    return run
+def run_folder(folder: Path, *sets: str) -> Path:
+    """A run that has done nothing yet."""
+    config = to_toml(settings_of(folder, "lora.rank=4", *sets).config)
+    return Run.create(folder / "run", config, {"lora.rank": "mine.toml:3"}, {}).folder
 
 
 def test_explain_shows_every_setting_with_value_origin_and_help(fluxtune: Callable) -> None:
@@ -124,46 +122,80 @@ def test_a_run_is_named_after_the_folder_that_was_given_and_not_after_those_it_d
     assert _free_run_folder(resolved.config, None, str(tmp_path / "mine")) == Path("runs") / "mine"
 
 
-@pytest.mark.parametrize(
-    ("arguments", "named"),
-    [
-        (["photos", "--rank", "4"], "--rank, FOLDER"),
-        (["--preset", "24gb", "--output", "x"], "--preset, --output"),
-        (["--config", "a.toml"], "--config"),
-    ],
-)
-def test_resume_refuses_what_it_could_not_honour(fluxtune: Callable, arguments: list[str], named: str) -> None:
-    outcome = fluxtune("train", "--resume", "runs/x", *arguments)
-    assert outcome.code == 2
-    assert f"it cannot go with {named}\n" in outcome.err
-
-
-@pytest.mark.parametrize(
-    ("sets", "named"),
-    [
-        (["lora.rank=8"], "--set lora.rank"),
-        (
-            ["training.steps=9", "dataset.trigger=x", "training . seed = 1"],
-            "--set dataset.trigger, --set training.seed",
-        ),
-    ],
-)
-def test_resume_refuses_the_same_settings_through_set(fluxtune: Callable, sets: list[str], named: str) -> None:
-    outcome = fluxtune("train", "--resume", "runs/x", *(word for text in sets for word in ("--set", text)))
-    assert outcome.code == 2
-    assert outcome.err == (
-        f"error: --resume: --resume goes on with the run's own settings; it cannot go with {named}\n\n"
-        "hint: leave them out; a resumed run may change training.learning_rate and training.steps\n"
+def test_resume_refuses_another_output(fluxtune: Callable) -> None:
+    outcome = fluxtune("train", "--resume", "runs/x", "--output", "y")
+    assert (outcome.code, outcome.err.splitlines()[0]) == (
+        2,
+        "error: --output: --resume writes into the run's own folder",
     )
 
 
-def test_steps_and_learning_rate_of_a_resumed_run_may_change_through_set(fluxtune: Callable, tmp_path: Path) -> None:
+def refusal(fluxtune: Callable, *arguments: str) -> list[str]:
+    outcome = fluxtune("train", "--resume", "run", *arguments)
+    assert (outcome.code, outcome.out) == (2, "")
+    return outcome.err.splitlines()
+
+
+def test_what_may_not_change_is_shown_as_a_diff_with_the_place_of_each(fluxtune: Callable, tmp_path: Path) -> None:
     run_folder(tmp_path)
-    sets = ["--set", "training.steps=9", "--set", "training.learning_rate=2e-4"]
+    (tmp_path / "new.toml").write_text("[training]\nbatch_size = 3\n", encoding="utf-8")
+    given = ["--rank", "8", "--set", "training . seed = 1", "--config", "new.toml", "--steps", "9"]
+    assert refusal(fluxtune, *given) == [
+        "error: run: 3 settings cannot change while a run goes on:",
+        "  lora.rank was 4, is now 8 (--rank)",
+        "  training.batch_size was 1, is now 3 (new.toml:2)",
+        "  training.seed was 42, is now 1 (--set)",
+        "",
+        "hint: leave them out, or start a new run without --resume",
+    ]
+
+
+def test_a_refusal_loads_nothing(fluxtune: Callable, tmp_path: Path) -> None:
+    run_folder(tmp_path)
+    code = (
+        "import sys; from fluxtune.cli.app import main; code = main(['train', '--resume', 'run', '--rank', '8']); "
+        "print(code, [name for name in ('torch', 'numpy', 'diffusers') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout == "2 []\n"
+
+
+def test_what_is_given_again_as_it_was_changes_nothing(fluxtune: Callable, tmp_path: Path) -> None:
+    run_folder(tmp_path)
+    (tmp_path / "fluxtune.toml").write_text("[lora]\nrank = 64\n", encoding="utf-8")  # not read for a run
+    (record,) = fluxtune("train", "--resume", "run", "--rank", "4", "--explain", "--json").records()
+    rows = {row["key"]: row for row in record["data"]["settings"]}
+    assert (rows["lora.rank"]["value"], rows["lora.rank"]["origin"]) == (4, "mine.toml:3")
+
+
+def test_a_preset_on_resume_changes_what_it_sets(fluxtune: Callable, tmp_path: Path) -> None:
+    run_folder(tmp_path)
+    (record,) = fluxtune("train", "--resume", "run", "--preset", "16gb", "--explain", "--json").records()
+    rows = {row["key"]: row for row in record["data"]["settings"]}
+    assert rows["memory.base_precision"]["value"] == "int8"
+    assert rows["memory.base_precision"]["origin"].startswith("preset 16gb")
+    assert rows["lora.rank"]["value"] == 4
+
+
+def test_settings_of_a_resumed_run_may_change_through_flags_and_set(fluxtune: Callable, tmp_path: Path) -> None:
+    run_folder(tmp_path)
+    sets = ["--set", "training.steps=9", "--lr", "2e-4", "--set", "previews.every=3"]
     (record,) = fluxtune("train", "--resume", "run", *sets, "--explain", "--json").records()
     rows = {row["key"]: row for row in record["data"]["settings"]}
     assert (rows["training.steps"]["value"], rows["training.learning_rate"]["value"]) == (9, 2e-4)
     assert (rows["training.steps"]["origin"], rows["lora.rank"]["origin"]) == ("--set", "mine.toml:3")
+
+
+def test_pictures_that_moved_are_named_again(fluxtune: Callable, tmp_path: Path) -> None:
+    run = run_folder(tmp_path, "dataset.folders=[{path = 'photos', repeats = 1}]")
+    outcome = fluxtune("train", "--resume", "run")
+    assert outcome.code == 3
+    assert "the pictures of this run are not there any more" in outcome.err
+    assert f"hint: put them back; or say where they are now: fluxtune train FOLDER --resume {run.name}" in outcome.err
+    (tmp_path / "moved").mkdir()
+    (record,) = fluxtune("train", "moved", "--resume", "run", "--explain", "--json").records()
+    rows = {row["key"]: row for row in record["data"]["settings"]}
+    assert rows["dataset.folders"]["value"][0]["path"] == str(tmp_path / "moved")
 
 
 @pytest.mark.parametrize("content", ['{"lora.rank": "mi', "[1]", '"text"'])

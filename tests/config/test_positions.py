@@ -7,7 +7,7 @@ import pytest
 import tomli
 import tomlkit
 
-from fluxtune.config.positions import KeyPath, key_lines
+from fluxtune.config.positions import KeyPath, key_lines, statement_line
 
 DOCUMENT = '''# a comment with [brackets] and key = 1
 name = "a # in a text" # and one after it
@@ -80,6 +80,23 @@ def test_windows_line_ends_count_once() -> None:
 
 def test_the_escapes_of_newer_toml_are_known_in_keys() -> None:
     assert key_lines('"\\e" = 1\n"\\x41\\\\" = 2\n') == {("\x1b",): 1, ("A\\",): 2}
+
+
+@pytest.mark.parametrize(
+    ("text", "at", "line"),
+    [
+        ("a = 1\nb = [\n  1,\n", "  1", 2),
+        ("a = 1\nb = [\n  1,\n\n[lora]\nrank = 4\n", "[lora]", 2),
+        ('[a]\n# = "\nb = """\nwords\n[c]\n', "[c]", 3),
+        ("[a]\nb = 'it\n\nc = 5\n", "it", 2),
+        ("[a]\nb = { c = 1,\n  d = \n", "  d", 2),
+        ("a = 1\n= 5\n", "= 5", 2),
+        ("a = 1\n\nb\n", "b", 3),
+        ("a = " + "[" * 5000, "[", 1),
+    ],
+)
+def test_the_statement_that_a_parser_gave_up_in_is_found(text: str, at: str, line: int) -> None:
+    assert statement_line(text, text.index(at)) == line
 
 
 def _paths(value: Any, path: KeyPath = ()) -> set[KeyPath]:

@@ -87,7 +87,9 @@ def test_the_fields_that_help_reads_are_the_settings() -> None:
             "previews.seeds",
             "a list of at least 1, each a whole number of at least 0 and below 9,223,372,036,854,775,808",
         ),
-        ("lora.init_from", "text that is not empty"),
+        ("lora.init_from", "a path"),
+        ("model.base", "a path or id"),
+        ("captioning.prompt", "text that is not empty"),
     ],
 )
 def test_ranges_and_units_are_said_in_words(key: str, wanted: str) -> None:

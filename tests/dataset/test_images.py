@@ -169,7 +169,7 @@ def test_an_animation_is_refused(tmp_path: Path) -> None:
     for suffix in ("gif", "png", "webp", "tif"):
         path = tmp_path / f"moving.{suffix}"
         frames[0].save(path, save_all=True, append_images=frames[1:])
-        assert_refused(path, seen="3 frames", mend="save the frame")
+        assert_refused(path, seen="several frames", mend="save the frame")
 
 
 def test_the_second_view_of_a_phone_picture_does_not_make_it_an_animation(tmp_path: Path, upright: Image.Image) -> None:

@@ -99,10 +99,10 @@ def test_a_tensor_of_another_shape_is_named(own_copy: Path, name: str, precision
         loaded(own_copy, precision)
 
 
-def test_weights_that_were_cut_off_are_called_damaged(own_copy: Path) -> None:
+def test_weights_that_were_cut_off_are_told_so(own_copy: Path) -> None:
     content = (own_copy / WEIGHTS).read_bytes()
     (own_copy / WEIGHTS).write_bytes(content[: len(content) // 2])
-    with pytest.raises(BaseModelError, match="the file is damaged") as error:
+    with pytest.raises(BaseModelError, match="the file is cut off") as error:
         loaded(own_copy)
     assert error.value.where == str(own_copy / WEIGHTS)
     assert error.value.exit_code == ExitCode.BASE_MODEL
@@ -116,10 +116,10 @@ def test_weights_that_were_cut_off_are_called_damaged(own_copy: Path) -> None:
         ("text_encoder_2", lambda base: load_text_pipeline(base, FP32, torch.float32, "cpu")),
     ],
 )
-def test_a_part_that_was_cut_off_is_called_damaged(own_copy: Path, part: str, load: Callable[[Base], object]) -> None:
+def test_a_part_that_was_cut_off_is_told_so(own_copy: Path, part: str, load: Callable[[Base], object]) -> None:
     (weights,) = (own_copy / part).glob("*.safetensors")
     weights.write_bytes(weights.read_bytes()[:5000])
-    with pytest.raises(BaseModelError, match="the file is damaged"):
+    with pytest.raises(BaseModelError, match="the file is cut off"):
         load(opened(own_copy))
 
 

@@ -307,5 +307,10 @@ def test_what_is_no_whole_safetensors_file_is_refused(tmp_path: Path, name: str)
     (tmp_path / "flux1-dev-Q4.gguf").write_bytes(b"GGUF")
     (tmp_path / "damaged.safetensors").write_bytes(b"12345678901234567890")
     error = refused(tmp_path / name)
-    wanted = {"nothing": "there is no such file", "damaged": "the file is damaged"}
-    assert wanted.get(name.partition(".")[0], "model.transformer takes a .safetensors file") in error.message
+    wanted = {
+        "flux1-dev-Q4": "a GGUF file, and no safetensors",
+        "folder": "this is a folder: model.transformer takes a .safetensors file",
+        "nothing": "there is no such file",
+        "damaged": "no safetensors file, or its first bytes are damaged",
+    }
+    assert wanted[name.partition(".")[0]] in error.message

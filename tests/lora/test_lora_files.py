@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from fluxtune.config.lora import LoraConfig
-from fluxtune.errors import BaseModelError, ExitCode, StorageError, UsageError, VerificationError
+from fluxtune.errors import BaseModelError, ExitCode, UsageError, VerificationError
 from fluxtune.files import sha256_of
 from fluxtune.flux.families import FLUX1
 from fluxtune.lora.adapter import LoraLayer, attach, start_from
@@ -200,13 +200,13 @@ def test_a_kohya_file_is_scaled_once_even_if_its_header_states_an_alpha(tmp_path
 def test_a_pickle_is_refused_unopened(tmp_path: Path) -> None:
     path = tmp_path / "mug.pt"
     torch.save({"a": torch.ones(1)}, path)
-    with pytest.raises(UsageError, match=r"only \.safetensors .* not \.pt"):
+    with pytest.raises(UsageError, match=r"this is a \.pt file, .* only safetensors is read"):
         read_lora(path)
 
 
-def test_a_pickle_under_the_right_name_is_called_damaged(tmp_path: Path) -> None:
+def test_a_pickle_under_the_right_name_is_refused_as_one(tmp_path: Path) -> None:
     torch.save({"a": torch.ones(1)}, tmp_path / "mug.safetensors")
-    with pytest.raises(StorageError, match="the file is damaged"):
+    with pytest.raises(UsageError, match=r"this is a pickle, .* only safetensors is read"):
         read_lora(tmp_path / "mug.safetensors")
 
 

@@ -4,6 +4,7 @@ import hashlib
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 from lora_factory import FACTS
 from safetensors.torch import save_file
@@ -63,3 +64,12 @@ def test_the_hash_is_of_the_files_tensor_bytes_whatever_the_header_says(tmp_path
         content = path.read_bytes()
         header = int.from_bytes(content[:8], "little")
         assert hashlib.sha256(content[8 + header :]).hexdigest() == tensor_hash(TENSORS)
+
+
+def test_neither_tokens_nor_the_home_folder_go_into_the_header(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("HF_TOKEN", "a-token-of-no-known-form")
+    facts = replace(FACTS, name=f"{tmp_path}/mug", trigger="a-token-of-no-known-form", base="https://ada:secret@hub/x")
+    metadata = lora_metadata(facts, TENSORS)
+    assert (metadata["ss_output_name"], metadata["ss_sd_model_name"]) == ("~/mug", "https://***@hub/x")
+    assert metadata["modelspec.usage_hint"] == "put *** into the prompt"

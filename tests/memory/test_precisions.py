@@ -23,7 +23,7 @@ from fluxtune.memory.four_bit import FrozenLinear4bit
 from fluxtune.memory.quantize import QUANTIZATIONS
 from fluxtune.memory.row_wise import RowQuantizedLinear
 from fluxtune.training.load import make_accelerator
-from fluxtune.training.step import Learner, MicroBatch, learn, update
+from fluxtune.training.step import Learner, MicroBatch, clip, learn, update
 
 every_precision = pytest.mark.parametrize("precision", QUANTIZATIONS)
 
@@ -144,6 +144,7 @@ def test_a_step_goes_down_the_loss_of_the_plain_model_too(base: Base, plain: Pas
     transformer, own = transformer_of(base, precision), transformer_of(base, "fp32")
     learner = learner_of(base, transformer, learning_rate=0.05)
     learn(learner, batch())
+    clip(learner)
     update(learner)
     for name, parameter in adapter_parameters(own).items():
         parameter.data = adapter_parameters(transformer)[name].data

@@ -282,3 +282,19 @@ def test_the_settings_say_how_many_blocks_of_each_kind_keep_what() -> None:
 def test_more_blocks_than_there_are_is_a_usage_error(keep: dict[str, list[int]]) -> None:
     with pytest.raises(UsageError, match=r"memory\.keep names"):
         recompute(random_flux(), FLUX1, Config.model_validate({"memory": {"keep": keep}}).memory)
+
+
+def test_what_blocks_keep_can_be_changed_and_undone_between_steps() -> None:
+    plain, changed = random_flux(), random_flux()
+    expected = gradients(plain)
+    again = []
+    policies: list[list[Kept]] = [["everything"] * 4, ["products"] * 4, ["nothing"] * 4, ["attention"] * 4]
+    for kept in [*policies, *reversed(policies)]:
+        recompute_blocks(blocks_of(changed), kept)
+        with Operations() as operations:
+            assert_equal(gradients(changed), expected)
+        again.append(operations.seen["aten::_scaled_dot_product_flash_attention_for_cpu"] - 4)
+        for parameter in adapter_parameters(changed).values():
+            parameter.grad = None
+    assert again == [0, 0, 4, 0, 0, 4, 0, 0]
+    assert all("forward" not in vars(block) for block in blocks_of(changed))

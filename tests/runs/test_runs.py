@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from fluxtune import runs
-from fluxtune.errors import StorageError
-from fluxtune.events import Phase, Step
-from fluxtune.runs import Run, latest_run, verify_manifest, write_manifest
+from fluxtune import files, manifests
+from fluxtune.errors import ConfigError, ExitCode, Stopped, StorageError, UsageError
+from fluxtune.events import Error, Phase, Result, Step, Warning, as_record
+from fluxtune.manifests import verify_manifest, write_manifest
+from fluxtune.runs import Run, latest_run
 
 
 @pytest.fixture
@@ -47,7 +48,8 @@ def checkpoint(run: Run, step: int) -> Path:
     (folder / "state").mkdir(parents=True)
     (folder / "cat.safetensors").write_bytes(b"weights")
     (folder / "state" / "optimizer.safetensors").write_bytes(b"moments")
-    write_manifest(folder)
+    names = ("cat.safetensors", "state/optimizer.safetensors")
+    write_manifest(folder, {name: files.sha256_of(folder / name) for name in names})
     return folder
 
 
@@ -85,16 +87,18 @@ def test_a_folder_of_another_kind_is_not_opened_as_a_run(tmp_path: Path, exists:
 
 def test_a_run_of_another_schema_is_refused(run: Run) -> None:
     path = run.folder / "run.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "schema": 99, "news": 1}))
+    files.write_sealed(path, {**files.read_sealed(path), "schema": 99, "news": 1})
     with pytest.raises(StorageError, match="schema 99"):
         Run.open(run.folder)
 
 
-def test_a_damaged_run_json_is_a_storage_error_that_names_it(run: Run) -> None:
+def test_a_damaged_run_json_is_made_again_and_said(run: Run) -> None:
     (run.folder / "run.json").write_text('{"schema": 1, "sta')
-    with pytest.raises(StorageError) as error:
-        Run.open(run.folder)
-    assert error.value.where == str(run.folder / "run.json")
+    again = Run.open(run.folder)
+    assert again.trouble is not None
+    assert "run.json is damaged" in again.trouble.message
+    assert again.trouble.where == str(run.folder / "run.json")
+    assert (again.state.status, again.state.step, again.state.checkpoint) == ("running", 0, None)
 
 
 def test_progress_of_a_run_is_found_again_when_it_is_opened(run: Run) -> None:
@@ -111,8 +115,38 @@ def test_events_are_json_lines_and_log_lines(run: Run) -> None:
     assert [record["event"] for record in records] == ["phase", "step"]
     assert records[1]["loss"] == 0.25
     log = (run.folder / "log.txt").read_text("utf-8").splitlines()
-    assert 'phase name="load" detail="loading naïve.safetensors"' in log[0]
-    assert "step=1 total=10 loss=0.25 learning_rate=0.0001" in log[1]
+    assert log[0] == f"{records[0]['time']} load: loading naïve.safetensors"
+    assert log[1] == f"{records[1]['time']} step 1/10  loss 0.2500  lr 1.0e-04  2.0 steps/s  0:04 left  1.0 GiB"
+
+
+def said(run: Run) -> list[str]:
+    """The lines of ``log.txt`` without their times."""
+    return [line.partition(" ")[2] for line in (run.folder / "log.txt").read_text("utf-8").splitlines()]
+
+
+def test_the_log_has_warnings_the_result_and_the_end_with_hints_and_no_control_characters(run: Run) -> None:
+    run.append(Warning("od\x1b[31md", where="a\nb.png", hint="mend it"))
+    run.append(Result("train", {"file": "cat\x07.safetensors"}))
+    run.append(Error.of(StorageError("the disk\r is full", where="cat", hint="free some space")))
+    run.append(Error.of(Stopped("stopped after step 2", ExitCode.TERMINATED, hint="go on")))
+    run.append(Error.of(ConfigError([UsageError("one is wrong"), UsageError("two is wrong", hint="mend both")])))
+    assert said(run) == [
+        "warning: a\\nb.png: od\\x1b[31md",
+        "hint: mend it",
+        "result: cat\\x07.safetensors",
+        "error: cat: the disk\\r is full",
+        "hint: free some space",
+        "stopped: stopped after step 2",
+        "hint: go on",
+        "error: one is wrong",
+        "error: two is wrong",
+        "hint: mend both",
+    ]
+
+
+def test_an_event_of_earlier_keeps_its_time(run: Run) -> None:
+    run.append(Phase("load"), as_record(Phase("load")) | {"time": "2026-01-01T00:00:00.000+00:00"})
+    assert (run.folder / "log.txt").read_text("utf-8") == "2026-01-01T00:00:00.000+00:00 load\n"
 
 
 def test_after_a_crash_cut_a_line_off_the_next_event_has_a_line_of_its_own(run: Run) -> None:
@@ -213,7 +247,7 @@ def test_a_torn_file_of_a_checkpoint_is_named(run: Run, content: bytes | None, m
 
 @pytest.mark.parametrize("content", [None, b'{"files": {"a', b"[]"])
 def test_a_checkpoint_without_a_readable_manifest_does_not_verify(run: Run, content: bytes | None) -> None:
-    manifest = checkpoint(run, 250) / runs.MANIFEST
+    manifest = checkpoint(run, 250) / manifests.MANIFEST
     manifest.unlink() if content is None else manifest.write_bytes(content)
     with pytest.raises(StorageError, match="manifest"):
         verify_manifest(manifest.parent)
@@ -228,3 +262,79 @@ def test_the_latest_run_is_the_one_written_last(run: Run) -> None:
 def test_without_any_run_there_is_no_latest_one(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="no run folders"):
         latest_run(tmp_path)
+
+
+def test_a_record_that_cannot_be_written_is_a_warning_once_and_made_up_for_later(run: Run) -> None:
+    log = run.folder / "log.txt"
+    log.mkdir()
+    warning = run.append(Phase("load"))
+    assert warning is not None
+    assert "the run goes on without its record" in warning.message
+    assert warning.where == str(log)
+    assert run.append(Phase("train")) is None
+    log.rmdir()
+    run.append(Phase("finish"))
+    assert [line.split()[1] for line in log.read_text().splitlines()] == ["load", "train", "finish"]
+    assert len((run.folder / "events.jsonl").read_text().splitlines()) == 3
+
+
+def test_nothing_is_written_where_a_run_folder_was(run: Run) -> None:
+    shutil.rmtree(run.folder)
+    for write in (lambda: run.update(step=1), lambda: run.append(Phase("load")), run.require_there):
+        with pytest.raises(StorageError, match="the run folder is gone"):
+            write()
+    assert not run.folder.exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["checkpoints", "previews", "events.jsonl", "run.json", "checkpoints/step-000250/state"]
+)
+def test_a_run_folder_with_a_link_that_leads_out_of_it_is_not_written(run: Run, tmp_path: Path, name: str) -> None:
+    checkpoint(run, 250)
+    (tmp_path / "precious").mkdir()
+    place = run.folder / name
+    if place.is_dir():
+        shutil.rmtree(place)
+    place.unlink(missing_ok=True)
+    place.symlink_to(tmp_path / "precious")
+    with pytest.raises(StorageError, match="leads out of it") as error, run.locked():
+        pass
+    assert error.value.where == str(place)
+    assert not list((tmp_path / "precious").iterdir())
+
+
+def test_a_run_folder_that_is_reached_through_a_link_or_has_one_within_is_written(run: Run, tmp_path: Path) -> None:
+    (run.folder / "newest").symlink_to(run.folder / "run.json")
+    (tmp_path / "link").symlink_to(run.folder)
+    with Run.open(tmp_path / "link").locked():
+        assert (run.folder / "lock").is_file()
+
+
+def test_what_killed_processes_left_is_cleared_away_and_nothing_else(run: Run) -> None:
+    kept = checkpoint(run, 250)
+    (run.folder / "checkpoints" / ".step-000500.partial").mkdir()
+    (run.folder / "checkpoints" / ".step-000100.dropped").mkdir()
+    (run.folder / ".0badcafe.12.partial").write_text("half")
+    (run.folder / ".mine").write_text("")
+    with run.locked():
+        assert list((run.folder / "checkpoints").iterdir()) == [kept]
+        assert not (run.folder / ".0badcafe.12.partial").exists()
+    assert (run.folder / ".mine").exists()
+
+
+def test_a_run_without_run_json_is_known_again_by_its_settings(run: Run) -> None:
+    (run.folder / "run.json").unlink()
+    again = Run.open(run.folder)
+    assert again.trouble is not None
+    assert "run.json is missing" in again.trouble.message
+
+
+def test_a_half_made_run_is_no_latest_one(run: Run) -> None:
+    shutil.copytree(run.folder, run.folder.with_name(".cat.abcdefgh.partial"))
+    assert latest_run(run.folder.parent) == run.folder
+
+
+def test_a_folder_of_checkpoints_that_cannot_be_read_is_not_an_empty_one(run: Run) -> None:
+    (run.folder / "checkpoints").write_text("")
+    with pytest.raises(StorageError):
+        run.checkpoints()

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from fluxtune.config.model import ModelConfig
@@ -62,3 +63,15 @@ def test_a_base_from_the_hub_is_known_by_its_commit(
     base = open_base(ModelConfig(base=str(snapshot)))
     request = request_for(model=ModelConfig(base="org/model", revision="main"))
     assert base_facts(request, base) == {"base": "org/model", "revision": snapshot.name}
+
+
+def test_a_picture_tells_neither_tokens_nor_the_home_folder(
+    request_for: Callable[..., SampleRequest], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("HF_TOKEN", "a-token-of-no-known-form")
+    made = sample(request_for(prompts=(f"{tmp_path}/x and a-token-of-no-known-form",), seeds=(7, 8), compare=False))
+    for path in made.pictures:
+        text = Image.open(path).text  # type: ignore[attr-defined]
+        assert json.loads(text["fluxtune"])["prompt"] == "~/x and ***"
+        assert text["parameters"].startswith("~/x and ***\n")

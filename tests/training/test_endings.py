@@ -85,7 +85,7 @@ def test_a_step_that_does_not_fit_in_memory_says_what_to_make_smaller(
 def test_pictures_that_do_not_fit_in_memory_are_no_bug(
     nowhere: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise MemoryError
 
     monkeypatch.setattr(run_module, "preflight", fail)

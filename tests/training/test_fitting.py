@@ -75,7 +75,7 @@ def test_a_resumed_run_keeps_its_plan(tiny_flux: Path, few_pictures: Path, cache
 
     folder = cache.parent / "mug"
     train_in(folder, open_config(tiny_flux, few_pictures, budget=ENOUGH), cache=cache)
-    pinned = _resolve_again(folder, {}, ["training.steps=3"])
+    pinned = _resolve_again(folder, None, None, {}, ["training.steps=3"])
     assert pinned.config.memory.recompute == "none"
     assert pinned.origins["memory.recompute"] == "the plan for this card"
     again = train_in(folder, pinned.config, cache=cache, resume=folder, origins=pinned.origins)

@@ -28,18 +28,22 @@ def masked(tmp_path: Path) -> Path:
     return folder
 
 
-def sample_of(config: Config, step: int = 0) -> Samples:
+def source_of(config: Config) -> SampleSource:
     ready = preflight(config, ignore)
     prepared = prepare(config, ready.base, ready.pictures, ready.prompts, torch.float32, "cpu", ignore)
-    return SampleSource(config, prepared, [], "cpu").at(step)
+    return SampleSource(config, prepared, [], "cpu")
+
+
+def sample_of(config: Config, step: int = 0) -> Samples:
+    return source_of(config).at(step)
 
 
 def test_outside_a_mask_the_loss_counts_as_the_setting_says(tiny_flux: Path, masked: Path) -> None:
     config = plain_config(tiny_flux, masked, dataset__unmasked_weight=0.25, training__batch_size=2)
-    samples = sample_of(config)
-    weights = samples.subject.weights
+    source = source_of(config)
+    weights = source.at(0).subject.weights
     assert weights is not None and weights.shape == (2, 1, 8, 8)
-    first = [Path(picture).stem for picture in samples.pictures].index("0")
+    first = [Path(picture).stem for picture in source.pictures(0)].index("0")
     left, right = weights[first, 0, :, :4], weights[first, 0, :, 4:]
     assert torch.allclose(right / left, torch.tensor(0.25))
     assert weights[first].mean() == pytest.approx(1.0)

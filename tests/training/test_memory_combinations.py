@@ -20,7 +20,7 @@ from fluxtune.memory import offload
 from fluxtune.memory.activations import ActivationOffload
 from fluxtune.training.load import learner_of
 from fluxtune.training.preflight import settled_memory
-from fluxtune.training.step import Learner, MicroBatch, learn, preserve, update, velocity
+from fluxtune.training.step import Learner, MicroBatch, clip, learn, preserve, update, velocity
 
 CHOICES: dict[str, list[Any]] = {
     # (training.precision, memory.base_precision)
@@ -119,7 +119,8 @@ def trained(base: Base, case: Case) -> list[torch.Tensor]:
             seen.append(learn(learner, batch))
             if case["preserves"]:
                 seen.append(preserve(learner, batch, 0.5))
-            seen.append(update(learner))
+            seen.append(clip(learner))
+            update(learner)
     return [*seen, *(parameter.detach() for parameter in learner.parameters)]
 
 

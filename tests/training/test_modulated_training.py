@@ -26,7 +26,7 @@ from fluxtune.training.preflight import preflight, settled_memory
 from fluxtune.training.prepare import prepare
 from fluxtune.training.prior import Prior
 from fluxtune.training.samples import SampleSource
-from fluxtune.training.step import Learner, MicroBatch, learn, preserve, update, velocity
+from fluxtune.training.step import Learner, MicroBatch, clip, learn, preserve, update, velocity
 
 NORMS = ["*norm*.linear", "*.attn.to_q"]
 
@@ -78,7 +78,8 @@ def two_steps(base: Base, modulation: str, config: Config) -> list[torch.Tensor]
             torch.manual_seed(0)
             seen += [learn(learner, batch), preserve(learner, batch, 0.5)]
             seen += [parameter.grad.clone() for parameter in learner.parameters]
-            seen.append(update(learner))
+            seen.append(clip(learner))
+            update(learner)
     return [*seen, *learner.parameters]
 
 

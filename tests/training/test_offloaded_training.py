@@ -62,7 +62,7 @@ def test_a_run_is_resumed_with_streamed_blocks_to_the_same_file(
     with pytest.raises(Stopped):
         train_in(tmp_path / "mug", config, cache=plain.cache, should_stop=stop_after(3))
     saved = {path.name for path in (tmp_path / "mug" / "checkpoints" / "step-000003" / "state").iterdir()}
-    assert saved == {"adapter.safetensors", "average.safetensors", "optimizer.safetensors"}
+    assert saved == {"adapter.safetensors", "average.safetensors", "optimizer.safetensors", "run.json"}
     other = train_in(tmp_path / "mug", config, cache=plain.cache, resume=tmp_path / "mug")
     assert same_tensors(other, plain)
 

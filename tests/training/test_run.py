@@ -19,7 +19,9 @@ from fluxtune.dataset.cache import Store
 from fluxtune.errors import DivergedError, ExitCode, StorageError
 from fluxtune.events import Checkpoint, Preview, Step
 from fluxtune.lora.files import read_metadata
-from fluxtune.runs import Run, verify_manifest
+from fluxtune.manifests import verify_manifest
+from fluxtune.runs import Run
+from fluxtune.sentences import log_lines
 from fluxtune.training import load as load_module
 from fluxtune.training.run import train
 
@@ -28,6 +30,7 @@ CHECKPOINT = {
     "state/adapter.safetensors",
     "state/average.safetensors",
     "state/optimizer.safetensors",
+    "state/run.json",
     "state.json",
     "manifest.json",
 }
@@ -47,6 +50,14 @@ def test_the_same_seed_gives_the_same_file(trained: Trained, trained_again: Trai
     timed = {"modelspec.date", "ss_training_started_at", "ss_training_finished_at"}
     assert {key for key in first if first[key] != second[key]} <= timed
     assert trained.losses == trained_again.losses
+
+
+def test_the_log_holds_the_sentences_of_all_that_was_told(trained: Trained) -> None:
+    log = (trained.folder / "log.txt").read_text("utf-8").splitlines()
+    told = [line for event in trained.events for line in log_lines(event)]
+    assert [line.partition(" ")[2] for line in log] == told
+    assert told[-1] == f"result: {trained.file}"
+    assert sum(line.startswith("step ") for line in told) == STEPS
 
 
 def test_another_seed_gives_another_file(trained: Trained, tiny_flux: Path, few_pictures: Path, tmp_path: Path) -> None:
@@ -291,7 +302,7 @@ def test_encoders_are_gone_from_memory_when_the_transformer_loads(
 
 
 def test_a_loss_that_is_no_number_ends_the_run_as_diverged(tiny_flux: Path, few_pictures: Path, tmp_path: Path) -> None:
-    config = plain_config(tiny_flux, few_pictures, training__steps=2)
+    config = plain_config(tiny_flux, few_pictures, training__steps=2, training__divergence={"action": "stop"})
     train_in(tmp_path / "fine", config, cache=tmp_path / "cache")
     (texts,) = (tmp_path / "cache").glob("texts-*")
     for shard in list(texts.iterdir()):
@@ -300,7 +311,7 @@ def test_a_loss_that_is_no_number_ends_the_run_as_diverged(tiny_flux: Path, few_
         shard.unlink()
         for key, entry in entries.items():
             Store(texts).write(key, {name: tensor * torch.nan for name, tensor in entry.items()})
-    with pytest.raises(DivergedError, match=r"step 1: loss nan, .* on .*0\.png, .*1\.png") as error:
+    with pytest.raises(DivergedError, match=r"steps 1 to 2 were skipped.* on .*0\.png, .*1\.png") as error:
         train_in(tmp_path / "mug", config, cache=tmp_path / "cache")
     assert error.value.exit_code == 7
     assert Run.open(tmp_path / "mug").state.status == "failed"

@@ -24,7 +24,7 @@ from fluxtune.memory.ledger import Ledger
 from fluxtune.training.ema import MovingAverage
 from fluxtune.training.load import learner_of
 from fluxtune.training.simulation import STEP, Work, foresee_training
-from fluxtune.training.step import MicroBatch, learn, preserve, update
+from fluxtune.training.step import MicroBatch, clip, learn, preserve, update
 
 SIDE = 256
 BATCH = 2
@@ -100,6 +100,7 @@ def _train(config: Config, base: Base) -> int:
             learn(learner, batch)
             if config.training.preservation.method != "none":
                 preserve(learner, batch, 1.0)
+            clip(learner)
             update(learner)
             average.update()
     layers = [layer for layer in transformer.modules() if isinstance(layer, RowLinear)]

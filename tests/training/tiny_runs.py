@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -113,19 +113,27 @@ def plain_config(base: Path, pictures: Path, **changes: Any) -> Config:
 def train_in(folder: Path, config: Config, *, cache: Path, **options: Any) -> Trained:
     """Train with a cache folder of its own."""
     events: list[Event] = []
+    stop = options.get("should_stop")
+
+    def on_event(event: Event) -> None:
+        events.append(event)
+        if isinstance(stop, stop_after):
+            stop.sees(event)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FLUXTUNE_CACHE", str(cache))
-        train(config, output=folder, on_event=events.append, **options)
+        train(config, output=folder, on_event=on_event, **options)
     return Trained(folder, events, config, cache)
 
 
-def stop_after(steps: int) -> Callable[[], ExitCode | None]:
-    """A ``should_stop`` that asks for a stop after so many steps; it is asked before each."""
-    left = steps + 1
+class stop_after:
+    """A ``should_stop`` that asks for a stop after so many steps."""
 
-    def asked() -> ExitCode | None:
-        nonlocal left
-        left -= 1
-        return ExitCode.INTERRUPTED if left == 0 else None
+    def __init__(self, steps: int) -> None:
+        self.left = steps
 
-    return asked
+    def sees(self, event: Event) -> None:
+        self.left -= isinstance(event, Step)
+
+    def __call__(self) -> ExitCode | None:
+        return ExitCode.INTERRUPTED if self.left <= 0 else None

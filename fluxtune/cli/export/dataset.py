@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fluxtune.cli.options import ConfigFile, Json, Sets, given, setting_flag
-from fluxtune.cli.render import printable, sink, write_line
+from fluxtune.cli.render import sink, write_line
 from fluxtune.config.layers import Resolved, resolve
 from fluxtune.environment.device import quiet_libraries
 from fluxtune.errors import Refusal, UsageError
 from fluxtune.events import Result
 from fluxtune.exporting.layouts import Layout
+from fluxtune.sentences import printable
 
 if TYPE_CHECKING:
     from fluxtune.exporting.dataset import Exported

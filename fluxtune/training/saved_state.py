@@ -1,0 +1,149 @@
+"""The state that a run goes back to when what it has in memory is lost."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from fluxtune.config.schema import Config
+from fluxtune.errors import StorageError
+from fluxtune.events import RolledBack, Sink
+from fluxtune.training.checkpoint import Counters, is_whole, last_good_checkpoint, load_checkpoint, steps_done
+from fluxtune.training.health import AT_FIRST, FACTOR, OF_THE_RUN
+from fluxtune.training.load import Loaded
+from fluxtune.training.outputs import Outputs
+
+
+class Memory:
+    """What a process has in memory of the state, and how an earlier one is put in its place.
+
+    Args:
+        loaded: as it is now, before a checkpoint is loaded into it.
+        counters: of ``health.py``.
+        keeps_beginning: whether this is the state in which the run began.
+    """
+
+    def __init__(self, loaded: Loaded, counters: Counters, keeps_beginning: bool) -> None:
+        self._loaded = loaded
+        self._counters = counters
+        self.beginning: dict[str, torch.Tensor] = {}
+        if keeps_beginning:
+            self.beginning = {name: each.detach().cpu().clone() for name, each in loaded.parameters.items()}
+
+    def put_back(self, folder: Path | None) -> int:
+        """The state of a checkpoint, or without one that of the beginning; returns the steps done in it.
+
+        The counters of the whole run stay.
+        """
+        loaded, optimizer = self._loaded, self._loaded.learner.optimizer.optimizer
+        # What it held would be on the card beside what comes.
+        optimizer.state.clear()
+        kept = {name: self._counters[name] for name in OF_THE_RUN}
+        if folder is not None:
+            step, counters = load_checkpoint(folder, loaded.parameters, optimizer, loaded.average)
+        else:
+            step, counters = self._begin_again(), AT_FIRST
+        self._counters.clear()
+        self._counters.update({**counters, **kept})
+        return step
+
+    @torch.no_grad()
+    def _begin_again(self) -> int:
+        """The state before the first step."""
+        for name, tensor in self.beginning.items():
+            self._loaded.parameters[name].copy_(tensor)
+        self._loaded.average.reset()
+        return 0
+
+
+class SavedState:
+    """That of a checkpoint, or that in which the run began.
+
+    Of checkpoints those of ``checkpoints.every`` come first, before those that were made because the run was stopped or
+    ran out of memory: so a run that was goes back to where another one does.
+
+    Args:
+        outputs: with what was loaded as it is now, before a checkpoint is loaded into it.
+        goes_on: a checkpoint follows; then the beginning is not known of a run that was started from another LoRA.
+        hand_out: tells the run's other processes which checkpoint to go back to; each of them waits for that.
+    """
+
+    def __init__(
+        self,
+        outputs: Outputs,
+        goes_on: bool,
+        on_event: Sink,
+        hand_out: Callable[[str | None], object] = lambda folder: None,
+    ) -> None:
+        self._outputs = outputs
+        self._on_event = on_event
+        self._hand_out = hand_out
+        self._memory = Memory(outputs.loaded, outputs.counters, knows_beginning(outputs.config, goes_on))
+
+    @property
+    def run(self) -> str:
+        """The run folder."""
+        return str(self._outputs.run.folder)
+
+    def save(self, step: int) -> None:
+        """Make a checkpoint of the state in memory, after ``step`` steps, unless there is one; wait until it is whole.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        run = self._outputs.run
+        if step and run.checkpoint_folder(step) not in run.checkpoints():
+            self._outputs.checkpoint(step)
+            self._outputs.settle()
+
+    def restore(self, latest: int) -> int:
+        """Put the saved state in the place of what is in memory; returns the steps done in it.
+
+        Checkpoints of later steps, from which the run turns back, are renamed ``abandoned-step-...``. How often it did
+        so stays counted.
+
+        Args:
+            latest: the state after more steps than that is no good either.
+
+        Raises:
+            StorageError: no checkpoint is whole.
+        """
+        self._outputs.settle()
+        folder = self._folder(latest)
+        self._hand_out(None if folder is None else str(folder))
+        step = self._memory.put_back(folder)
+        factor = float(self._outputs.counters[FACTOR])
+        self._on_event(RolledBack(step, None if folder is None else str(folder), factor))
+        return step
+
+    def _folder(self, latest: int) -> Path | None:
+        """The checkpoint to go back to, the newest there is now; None for the beginning."""
+        run = self._outputs.run
+        newest = last_good_checkpoint(run, self._on_event)
+        if newest is None and not self._memory.beginning:
+            raise StorageError(
+                "no whole checkpoint is left to go back to",
+                where=str(run.folder),
+                hint="train again from the start, into another run folder",
+            )
+        every = self._outputs.config.checkpoints.every
+        sound = [folder for folder in run.checkpoints() if steps_done(folder) <= latest and is_whole(folder)]
+        regular = [folder for folder in sound if every and steps_done(folder) % every == 0]
+        folder = next((some[-1] for some in (regular, sound) if some), None if self._memory.beginning else newest)
+        for later in run.checkpoints():
+            if folder is None or steps_done(later) > steps_done(folder):
+                aside = later.with_name(f"abandoned-{later.name}")
+                shutil.rmtree(aside, ignore_errors=True)
+                os.replace(later, aside)
+        if folder is not None:
+            run.update(step=steps_done(folder), checkpoint=folder.relative_to(run.folder).as_posix())
+        return folder
+
+
+def knows_beginning(config: Config, goes_on: bool) -> bool:
+    """Whether what is loaded, before a checkpoint is, is the state in which the run began."""
+    return not (goes_on and config.lora.init_from)

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fluxtune.cli import time_limit
+from fluxtune.cli.signals import stop_requests
+from fluxtune.cli.time_limit import TimeLimit, seconds_of
+from fluxtune.errors import ExitCode, Stopped
+from fluxtune.events import Phase, Step, ignore
+from fluxtune.runs import Run
+
+SMALL = ["training.precision=fp32", "memory.base_precision=fp32", "memory.text_precision=fp32", "previews.every=0"]
+SMALL += ["training.optimizer=adamw", "training.device=cpu", "dataset.resolution=64", "memory.recompute=none"]
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("2h", 7200), ("90m", 5400), ("1h30m", 5400), ("45s", 45), ("5400", 5400), ("1H30M", 5400), ("0.5h", 1800)],
+)
+def test_a_time_is_written_in_hours_minutes_and_seconds(text: str, seconds: float) -> None:
+    assert seconds_of(text) == seconds
+
+
+@pytest.mark.parametrize(
+    "text", ["", "h", "2 hours", "-1", "0", "0h", "1m2h", "1d", "1h5", "1.2.3s", "9999999999h", "nan", "²h"]
+)
+def test_what_is_no_time_is_a_usage_error(fluxtune: Callable, text: str) -> None:
+    outcome = fluxtune("train", "--preset", "nano", f"--max-time={text}")
+    assert outcome.code == 2
+    assert outcome.err.startswith(f"error: --max-time: {text!r} is no time") and "--max-time 2h" in outcome.err
+
+
+def step(number: int) -> Step:
+    return Step(number, 9, 0.1, 1e-4, 1.0, 1.0, 1.0, 1.0)
+
+
+def test_the_limit_counts_from_the_start_of_the_process() -> None:
+    assert not TimeLimit(100, started=time.time() - 90).is_near()
+    assert TimeLimit(100, started=time.time() - 98.5).is_near()  # two hundredths are left for saving
+
+
+def test_what_a_step_took_with_its_checkpoint_is_left_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    limit = TimeLimit(100, started=time.time())
+    limit.sees(step(1))
+    now += 30
+    limit.sees(step(2))
+    now += 39
+    assert not limit.is_near()
+    now += 2
+    assert limit.is_near()
+
+
+def test_time_that_is_over_before_there_is_a_run_ends_the_work_with_75() -> None:
+    with pytest.raises(Stopped, match="--max-time") as stop, stop_requests(limit=TimeLimit(1, 0.0)) as should_stop:
+        should_stop.interrupting(ignore)(Phase("preflight"))
+    assert stop.value.exit_code == ExitCode.STOPPED_EARLY
+
+
+def test_a_run_stops_in_time_saved_and_goes_on_to_its_end(
+    tiny_flux: Path, pictures: Path, tmp_path: Path, fluxtune: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time_limit, "_process_started", time.time)
+    sets = [f"--set={setting}" for setting in SMALL]
+    command = ["train", str(pictures), "--base", str(tiny_flux), "-o", "run", *sets, "--steps", "1000000", "--json"]
+    # A busy machine may not come to the first step in the first times.
+    for limit in (4, 20, 60):
+        started = time.monotonic()
+        outcome = fluxtune(*command, "--max-time", str(limit))
+        assert time.monotonic() - started < limit + 30  # a busy machine takes its time to notice
+        last = outcome.records()[-1]
+        assert (outcome.code, last["event"], last["code"]) == (75, "error", 75)
+        if (tmp_path / "run").exists() and Run.open(tmp_path / "run").state.step:
+            break
+        command = ["train", "--resume", "run", "--json"] if (tmp_path / "run").exists() else command
+    assert last["hint"] == "go on with: fluxtune train --resume run"
+    run = Run.open(tmp_path / "run")
+    assert run.state.status == "stopped"
+    outcome = fluxtune("train", "--resume", "run", "--steps", str(run.state.step + 1), "--json")
+    assert outcome.code == 0, outcome.err
+    assert outcome.records()[-1]["data"]["steps"] == run.state.step + 1
