@@ -174,6 +174,7 @@ def test_the_benchmark_of_precisions_goes_on_from_what_is_done(
     assert capsys.readouterr().out.count("training_seconds") == 4
 
 
+@pytest.mark.slow
 def test_the_benchmark_of_checkpoints_compares_them_with_bare_files_and_says_what_the_loop_loses() -> None:
     figures = script("checkpoints").measure(rounds=1, steps=5, every=2, scales=("tiny",))
     saving, loop = figures["saving"]["tiny"], figures["loop"]

@@ -31,7 +31,7 @@ print(json.dumps(told))
 """
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """Of each bomb what was told, the seconds that took and how the process grew; all in one process."""
     file = tmp_path_factory.mktemp("bombs") / "bomb"
@@ -46,7 +46,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
 @pytest.mark.parametrize("kind", BOMBS)
 def test_a_bomb_takes_little_memory_and_time(seen: dict[str, dict[str, Any]], kind: str) -> None:
     assert seen[kind]["MiB"] < 100
-    assert seen[kind]["seconds"] < 5
+    assert seen[kind]["seconds"] < 60  # unbounded they take many minutes
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the memory of a process is asked of POSIX")

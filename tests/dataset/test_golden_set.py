@@ -18,7 +18,7 @@ LEAST_RECALL = {"blurred": 0.93, "borders": 0.85, "near-duplicate": 0.98}
 LEAST_PRECISION = {"blurred": 0.99}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def golden(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Score], dict[str, float]]:
     return scores(tmp_path_factory.mktemp("golden"))
 

@@ -106,7 +106,12 @@ def size_of(folder: Path) -> float:
 
 @pytest.mark.parametrize(
     ("part", "precision"),
-    [("transformer", "bf16"), ("transformer", "int8"), ("transformer", "nf4"), ("text_encoder_2", "nf4")],
+    [
+        ("transformer", "bf16"),
+        ("transformer", "int8"),
+        pytest.param("transformer", "nf4", marks=pytest.mark.slow),
+        pytest.param("text_encoder_2", "nf4", marks=pytest.mark.slow),
+    ],
 )
 def test_beside_what_it_holds_loading_takes_a_few_layers_and_leaves_nothing_behind(
     middle_size: Path, part: str, precision: str
@@ -127,6 +132,7 @@ def test_one_file_in_scaled_fp8_takes_no_more(middle_size: Path, tmp_path: Path)
     assert seen["peak"] - seen["after"] < FEW_LAYERS
 
 
+@pytest.mark.slow
 def test_from_the_cache_nothing_is_held_but_its_mapped_files(
     middle_size: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -41,6 +41,7 @@ def pinned(work: Work, plan: list[Counts]) -> Work:
     return replace(work, config=work.config.model_copy(update={"memory": memory}))
 
 
+@pytest.mark.slow
 def test_the_planner_chooses_what_a_search_through_every_plan_finds(work: Work) -> None:
     costs, encoding = block_costs(work), foresee_encoders(work).reserved
     tried = [(max(encoding, foresee_training(pinned(work, plan)).reserved), plan) for plan in every_plan()]
