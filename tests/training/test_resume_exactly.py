@@ -73,7 +73,8 @@ class Camera:
 
     def __call__(self, event: Event) -> None:
         if self.comes(event) and not self.copy.exists():
-            shutil.copytree(self.run, self.copy)
+            # What is being written just now under a temporary name may have its own by the time it is copied.
+            shutil.copytree(self.run, self.copy, ignore=shutil.ignore_patterns("*.partial"))
             (self.copy / "lock").unlink()
 
 
