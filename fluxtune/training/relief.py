@@ -145,7 +145,7 @@ class Relief:
                 f"step {step + 1}, recomputed and streamed as far as that goes,",
                 shortage,
                 "close what else takes memory of the card, then go on from the last checkpoint with: "
-                f"fluxtune train --resume {quote(self._saved.run)}",
+                f"fluxtune train --resume {quote(str(self._saved.run.folder))}",
             )
         pause = PAUSES[self._waits]
         self._waits += 1

@@ -19,7 +19,7 @@ from fluxtune.config.resuming import Change, Changed, changed_settings
 from fluxtune.config.schema import Config
 from fluxtune.config.settings import defaults
 from fluxtune.errors import ConfigError, DataError, StorageError, UsageError, some_names
-from fluxtune.events import Checkpoint, Preview, Result, Warning
+from fluxtune.events import Checkpoint, Preview, Result, RolledBack, Warning
 from fluxtune.files import json_lines, sha256_of
 from fluxtune.runs import Run
 
@@ -110,7 +110,7 @@ def finished_result(run: Run, was: Config, now: Config) -> dict[str, Any] | None
 
 
 def told_checkpoints(run: Run) -> set[int]:
-    """The steps whose checkpoints the run has recorded."""
+    """The steps whose checkpoints the run has recorded, since it last went back."""
     return {row["step"] for row in _recorded(run, Checkpoint.event)}
 
 
@@ -120,9 +120,17 @@ def told_previews(run: Run, step: int) -> set[tuple[str, int]]:
     return {(row.get("prompt", ""), row.get("seed", 0)) for row in rows}
 
 
-def _recorded(run: Run, event: str) -> Iterator[dict[str, Any]]:
-    rows = json_lines(run.folder / "events.jsonl")
-    return (row for row in rows if row.get("event") == event and isinstance(row.get("step"), int))
+def _recorded(run: Run, event: str) -> list[dict[str, Any]]:
+    """The records of a kind; those of steps that the run went back before are of what it abandoned."""
+    found: list[dict[str, Any]] = []
+    for row in json_lines(run.folder / "events.jsonl"):
+        if not isinstance(row.get("step"), int):
+            continue
+        if row.get("event") == RolledBack.event:
+            found = [each for each in found if each["step"] <= row["step"]]
+        elif row.get("event") == event:
+            found.append(row)
+    return found
 
 
 def _steps_done(run: Run) -> int:

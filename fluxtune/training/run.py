@@ -17,7 +17,20 @@ from fluxtune.config.schema import Config
 from fluxtune.config.settings import values_of
 from fluxtune.dataset.pictures import CaptionBare
 from fluxtune.errors import ExitCode, FluxtuneError, ProcessError, Refusal, Stopped, StorageError
-from fluxtune.events import Checkpoint, Error, Event, Phase, Result, Resumed, RunStarted, Sink, Step, as_record, ignore
+from fluxtune.events import (
+    Checkpoint,
+    Error,
+    Event,
+    Phase,
+    Result,
+    Resumed,
+    RolledBack,
+    RunStarted,
+    Sink,
+    Step,
+    as_record,
+    ignore,
+)
 from fluxtune.flux.weights import DTYPES
 from fluxtune.memory.shortage import fits_in_memory
 from fluxtune.runs import Run, require_unused
@@ -249,7 +262,7 @@ def _phases(
     clocked = _Clocked(on_event, first_step)
     health = Health(training, loaded.source.pictures, saved.restore, outputs.counters, on_event)
     relief = Relief(loaded.learner, config.memory, ready.plan, saved, first_step, should_stop, on_event)
-    with outputs.finishing(), _saved_without_others(clocked, first_step, outputs):
+    with outputs.finishing(), _saved_without_others(clocked, saved):
         step, asked = train_steps(
             training,
             loaded.learner,
@@ -268,8 +281,7 @@ def _phases(
     if asked is None and outputs.lacks_previews(step):
         asked = should_stop()
     if asked is not None:
-        if step > first_step:
-            outputs.checkpoint(step)
+        saved.save(step)
         outputs.settle()
         raise Stopped(
             f"stopped after step {step} of {training.steps}; everything is saved", asked, hint=_how_to_go_on(run)
@@ -315,20 +327,21 @@ class _Clocked:
     def __call__(self, event: Event) -> None:
         if isinstance(event, Step):
             self.step, self.rate = event.step, event.rate
+        elif isinstance(event, RolledBack):
+            self.step = event.step
         self._on_event(event)
 
 
 @contextmanager
-def _saved_without_others(clocked: _Clocked, first_step: int, outputs: Outputs) -> Iterator[None]:
+def _saved_without_others(clocked: _Clocked, saved: SavedState) -> Iterator[None]:
     """Where another process is lost inside, what is whole is saved: the state after the last step."""
     try:
         yield
     except (Stopped, ProcessError) as lost:
-        if clocked.step > first_step:
-            outputs.checkpoint(clocked.step)
-            outputs.settle()
-        lost.message = f"{lost.message}; saved after step {clocked.step}"
-        lost.hint = lost.hint or _how_to_go_on(outputs.run)
+        saved.save(clocked.step)
+        if clocked.step:
+            lost.message = f"{lost.message}; saved after step {clocked.step}"
+        lost.hint = lost.hint or _how_to_go_on(saved.run)
         raise
 
 

@@ -12,6 +12,8 @@ import torch
 from fluxtune.config.schema import Config
 from fluxtune.errors import StorageError
 from fluxtune.events import RolledBack, Sink
+from fluxtune.files import storage_errors, sync_folder
+from fluxtune.runs import Run
 from fluxtune.training.checkpoint import Counters, is_whole, last_good_checkpoint, load_checkpoint, steps_done
 from fluxtune.training.health import AT_FIRST, FACTOR, OF_THE_RUN
 from fluxtune.training.load import Loaded
@@ -85,9 +87,9 @@ class SavedState:
         self._memory = Memory(outputs.loaded, outputs.counters, knows_beginning(outputs.config, goes_on))
 
     @property
-    def run(self) -> str:
-        """The run folder."""
-        return str(self._outputs.run.folder)
+    def run(self) -> Run:
+        """The run that it is the state of."""
+        return self._outputs.run
 
     def save(self, step: int) -> None:
         """Make a checkpoint of the state in memory, after ``step`` steps, unless there is one; wait until it is whole.
@@ -138,7 +140,9 @@ class SavedState:
             if folder is None or steps_done(later) > steps_done(folder):
                 aside = later.with_name(f"abandoned-{later.name}")
                 shutil.rmtree(aside, ignore_errors=True)
-                os.replace(later, aside)
+                with storage_errors(later):
+                    os.replace(later, aside)
+                    sync_folder(later.parent)
         if folder is not None:
             run.update(step=steps_done(folder), checkpoint=folder.relative_to(run.folder).as_posix())
         return folder

@@ -192,6 +192,21 @@ def test_several_bad_steps_in_a_row_go_back_to_the_last_checkpoint_that_was_made
     assert counters == {"skipped": 0, "in_a_row": 0, "rollbacks": 1, "learning_rate_factor": 0.25}
 
 
+def test_a_run_that_went_back_behind_where_it_was_resumed_is_saved_when_it_is_stopped(
+    config: Make, cache: Path, tmp_path: Path, nan_at: Callable[..., None]
+) -> None:
+    settings = config(training__divergence={"patience": 2}, training__steps=8)
+    with pytest.raises(Stopped):
+        train_in(tmp_path / "mug", settings, cache=cache, should_stop=stop_after(5))
+    nan_at({6, 7})
+    with pytest.raises(Stopped, match="stopped after step 5"):
+        train_in(tmp_path / "mug", settings, cache=cache, resume=tmp_path / "mug", should_stop=stop_after(3))
+    run = Run.open(tmp_path / "mug")
+    assert run.state.step == 5
+    assert run.checkpoints()[-1].name == "step-000005"
+    assert counters_in(run.checkpoints()[-1])["rollbacks"] == 1
+
+
 def test_without_a_checkpoint_the_run_goes_back_to_its_beginning(
     config: Make, cache: Path, tmp_path: Path, nan_at: Callable[..., None]
 ) -> None:
