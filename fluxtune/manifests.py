@@ -18,6 +18,15 @@ def write_manifest(folder: Path, digests: dict[str, str]) -> None:
     files.write_sealed(folder / MANIFEST, {"schema": SCHEMA, "files": entries})
 
 
+def is_whole(folder: Path) -> bool:
+    """Whether every file of a checkpoint can be read and is as it was written."""
+    try:
+        verify_manifest(folder)
+    except StorageError:
+        return False
+    return True
+
+
 def verify_manifest(folder: Path) -> None:
     """Check every file of a checkpoint against its manifest.
 

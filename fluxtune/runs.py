@@ -39,7 +39,9 @@ SCHEMA = 1
 TRACKING = "tracking"
 STATE_COPY = "state/run.json"
 """Within a checkpoint: ``run.json`` as it was then, from which a lost one is made again."""
-_LEFT_OVER = re.compile(r"\.[0-9a-f]{8}\.\d+\.partial|\.step-\d+\.(partial|dropped)")
+ABANDONED = "abandoned-step-"
+"""Begins the names of checkpoints that the run turned back from, which go when the next one is whole."""
+_LEFT_OVER = re.compile(r"\.[0-9a-f]{8}\.\d+\.partial|\.(abandoned-)?step-\d+\.(partial|dropped)")
 """Names of what a killed process was writing or removing."""
 
 
@@ -236,13 +238,13 @@ class Run:
         with files.storage_errors(self.folder / "checkpoints"):
             return [folder for folder in self.checkpoint_folders() if (folder / MANIFEST).is_file()]
 
-    def checkpoint_folders(self) -> list[Path]:
-        """As ``checkpoints``, with those that lost their manifest."""
+    def checkpoint_folders(self, prefix: str = "step-") -> list[Path]:
+        """As ``checkpoints``, with those that lost their manifest; or of other names, such as ``ABANDONED``."""
         place = self.folder / "checkpoints"
         names: list[str] = []
         with files.storage_errors(place), suppress(FileNotFoundError):
             names = os.listdir(place)
-        steps = {place / name: name.removeprefix("step-") for name in names if name.startswith("step-")}
+        steps = {place / name: name.removeprefix(prefix) for name in names if name.startswith(prefix)}
         return sorted((folder for folder, step in steps.items() if step.isdecimal()), key=step_of)
 
     def within(self, path: Path) -> str:
@@ -265,7 +267,7 @@ class Run:
 
 def step_of(checkpoint: Path) -> int:
     """The step that a checkpoint's folder is named for."""
-    return int(checkpoint.name.removeprefix("step-"))
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 def _require_no_way_out(folder: Path) -> None:

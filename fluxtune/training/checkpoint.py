@@ -215,20 +215,6 @@ def size_of(
     return lora + state + 4 * _HEADER * len(parameters), lora
 
 
-def steps_done(folder: Path) -> int:
-    """The steps after which a checkpoint was saved."""
-    return int(_read_state(folder)["step"])
-
-
-def is_whole(folder: Path) -> bool:
-    """Whether every file of a checkpoint is as it was written."""
-    try:
-        verify_manifest(folder)
-    except StorageError:
-        return False
-    return True
-
-
 def load_checkpoint(
     folder: Path,
     parameters: dict[str, torch.nn.Parameter],

@@ -24,6 +24,11 @@ OF_THE_RUN = (ROLLBACKS, FACTOR)
 _NAMES = 12
 
 
+def sound_steps(step: int, counters: Counters) -> int:
+    """Of ``step`` steps done, those before the row of skipped ones that they end with: so far a lost run goes back."""
+    return step - int(counters.get(IN_A_ROW, 0))
+
+
 class Health:
     """What bad numbers a run has met, and what is done about them (``[training.divergence]``).
 
@@ -97,7 +102,7 @@ class Health:
         self._counters[ROLLBACKS] += 1
         self._counters[FACTOR] *= self._policy.learning_rate_factor
         # Checkpoints that were made since the first of those steps hold what led to them.
-        step = self._restore(step if self._is_broken else step + 1 - int(self._counters[IN_A_ROW]))
+        step = self._restore(step if self._is_broken else sound_steps(step + 1, self._counters))
         self._counters[IN_A_ROW] = 0
         self._is_broken = False
         return step

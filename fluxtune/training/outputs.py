@@ -28,6 +28,7 @@ from fluxtune.training.examples import Prepared
 from fluxtune.training.load import Loaded
 from fluxtune.training.preflight import Preflight
 from fluxtune.training.previews import make_previews, preview_requests
+from fluxtune.training.retention import Retention
 from fluxtune.training.saving import Saver, patiently
 
 
@@ -65,8 +66,9 @@ class Outputs:
         )
         steps = self.config.training.steps
         saved = -(-steps // config.every) - first_step // config.every if config.every else 1
-        # One more than are kept, for a new one is whole before an old one goes.
-        count = min(max(1, saved), config.keep + 1 - min(config.keep, len(self.run.checkpoints())))
+        # One is kept to go back to, and a new one is whole before an old one goes.
+        kept = config.keep + 1
+        count = min(max(1, saved), kept + 1 - min(kept, len(self.run.checkpoints())))
         purpose = f"{count} checkpoints and the result" if count > 1 else "a checkpoint and the result"
         require_space(self.run.folder, count * checkpoint + lora, purpose)
 
@@ -198,7 +200,8 @@ class Outputs:
 
     @cached_property
     def _saver(self) -> Saver:
-        return Saver(self.run, self.config.checkpoints.keep, self.on_event)
+        config = self.config.checkpoints
+        return Saver(self.run, Retention(self.run, config.keep, config.every), self.on_event)
 
     def _facts(self, step: int) -> LoraFacts:
         config, base = self.config, self.ready.base

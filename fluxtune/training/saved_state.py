@@ -13,11 +13,12 @@ from fluxtune.config.schema import Config
 from fluxtune.errors import StorageError
 from fluxtune.events import RolledBack, Sink
 from fluxtune.files import storage_errors, sync_folder
-from fluxtune.runs import Run
-from fluxtune.training.checkpoint import Counters, is_whole, last_good_checkpoint, load_checkpoint, steps_done
+from fluxtune.runs import ABANDONED, Run, step_of
+from fluxtune.training.checkpoint import Counters, last_good_checkpoint, load_checkpoint
 from fluxtune.training.health import AT_FIRST, FACTOR, OF_THE_RUN
 from fluxtune.training.load import Loaded
 from fluxtune.training.outputs import Outputs
+from fluxtune.training.retention import return_point
 
 
 class Memory:
@@ -63,10 +64,7 @@ class Memory:
 
 
 class SavedState:
-    """That of a checkpoint, or that in which the run began.
-
-    Of checkpoints those of ``checkpoints.every`` come first, before those that were made because the run was stopped or
-    ran out of memory: so a run that was goes back to where another one does.
+    """That of a checkpoint, as ``retention.return_point`` chooses it, or that in which the run began.
 
     Args:
         outputs: with what was loaded as it is now, before a checkpoint is loaded into it.
@@ -105,8 +103,8 @@ class SavedState:
     def restore(self, latest: int) -> int:
         """Put the saved state in the place of what is in memory; returns the steps done in it.
 
-        Checkpoints of later steps, from which the run turns back, are renamed ``abandoned-step-...``. How often it did
-        so stays counted.
+        Checkpoints of later steps, from which the run turns back, are renamed ``abandoned-step-...`` until the next one
+        is whole. How often it did so stays counted.
 
         Args:
             latest: the state after more steps than that is no good either.
@@ -132,19 +130,18 @@ class SavedState:
                 where=str(run.folder),
                 hint="train again from the start, into another run folder",
             )
-        every = self._outputs.config.checkpoints.every
-        sound = [folder for folder in run.checkpoints() if steps_done(folder) <= latest and is_whole(folder)]
-        regular = [folder for folder in sound if every and steps_done(folder) % every == 0]
-        folder = next((some[-1] for some in (regular, sound) if some), None if self._memory.beginning else newest)
+        folder = return_point(run.checkpoints(), latest, self._outputs.config.checkpoints.every)
+        if folder is None and not self._memory.beginning:
+            folder = newest
         for later in run.checkpoints():
-            if folder is None or steps_done(later) > steps_done(folder):
-                aside = later.with_name(f"abandoned-{later.name}")
+            if folder is None or step_of(later) > step_of(folder):
+                aside = later.with_name(later.name.replace("step-", ABANDONED))
                 shutil.rmtree(aside, ignore_errors=True)
                 with storage_errors(later):
                     os.replace(later, aside)
                     sync_folder(later.parent)
         if folder is not None:
-            run.update(step=steps_done(folder), checkpoint=folder.relative_to(run.folder).as_posix())
+            run.update(step=step_of(folder), checkpoint=run.within(folder))
         return folder
 
 

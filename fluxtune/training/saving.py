@@ -17,6 +17,7 @@ from fluxtune.events import Checkpoint, Sink, Warning
 from fluxtune.files import waiting_helps
 from fluxtune.runs import Run
 from fluxtune.training.checkpoint import Snapshot, write_checkpoint
+from fluxtune.training.health import sound_steps
 from fluxtune.training.retention import Retention
 
 T = TypeVar("T")
@@ -29,13 +30,13 @@ class Saver:
     """Writes the checkpoints of a run; as a context, it finishes what it began, whatever ends the work inside.
 
     Args:
-        keep: so many are kept; older ones go once a newer one is whole.
+        retention: says what goes once a checkpoint is whole.
         pauses: as ``PAUSES``; when the last attempt fails, the run is stopped.
     """
 
-    def __init__(self, run: Run, keep: int, on_event: Sink, pauses: tuple[float, ...] | None = None) -> None:
+    def __init__(self, run: Run, retention: Retention, on_event: Sink, pauses: tuple[float, ...] | None = None) -> None:
         self._run = run
-        self._retention = Retention(run, keep)
+        self._retention = retention
         self._on_event = on_event
         self._pauses = PAUSES if pauses is None else pauses
         self._thread = ThreadPoolExecutor(1, "checkpoint")
@@ -147,7 +148,7 @@ class Saver:
         """What the thread does; returns the checkpoints that are not needed any more."""
         write_checkpoint(self._run, snapshot)
         self._retention.trust(self._run.checkpoint_folder(snapshot.step))
-        return self._retention.superseded()
+        return self._retention.superseded(snapshot.step, sound_steps(snapshot.step, snapshot.record["counters"]))
 
 
 def patiently(work: Callable[[], T], what: str, on_event: Sink, pauses: tuple[float, ...] | None = None) -> T:

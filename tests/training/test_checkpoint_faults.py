@@ -21,6 +21,7 @@ from fluxtune.events import Event, Warning, ignore
 from fluxtune.manifests import verify_manifest
 from fluxtune.runs import Run
 from fluxtune.training.checkpoint import last_good_checkpoint
+from fluxtune.training.retention import Retention
 from fluxtune.training.saving import Saver
 
 ERRORS = (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EIO)
@@ -36,7 +37,7 @@ def _without_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def save(run: Run, step: int, on_event: Callable[[Event], None] = ignore) -> None:
-    saver = Saver(run, 2, on_event, pauses=(0.0, 0.0))
+    saver = Saver(run, Retention(run, 2, every=0), on_event, pauses=(0.0, 0.0))
     saver.begin(STATES[step].snapshot({"skipped": step}))
     saver.settle()
 

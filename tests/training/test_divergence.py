@@ -22,6 +22,7 @@ from fluxtune.runs import Run
 from fluxtune.training import loop
 from fluxtune.training.ema import MovingAverage
 from fluxtune.training.optimizers import make_optimizer
+from fluxtune.training.run import train
 from fluxtune.training.step import Learner, MicroBatch, learn
 
 Make = Callable[..., Config]
@@ -187,9 +188,56 @@ def test_several_bad_steps_in_a_row_go_back_to_the_last_checkpoint_that_was_made
     told = [event.message for event in run.seen(Warning) if "going back" in event.message]
     assert told[0].startswith("steps 4 to 5 were skipped because losses or gradients are not finite, on ")
     assert [folder.name for folder in Run.open(run.folder).checkpoints()] == [f"step-{n:06d}" for n in (2, 4, 6)]
-    assert (run.folder / "checkpoints" / "abandoned-step-000004").is_dir()
     counters = counters_in(run.folder / "checkpoints" / "step-000006")
     assert counters == {"skipped": 0, "in_a_row": 0, "rollbacks": 1, "learning_rate_factor": 0.25}
+
+
+@pytest.mark.parametrize(("keep", "stops"), [(1, []), (3, []), (1, [5]), (1, [3, 4, 5, 6])])
+def test_what_a_run_can_go_back_to_is_kept_whatever_is_saved_within_a_row_of_bad_steps(
+    config: Make, cache: Path, tmp_path: Path, nan_at: Callable[..., None], keep: int, stops: list[int]
+) -> None:
+    nan_at({4, 5, 6, 7})
+    settings = config(
+        training__divergence={"patience": 4}, training__steps=8, checkpoints__every=1, checkpoints__keep=keep
+    )
+    done = 0
+    for stop in stops:
+        with pytest.raises(Stopped):
+            resume = {"resume": tmp_path / "mug"} if done else {}
+            train_in(tmp_path / "mug", settings, cache=cache, should_stop=stop_after(stop - done), **resume)
+        done = stop
+    run = train_in(tmp_path / "mug", settings, cache=cache, **({"resume": tmp_path / "mug"} if done else {}))
+    assert [event.step for event in run.seen(RolledBack)] == [3]
+    kept = [f"step-{step:06d}" for step in range(9 - keep, 9)]
+    assert sorted(path.name for path in (run.folder / "checkpoints").iterdir()) == kept
+
+
+def test_a_run_that_was_stopped_goes_back_to_where_the_unbroken_one_does_with_one_checkpoint_kept(
+    config: Make, cache: Path, tmp_path: Path, nan_at: Callable[..., None]
+) -> None:
+    nan_at({4})
+    settings = config(training__divergence={"patience": 1}, training__steps=4, checkpoints__keep=1)
+    with pytest.raises(Stopped):
+        train_in(tmp_path / "mug", settings, cache=cache, should_stop=stop_after(3))
+    run = train_in(tmp_path / "mug", settings, cache=cache, resume=tmp_path / "mug")
+    assert [event.step for event in run.seen(RolledBack)] == [2]
+    assert [folder.name for folder in Run.open(run.folder).checkpoints()] == ["step-000004"]
+
+
+def test_checkpoints_that_a_run_turned_back_from_are_aside_until_the_next_one_is_whole(
+    config: Make, cache: Path, tmp_path: Path, nan_at: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nan_at({4, 5})
+    checkpoints, seen = tmp_path / "mug" / "checkpoints", []
+
+    def look(event: Event) -> None:
+        if isinstance(event, RolledBack):
+            seen.extend(sorted(path.name for path in checkpoints.iterdir()))
+
+    monkeypatch.setenv("FLUXTUNE_CACHE", str(cache))
+    train(config(training__divergence={"patience": 2}), output=tmp_path / "mug", on_event=look)
+    assert seen == ["abandoned-step-000004", "step-000002"]
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["step-000002", "step-000004", "step-000006"]
 
 
 def test_a_run_that_went_back_behind_where_it_was_resumed_is_saved_when_it_is_stopped(

@@ -24,6 +24,7 @@ from fluxtune.manifests import MANIFEST
 from fluxtune.runs import STATE_COPY, Run
 from fluxtune.training import checkpoint, saving
 from fluxtune.training.checkpoint import last_good_checkpoint, load_checkpoint, write_checkpoint
+from fluxtune.training.retention import Retention
 from fluxtune.training.saving import Saver, patiently
 
 
@@ -39,7 +40,7 @@ def events() -> list[Event]:
 
 @pytest.fixture
 def saver(run: Run, events: list[Event]) -> Saver:
-    return Saver(run, 2, events.append, pauses=(0.0, 0.0))
+    return Saver(run, Retention(run, 2, every=0), events.append, pauses=(0.0, 0.0))
 
 
 def save(saver: Saver, *steps: int) -> None:
@@ -151,7 +152,7 @@ def test_a_disk_that_stays_full_stops_the_run_after_the_last_attempt(
 def test_while_a_save_waits_to_be_tried_again_training_goes_on_and_a_newer_one_replaces_it(
     run: Run, events: list[Event]
 ) -> None:
-    saver = Saver(run, 2, events.append, pauses=(0.2,))
+    saver = Saver(run, Retention(run, 2, every=0), events.append, pauses=(0.2,))
     with injected(run.folder, 8, errno.ENOSPC):
         saver.begin(SmallState(1).snapshot())
         saver.begin(SmallState(2).snapshot())
@@ -350,7 +351,7 @@ def test_a_real_disk_that_runs_full_keeps_what_was_saved_and_goes_on_once_there_
     small_disk: Path, events: list[Event]
 ) -> None:
     run = new_run(small_disk / "mug")
-    saver = Saver(run, 9, events.append, pauses=(0.0,))
+    saver = Saver(run, Retention(run, 9, every=0), events.append, pauses=(0.0,))
     save(saver, 1)
     filling = small_disk / "filling"
     with suppress(OSError), open(filling, "wb", buffering=0) as file:
