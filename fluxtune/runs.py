@@ -170,9 +170,12 @@ class Run:
         files.write_sealed(self.folder / "run.json", asdict(self.state))
 
     def go_on(self, config_toml: str, origins: dict[str, str], accepted: Iterable[str] = ()) -> None:
-        """Take the run up again with these settings: it is running, and has no result any more."""
-        _write_settings(self.folder, config_toml, origins)
+        """Take the run up again with these settings: it is running, and has no result any more.
+
+        What is accepted is written first, so that one that is killed meanwhile goes on without asking for it again.
+        """
         self.update(status="running", result=None, accepted=sorted(accepted))
+        _write_settings(self.folder, config_toml, origins)
 
     def append(self, event: Event, record: dict[str, Any] | None = None) -> Warning | None:
         """Add an event to ``events.jsonl``, and what people read of it to ``log.txt``; people pass these files on.

@@ -50,7 +50,7 @@ class Relief:
     Args:
         memory: how the model is held now.
         plan: what says how much each way to hold it takes; None where no plan was made.
-        first_step: steps done when this process began to train.
+        has_stepped: whether this process has made a step, so that the run did fit.
         should_stop: asked while waiting.
 
     Attributes:
@@ -63,7 +63,7 @@ class Relief:
         memory: MemoryConfig,
         plan: Planned | None,
         saved: SavedState,
-        first_step: int,
+        has_stepped: Callable[[], bool],
         should_stop: Callable[[], ExitCode | None],
         on_event: Sink,
     ) -> None:
@@ -71,10 +71,11 @@ class Relief:
         self._learner = learner
         self._plan = plan
         self._saved = saved
-        self._first_step = first_step
+        self._has_stepped = has_stepped
         self._should_stop = should_stop
         self._on_event = on_event
-        self._waiting_for, self._waits = first_step, 0
+        self._waiting_for: int | None = None
+        self._waits = 0
 
     def make_room(self, step: int, shortage: Shortage, in_update: bool = False) -> int:
         """Take less memory from now on; returns the number of the step to go on with, which is ``step``.
@@ -138,7 +139,7 @@ class Relief:
         """
         if step != self._waiting_for:
             self._waiting_for, self._waits = step, 0
-        if step == self._first_step:
+        if not self._has_stepped():
             raise does_not_fit("this training", shortage, SMALLER)
         if self._waits == len(PAUSES):
             raise does_not_fit(

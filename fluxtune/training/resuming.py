@@ -21,7 +21,8 @@ from fluxtune.config.settings import defaults
 from fluxtune.errors import ConfigError, DataError, StorageError, UsageError, some_names
 from fluxtune.events import Checkpoint, Preview, Result, RolledBack, Warning
 from fluxtune.files import json_lines, sha256_of
-from fluxtune.runs import Run
+from fluxtune.manifests import is_whole
+from fluxtune.runs import Run, step_of
 
 
 def settings_of(run: Path) -> Resolved:
@@ -65,12 +66,13 @@ def require_resumable(run: Run, was: Config, now: Config, origins: dict[str, str
             where=str(run.folder),
             hint="leave them out, or start a new run without --resume",
         )
-    done = _steps_done(run)
-    if done > now.training.steps:
+    too_far = [folder for folder in run.checkpoints() if step_of(folder) > now.training.steps]
+    if newest := next(filter(is_whole, reversed(too_far)), None):
+        done = step_of(newest)
         raise UsageError(
             f"training.steps is {now.training.steps}, and this run has done {done} steps already",
             where=str(run.folder),
-            hint=f"give --steps {done} or more; {run.checkpoint_folder(done)} holds the LoRA as it is",
+            hint=f"give --steps {done} or more; {newest} holds the LoRA as it is",
         )
     gone = [row.path for row in now.dataset.folders if not _is_there(row.path)]
     if gone:
@@ -131,12 +133,6 @@ def _recorded(run: Run, event: str) -> list[dict[str, Any]]:
         elif row.get("event") == event:
             found.append(row)
     return found
-
-
-def _steps_done(run: Run) -> int:
-    """The steps of the newest checkpoint."""
-    checkpoints = run.checkpoints()
-    return int(checkpoints[-1].name.removeprefix("step-")) if checkpoints else 0
 
 
 def _first_origins(file: Path) -> dict[str, str]:

@@ -249,10 +249,14 @@ def _phases(
     outputs.require_space(first_step)
     if resuming:
         # Not earlier: a resume that is refused leaves the run, its settings and record of data as they were.
-        run.go_on(to_toml(config), origins, ready.accepted - {Refusal.CHANGED_DATA})
+        run.go_on(to_toml(config), origins, ready.accepted)
         record_data(run.folder, ready.pictures, first_step)
-    if checkpoint is not None:
-        run.update(step=first_step, checkpoint=run.within(checkpoint))
+        # Changed data is accepted once: from now on it is what the run has recorded.
+        run.update(
+            step=first_step,
+            checkpoint=None if checkpoint is None else run.within(checkpoint),
+            accepted=sorted(ready.accepted - {Refusal.CHANGED_DATA}),
+        )
     processes.hand_out(Task(ready, checkpoint, run.result_path(outputs.name)).as_json())
     if outputs.previews_are_due(first_step):
         # Those before the first step; or those that a run was killed or stopped in.
@@ -261,7 +265,7 @@ def _phases(
     on_event(Phase("train", f"{training.steps - first_step} steps, {layers} layers adapted"))
     clocked = _Clocked(on_event, first_step)
     health = Health(training, loaded.source.pictures, saved.restore, outputs.counters, on_event)
-    relief = Relief(loaded.learner, config.memory, ready.plan, saved, first_step, should_stop, on_event)
+    relief = Relief(loaded.learner, config.memory, ready.plan, saved, clocked.has_stepped, should_stop, on_event)
     with outputs.finishing(), _saved_without_others(clocked, saved):
         step, asked = train_steps(
             training,
@@ -330,6 +334,10 @@ class _Clocked:
         elif isinstance(event, RolledBack):
             self.step = event.step
         self._on_event(event)
+
+    def has_stepped(self) -> bool:
+        """Whether it has seen any."""
+        return self.rate > 0
 
 
 @contextmanager

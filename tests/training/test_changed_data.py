@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from fluxtune.config.schema import Config
 from fluxtune.errors import DataError, ExitCode, Refusal, Stopped
 from fluxtune.events import Event, Finding, Step, Warning
 from fluxtune.runs import Run
+from fluxtune.training.resuming import settings_of
 from fluxtune.training.run import train
 
 
@@ -81,6 +83,35 @@ def test_every_picture_that_is_another_one_is_told(tiny_flux: Path, place: Path)
         "the data is not what this run was trained with: 1 picture changed, 1 caption changed, 1 mask changed, "
         "1 picture added, 1 picture removed"
     )
+
+
+@pytest.mark.parametrize("written", ["config.toml", "origins.json", "captions.jsonl"])
+def test_killed_while_it_takes_up_accepted_data_the_next_resume_asks_nothing(
+    tiny_flux: Path, place: Path, written: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed before or after one of the files is written that say with what the run goes on."""
+    (place / "photos" / "0.txt").write_text("a zorvex, new", encoding="utf-8")
+    replace, kill_after = os.replace, [True]
+
+    def killed(source: Any, target: Any) -> None:
+        if Path(target).name == written:
+            if kill_after[0]:
+                replace(source, target)
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    config, copy = settings(tiny_flux, place, {"repeats": 2}), place.with_name("copy")
+    for kill_after[0] in (False, True):
+        shutil.copytree(place, copy)
+        run = copy / "mug"
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(os, "replace", killed)
+            train_in(run, config, cache=place / "cache", resume=run, accept=[Refusal.CHANGED_DATA])
+        again = train_in(run, settings_of(run).config, cache=place / "cache", resume=run)
+        assert rows_of(run)[-1]["repeats"] == settings_of(run).config.dataset.folders[0].repeats
+        assert again.seen(Step)
+        assert Refusal.CHANGED_DATA not in Run.open(run).state.accepted
+        shutil.rmtree(copy)
 
 
 def test_a_long_caption_is_told_from_where_it_changed(tiny_flux: Path, place: Path) -> None:

@@ -252,6 +252,34 @@ def test_an_update_that_failed_half_way_is_undone_by_going_back_to_what_was_save
     assert all(torch.equal(tensor, plain.tensors[name]) for name, tensor in run.tensors.items())
 
 
+def test_memory_is_waited_for_also_where_the_run_went_back_to_its_first_step(
+    config: Make, plain: Trained, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, learn, updates, left = torch.optim.AdamW.step, loop.learn, list[int](), list[int]()
+    monkeypatch.setattr(relief, "PAUSES", (0.0,))
+
+    def fail_the_second(self: Any, closure: Any = None) -> None:
+        updates.append(1)
+        if len(updates) == 2:
+            left.extend(range(len(lower_rungs(config().memory, (2, 2)))))
+            raise FULL
+        step(self)
+
+    def fail_until_nothing_is_left_to_give_up(*given: Any) -> torch.Tensor:
+        if left:
+            left.pop()
+            raise FULL
+        return learn(*given)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", fail_the_second)
+    monkeypatch.setattr(loop, "learn", fail_until_nothing_is_left_to_give_up)
+    run = train_in(tmp_path / "mug", config(), cache=cache)
+    assert [event.step for event in run.seen(RolledBack)] == [0]
+    assert [step.step for step in run.seen(Step)] == [1, 1, 2, 3, 4, 5]
+    assert "step 1 does not fit in memory; trying it again in 0 s" in told(run.events)
+    assert all(torch.equal(tensor, plain.tensors[name]) for name, tensor in run.tensors.items())
+
+
 def test_what_does_not_fit_in_the_first_place_is_held_in_less_memory_and_never_waited_for(
     config: Make, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

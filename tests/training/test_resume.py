@@ -138,6 +138,16 @@ def test_fewer_steps_than_are_done_are_refused(
     assert everything_in(stopped) == before
 
 
+def test_steps_of_which_the_checkpoint_is_damaged_are_not_done(
+    stopped: Path, trained: Trained, tiny_flux: Path, few_pictures: Path
+) -> None:
+    (stopped / "checkpoints" / "step-000005" / "state.json").write_text("{")
+    shorter = config_for(tiny_flux, few_pictures, training__steps=4)
+    again = train_in(stopped, shorter, cache=trained.cache, resume=stopped)
+    assert [event.step for event in again.seen(Resumed)] == [4]
+    assert Run.open(stopped).state.status == "finished"
+
+
 def test_what_may_change_does_and_is_in_the_runs_settings_from_then_on(
     stopped: Path, trained: Trained, tiny_flux: Path, few_pictures: Path
 ) -> None:
