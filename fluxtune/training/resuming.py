@@ -122,6 +122,11 @@ def told_previews(run: Run, step: int) -> set[tuple[str, int]]:
     return {(row.get("prompt", ""), row.get("seed", 0)) for row in rows}
 
 
+def rolled_back_to(run: Run) -> list[int]:
+    """The steps that the run has gone back to, in order."""
+    return [row["step"] for row in json_lines(run.folder / "events.jsonl") if row.get("event") == RolledBack.event]
+
+
 def _recorded(run: Run, event: str) -> list[dict[str, Any]]:
     """The records of a kind; those of steps that the run went back before are of what it abandoned."""
     found: list[dict[str, Any]] = []

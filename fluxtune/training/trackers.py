@@ -1,5 +1,8 @@
 """Trackers follow a run: its figures at each step, its previews and its settings, through accelerate's own classes.
 
+Where a run goes on from an earlier step, what they were told of later ones is not of the run any more. TensorBoard
+takes it out of its charts; Weights & Biases cannot, so what follows after a run turned back is another run there.
+
 They are other people's code with networks behind: whatever goes wrong in one is told once, it is left out from then on,
 and the run goes on.
 """
@@ -11,14 +14,16 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fluxtune.config.schema import Config
 from fluxtune.config.settings import settings, values_of
 from fluxtune.dataset.cache import key_of
-from fluxtune.events import Event, Preview, Result, Sink, Step, Warning
+from fluxtune.events import Event, Preview, Result, Resumed, RolledBack, Sink, Step, Warning
 from fluxtune.runs import TRACKING, Run
+from fluxtune.training.resuming import rolled_back_to
 
 _NO_METRICS = ("step", "total", "seconds_left")
 _SECONDS_TO_FINISH = 60.0
@@ -33,22 +38,29 @@ _NOTHING_OF_THE_MACHINE: dict[str, Any] = {
 
 
 class _Tracker:
-    """One of accelerate's trackers: ``make`` starts it, at the first thing that it is told."""
+    """One of accelerate's trackers: ``make`` starts it, given the steps done, at the first thing that it is told."""
 
     def __init__(self, name: str, make: Callable[[int], Any], on_event: Sink) -> None:
         self.name = name
         self._make = make
         self._on_event = on_event
         self._tracker: Any = None
-        self._ended = False
+        self._steps_done = 0
+        self._failed = False
 
-    def tell(self, step: int, what: Callable[[Any], None]) -> None:
+    def tell(self, what: Callable[[Any], None]) -> None:
         """Does ``what`` with the tracker, unless it failed before."""
+        if self._failed:
+            return
         with self._forgiven():
-            if self._tracker is None and not self._ended:
-                self._tracker = self._make(step)
-            if self._tracker is not None:
-                what(self._tracker)
+            if self._tracker is None:
+                self._tracker = self._make(self._steps_done)
+            what(self._tracker)
+
+    def go_on_after(self, step: int) -> None:
+        """Ends it, and what comes next starts it anew: the run goes on after so many steps."""
+        self.finish()
+        self._steps_done = step
 
     def finish(self) -> None:
         """Ends it; what it has not sent in a minute stays in its files."""
@@ -58,8 +70,9 @@ class _Tracker:
         thread.start()
         thread.join(_SECONDS_TO_FINISH)
         if thread.is_alive():
+            self._failed = True
             self._warn("it has not sent everything yet, and is not waited for")
-        self._tracker, self._ended = None, True
+        self._tracker = None
 
     def _close(self) -> None:
         with self._forgiven():
@@ -70,7 +83,7 @@ class _Tracker:
         try:
             yield
         except Exception as error:  # whatever a tracker raises, it is no reason to lose a run
-            self._tracker, self._ended = None, True
+            self._tracker, self._failed = None, True
             self._warn(f"{type(error).__name__}: {error}".partition("\n")[0])
 
     def _warn(self, what: str) -> None:
@@ -84,8 +97,7 @@ def tracked(run: Run, config: Config, on_event: Sink) -> Iterator[Sink]:
     """A sink that also tells the trackers of the settings what happens; at the end they are finished."""
     makers = {"tensorboard": _tensorboard, "wandb": _weights_and_biases}
     trackers = [
-        _Tracker(name, lambda step, make=makers[name]: make(run, config, step), on_event)  # type: ignore[misc]
-        for name in dict.fromkeys(config.tracking.trackers)
+        _Tracker(name, partial(makers[name], run, config), on_event) for name in dict.fromkeys(config.tracking.trackers)
     ]
 
     def finish() -> None:
@@ -98,10 +110,11 @@ def tracked(run: Run, config: Config, on_event: Sink) -> Iterator[Sink]:
         on_event(event)
         for tracker in trackers:
             if isinstance(event, Step):
-                figures = {name: value for name, value in asdict(event).items() if name not in _NO_METRICS}
-                tracker.tell(event.step, lambda each, figures=figures: each.log(figures, step=event.step))  # type: ignore[misc]
+                tracker.tell(partial(_log, event))
             elif isinstance(event, Preview):
-                tracker.tell(event.step, lambda each: _show(each, event))
+                tracker.tell(partial(_show, event))
+            elif isinstance(event, Resumed | RolledBack):
+                tracker.go_on_after(event.step)
 
     try:
         yield emit
@@ -121,32 +134,37 @@ def hyper_parameters(config: Config) -> dict[str, bool | int | float | str]:
     }
 
 
-def _tensorboard(run: Run, config: Config, step: int) -> Any:
+def _tensorboard(run: Run, config: Config, steps_done: int) -> Any:
     """Into one folder, however often the run is resumed; steps that come again are taken out of it."""
     from accelerate.tracking import TensorBoardTracker
 
-    tracker = TensorBoardTracker("tensorboard", _folder(run), purge_step=step)
+    is_first = not (_folder(run) / "tensorboard").exists()
+    tracker = TensorBoardTracker("tensorboard", _folder(run), purge_step=steps_done + 1)
     tracker.start()
-    if step <= 1:
+    if is_first:
         tracker.store_init_configuration(hyper_parameters(config))
     return tracker
 
 
-def _weights_and_biases(run: Run, config: Config, step: int) -> Any:
-    """The same run of W&B after each resume, also from a folder that was moved."""
+def _weights_and_biases(run: Run, config: Config, steps_done: int) -> Any:
+    """The same run of W&B after each resume, also from a folder that was moved; another one after each roll-back.
+
+    W&B's own way to take steps back is not open to everyone, and unknown to its offline runs.
+    """
     import wandb
     from accelerate.tracking import WandBTracker
 
     wandb.setup(wandb.Settings(**_QUIET))
     if wandb.setup().settings.mode in ("online", "shared") and not wandb.login(prompt=False):
         raise ConnectionError("not logged in: run `wandb login` once, or set WANDB_MODE=offline")
-    folder = _folder(run)
+    folder, name = _folder(run), config.name or run.folder.resolve().name
+    turns = rolled_back_to(run)
     folder.mkdir(exist_ok=True)
     tracker = WandBTracker(
         config.tracking.project,
         dir=str(folder),
-        id=key_of("wandb", run.state.created)[:16],
-        name=config.name or run.folder.resolve().name,
+        id=key_of("wandb", run.state.created, *([len(turns)] if turns else []))[:16],
+        name=f"{name} from step {turns[-1] + 1}" if turns else name,
         resume="allow",
         settings={**_QUIET, **_NOTHING_OF_THE_MACHINE},
     )
@@ -155,7 +173,11 @@ def _weights_and_biases(run: Run, config: Config, step: int) -> Any:
     return tracker
 
 
-def _show(tracker: Any, preview: Preview) -> None:
+def _log(step: Step, tracker: Any) -> None:
+    tracker.log({name: value for name, value in asdict(step).items() if name not in _NO_METRICS}, step=step.step)
+
+
+def _show(preview: Preview, tracker: Any) -> None:
     import numpy as np
     from PIL import Image
 

@@ -9,16 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
+from small_state import new_run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 from tiny_runs import STEPS, Trained, plain_config, stop_after, train_in
 from wandb.proto.wandb_internal_pb2 import Record
 
 from fluxtune.config.checks import contradictions
 from fluxtune.config.schema import Config
 from fluxtune.errors import ExitCode, Stopped
-from fluxtune.events import Result, Step, Warning
+from fluxtune.events import Event, Preview, Result, Resumed, RolledBack, Step, Warning
 from fluxtune.runs import Run
-from fluxtune.training.trackers import hyper_parameters
+from fluxtune.training.trackers import hyper_parameters, tracked
 
 METRICS = {"loss", "learning_rate", "grad_norm", "rate", "memory", "epoch", "skipped"}
 
@@ -92,17 +95,79 @@ def test_weights_and_biases_has_steps_previews_and_settings_offline(
     run = train_in(tmp_path / "mug", config, cache=trained.cache)
     (file,) = run.folder.glob("tracking/wandb/offline-run-*/run-*.wandb")
     found = list(records(file))
-    rows = [
-        {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
-        for record in found
-        if record.WhichOneof("record_type") == "history"
-    ]
-    losses = {row["_step"]: row["loss"] for row in rows if "loss" in row}
-    assert losses == {step.step: step.loss for step in run.seen(Step)}
+    assert history(file) == {step.step: step.loss for step in run.seen(Step)}
     assert list((file.parent / "files" / "media").rglob("00-seed7_*.png"))
     assert not any(str(tmp_path).encode() in record.SerializeToString() for record in found)
     told = next(record.run for record in found if record.WhichOneof("record_type") == "run")
     assert (told.project, told.display_name) == ("fluxtune", "mug")
+
+
+def history(file: Path) -> dict[int, float]:
+    """Step -> loss of an offline run of W&B."""
+    rows = [
+        {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+        for record in records(file)
+        if record.WhichOneof("record_type") == "history"
+    ]
+    return {row["_step"]: row["loss"] for row in rows if "loss" in row}
+
+
+@pytest.fixture(autouse=True)
+def named_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorBoard reads files by name: second, process, and a count, of which the tenth comes before the ninth."""
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return new_run(tmp_path / "mug")
+
+
+def tell(run: Run, config: Config, *events: Event) -> None:
+    """What happens to a run, as its trackers hear of it."""
+    with tracked(run, config, lambda event: run.append(event) and None) as emit:
+        for event in events:
+            emit(event)
+
+
+def step(number: int, loss: float) -> Step:
+    return Step(number, 9, loss, 1e-4, 1.0, 1.0, 1.0, 1.0)
+
+
+def test_tensorboard_has_no_steps_that_a_run_turned_back_from(tiny_flux: Path, few_pictures: Path, run: Run) -> None:
+    config = tracked_config(tiny_flux, few_pictures, "tensorboard")
+    first = [step(number, 1.0) for number in (1, 2, 3, 4, 5)]
+    tell(run, config, *first, RolledBack(2, None, 0.5), step(3, 2.0), step(4, 2.0))
+    tell(run, config, Resumed(4, "checkpoint"), step(5, 3.0))
+    losses = [(event.step, event.value) for event in read_back(run.folder).Scalars("loss")]
+    assert losses == [(1, 1.0), (2, 1.0), (3, 2.0), (4, 2.0), (5, 3.0)]
+
+
+def test_weights_and_biases_has_a_run_for_each_time_that_a_run_turned_back(
+    tiny_flux: Path, few_pictures: Path, run: Run
+) -> None:
+    config = tracked_config(tiny_flux, few_pictures, "wandb")
+    tell(run, config, step(1, 1.0), step(2, 1.0), RolledBack(1, None, 0.5), step(2, 2.0))
+    tell(run, config, Resumed(2, "checkpoint"), step(3, 3.0))
+    files = sorted(run.folder.glob("tracking/wandb/offline-run-*/*.wandb"), key=lambda file: file.stat().st_mtime_ns)
+    assert [history(file) for file in files] == [{1: 1.0, 2: 1.0}, {2: 2.0}, {3: 3.0}]
+    told = [next(each.run for each in records(file) if each.WhichOneof("record_type") == "run") for file in files]
+    assert [each.display_name for each in told] == ["mug", "mug from step 2", "mug from step 2"]
+    assert told[0].run_id != told[1].run_id == told[2].run_id
+
+
+def test_previews_that_a_resume_begins_with_leave_the_figures_of_their_step(
+    tiny_flux: Path, few_pictures: Path, run: Run
+) -> None:
+    config = tracked_config(tiny_flux, few_pictures, "tensorboard")
+    path = run.preview_path(2, 0, 7)
+    path.parent.mkdir(parents=True)
+    Image.new("RGB", (16, 16)).save(path)
+    tell(run, config, step(1, 1.0), step(2, 1.0))
+    tell(run, config, Resumed(2, "checkpoint"), Preview(2, "a red star", 7, str(path)), step(3, 1.0))
+    reader = read_back(run.folder)
+    assert [event.step for event in reader.Scalars("loss")] == [1, 2, 3]
+    assert [event.step for event in reader.Images("previews/00-seed7")] == [2]
 
 
 @pytest.mark.parametrize("call", ["start", "log_images", "finish"])
