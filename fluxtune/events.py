@@ -84,11 +84,12 @@ class Preview:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint is whole on disk."""
+    """A checkpoint is whole on disk. Writing it took ``seconds``; 0 where the process that wrote it was killed then."""
 
     event: ClassVar[str] = "checkpoint"
     step: int
     path: str
+    seconds: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import re
 import time
 
 from fluxtune.errors import UsageError
-from fluxtune.events import Event, Step
+from fluxtune.events import Checkpoint, Event, Step
 
 _FORM = re.compile(r"(?:([\d.]+)h)?(?:([\d.]+)m)?(?:([\d.]+)s)?|([\d.]+)", re.ASCII)
 _UNITS = (3600, 60, 1, 1)
@@ -38,8 +38,8 @@ def seconds_of(text: str) -> float:
 class TimeLimit:
     """How long this process may take, counted from its own start.
 
-    What a step takes is learned from the events of the run: from one ``Step`` to the next it includes the checkpoint
-    and the previews that are made between them.
+    What is still to be done when the time comes is learned from the events of the run: another step, with the previews
+    between it and the next; then a checkpoint, which may have to wait for one that is being written.
     """
 
     def __init__(self, seconds: float, started: float | None = None) -> None:
@@ -50,20 +50,25 @@ class TimeLimit:
         """
         age = time.time() - (_process_started() if started is None else started)
         self._end = time.monotonic() - age + seconds
-        self._needed = min(_UNKNOWN_SAVE, seconds / 50)
         self._last_step: float | None = None
+        self._of_a_step = 0.0
+        self._of_writing: float | None = None
+        self._unknown_save = min(_UNKNOWN_SAVE, seconds / 50)
 
     def sees(self, event: Event) -> None:
         """Learn from an event of the run."""
         if isinstance(event, Step):
             now = time.monotonic()
             if self._last_step is not None:
-                self._needed = max(self._needed, now - self._last_step)
+                self._of_a_step = max(self._of_a_step, now - self._last_step)
             self._last_step = now
+        elif isinstance(event, Checkpoint) and event.seconds:
+            self._of_writing = max(self._of_writing or 0.0, event.seconds)
 
     def is_near(self) -> bool:
         """Whether another step and a checkpoint may not be done in time."""
-        return time.monotonic() + self._needed >= self._end
+        saving = self._unknown_save if self._of_writing is None else 2 * self._of_writing
+        return time.monotonic() + self._of_a_step + saving >= self._end
 
 
 def _process_started() -> float:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from fluxtune.errors import FluxtuneError, StorageError
 from fluxtune.events import Checkpoint, Sink, Warning
@@ -24,6 +24,13 @@ T = TypeVar("T")
 
 PAUSES = (2.0, 10.0, 30.0, 60.0, 120.0)
 """Seconds between attempts at a save that fails with what waiting can help: a full disk, a file system that is gone."""
+
+
+class _Written(NamedTuple):
+    """A checkpoint is: what is not needed any more because of it, and the seconds that all of this took."""
+
+    superseded: list[Path]
+    seconds: float
 
 
 class Saver:
@@ -42,7 +49,7 @@ class Saver:
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._step = 0
         self._unsaved: Snapshot | None = None
-        self._writing: Future[list[Path]] | None = None
+        self._writing: Future[_Written] | None = None
         self._failures = 0
         self._next_attempt = 0.0
 
@@ -106,7 +113,7 @@ class Saver:
             return
         writing, self._writing = self._writing, None
         try:
-            superseded = writing.result()
+            written = writing.result()
         except StorageError as error:
             self._failed(error)
         except BaseException:
@@ -114,7 +121,7 @@ class Saver:
             raise
         else:
             self._unsaved, self._failures, self._next_attempt = None, 0, 0.0
-            self._saved(superseded)
+            self._saved(written)
 
     def _failed(self, error: StorageError) -> None:
         """Put the save off, or give it up."""
@@ -130,7 +137,7 @@ class Saver:
         )
         self._on_event(Warning(message, error.where, error.hint))
 
-    def _saved(self, superseded: list[Path]) -> None:
+    def _saved(self, written: _Written) -> None:
         """Record the checkpoint, say so, and drop the oldest."""
         folder = self._run.checkpoint_folder(self._step)
         try:
@@ -140,15 +147,17 @@ class Saver:
             if not waiting_helps(error):
                 raise
             self._on_event(Warning(f"the run's record is out of date: {error.message}", error.where, error.hint))
-        self._on_event(Checkpoint(self._step, str(folder)))
-        for old in superseded:
+        self._on_event(Checkpoint(self._step, str(folder), written.seconds))
+        for old in written.superseded:
             self._retention.drop(old)
 
-    def _write(self, snapshot: Snapshot) -> list[Path]:
-        """What the thread does; returns the checkpoints that are not needed any more."""
+    def _write(self, snapshot: Snapshot) -> _Written:
+        """What the thread does."""
+        began = time.monotonic()
         write_checkpoint(self._run, snapshot)
         self._retention.trust(self._run.checkpoint_folder(snapshot.step))
-        return self._retention.superseded(snapshot.step, sound_steps(snapshot.step, snapshot.record["counters"]))
+        superseded = self._retention.superseded(snapshot.step, sound_steps(snapshot.step, snapshot.record["counters"]))
+        return _Written(superseded, round(time.monotonic() - began, 3))
 
 
 def patiently(work: Callable[[], T], what: str, on_event: Sink, pauses: tuple[float, ...] | None = None) -> T:

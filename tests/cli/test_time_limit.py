@@ -3,6 +3,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,8 +11,10 @@ from fluxtune.cli import time_limit
 from fluxtune.cli.signals import stop_requests
 from fluxtune.cli.time_limit import TimeLimit, seconds_of
 from fluxtune.errors import ExitCode, Stopped
-from fluxtune.events import Phase, Step, ignore
+from fluxtune.events import Checkpoint, Phase, Step, ignore
 from fluxtune.runs import Run
+from fluxtune.training import saving
+from fluxtune.training.checkpoint import write_checkpoint
 
 SMALL = ["training.precision=fp32", "memory.base_precision=fp32", "memory.text_precision=fp32", "previews.every=0"]
 SMALL += ["training.optimizer=adamw", "training.device=cpu", "dataset.resolution=64", "memory.recompute=none"]
@@ -43,17 +46,52 @@ def test_the_limit_counts_from_the_start_of_the_process() -> None:
     assert TimeLimit(100, started=time.time() - 98.5).is_near()  # two hundredths are left for saving
 
 
-def test_what_a_step_took_with_its_checkpoint_is_left_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 1000.0
-    monkeypatch.setattr(time, "monotonic", lambda: now)
-    limit = TimeLimit(100, started=time.time())
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time, in seconds, which stands still."""
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "time", lambda: now[0])
+    return now
+
+
+def near_after(limit: TimeLimit, clock: list[float]) -> float:
+    """So many seconds after the limit began to count it is near."""
+    while not limit.is_near():
+        clock[0] += 1.0
+    return clock[0] - 1000.0
+
+
+def test_what_a_step_took_is_left_for_the_next_and_some_time_for_saving(clock: list[float]) -> None:
+    limit = TimeLimit(100, started=1000.0)
     limit.sees(step(1))
-    now += 30
+    clock[0] += 30
     limit.sees(step(2))
-    now += 39
-    assert not limit.is_near()
-    now += 2
-    assert limit.is_near()
+    assert near_after(limit, clock) == 100 - 30 - 2
+
+
+def test_what_writing_took_is_left_twice_for_a_checkpoint_may_have_to_wait_for_one(clock: list[float]) -> None:
+    limit = TimeLimit(100, started=1000.0)
+    # The first was written by a process that was killed before it could say so.
+    for number, seconds in ((1, 0.0), (2, 12.0), (3, 10.0)):
+        limit.sees(step(number))
+        clock[0] += 5
+        limit.sees(Checkpoint(number, "checkpoints/step", seconds))
+    assert near_after(limit, clock) == 100 - 5 - 2 * 12
+
+
+def test_a_run_tells_what_writing_its_checkpoints_took(
+    tiny_flux: Path, pictures: Path, fluxtune: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write_slowly(*given: Any) -> None:
+        time.sleep(0.3)
+        write_checkpoint(*given)
+
+    monkeypatch.setattr(saving, "write_checkpoint", write_slowly)
+    sets = [f"--set={setting}" for setting in SMALL]
+    outcome = fluxtune("train", str(pictures), "--base", str(tiny_flux), *sets, "--steps", "1", "--json")
+    (told,) = [record for record in outcome.records() if record["event"] == "checkpoint"]
+    assert told["seconds"] >= 0.3
 
 
 def test_time_that_is_over_before_there_is_a_run_ends_the_work_with_75() -> None:
