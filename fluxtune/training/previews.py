@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import closing
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from fluxtune import files
@@ -51,15 +50,12 @@ def make_previews(
     vae_tiling: bool,
     should_stop: Callable[[], ExitCode | None],
     on_event: Sink,
-) -> list[Path]:
+) -> None:
     """Make the previews of one step; the VAE is in memory only meanwhile.
 
     Args:
         vae_tiling: as ``memory.vae_tiling``.
         should_stop: asked after every denoising step; an exit code ends the previews where they are.
-
-    Returns:
-        The pictures' paths.
     """
     on_event(Phase("previews", f"{len(requests)} pictures at step {step}"))
     # What the steps left free is in pieces that fit steps.
@@ -74,7 +70,6 @@ def make_previews(
         if should_stop() is not None:
             raise _StopAsked
 
-    paths = []
     transformer.eval()
     try:
         with closing(looking_ahead(base, pipeline, [request for _, request in requests], text_of)) as ahead:
@@ -83,14 +78,12 @@ def make_previews(
                 path = run.preview_path(step, index, request.seed)
                 files.write_with(path, partial(picture.save, format="PNG"))
                 on_event(Preview(step, request.prompt, request.seed, str(path)))
-                paths.append(path)
     except _StopAsked:
         pass
     finally:
         transformer.train()
     del pipeline
     free_memory()
-    return paths
 
 
 class _StopAsked(Exception):

@@ -286,7 +286,6 @@ def _phases(
         asked = should_stop()
     if asked is not None:
         saved.save(step)
-        outputs.settle()
         raise Stopped(
             f"stopped after step {step} of {training.steps}; everything is saved", asked, hint=_how_to_go_on(run)
         )

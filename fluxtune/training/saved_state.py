@@ -95,8 +95,7 @@ class SavedState:
         Raises:
             StorageError: it cannot be written.
         """
-        run = self._outputs.run
-        if step and run.checkpoint_folder(step) not in run.checkpoints():
+        if step:
             self._outputs.checkpoint(step)
             self._outputs.settle()
 
@@ -113,36 +112,37 @@ class SavedState:
             StorageError: no checkpoint is whole.
         """
         self._outputs.settle()
-        folder = self._folder(latest)
+        folder = self._return_point(latest)
+        self._abandon_after(0 if folder is None else step_of(folder))
+        if folder is not None:
+            self.run.update(step=step_of(folder), checkpoint=self.run.within(folder))
         self._hand_out(None if folder is None else str(folder))
         step = self._memory.put_back(folder)
         factor = float(self._outputs.counters[FACTOR])
         self._on_event(RolledBack(step, None if folder is None else str(folder), factor))
         return step
 
-    def _folder(self, latest: int) -> Path | None:
-        """The checkpoint to go back to, the newest there is now; None for the beginning."""
-        run = self._outputs.run
-        newest = last_good_checkpoint(run, self._on_event)
+    def _return_point(self, latest: int) -> Path | None:
+        """The checkpoint to go back to; None for the beginning."""
+        newest = last_good_checkpoint(self.run, self._on_event)
         if newest is None and not self._memory.beginning:
             raise StorageError(
                 "no whole checkpoint is left to go back to",
-                where=str(run.folder),
+                where=str(self.run.folder),
                 hint="train again from the start, into another run folder",
             )
-        folder = return_point(run.checkpoints(), latest, self._outputs.config.checkpoints.every)
-        if folder is None and not self._memory.beginning:
-            folder = newest
-        for later in run.checkpoints():
-            if folder is None or step_of(later) > step_of(folder):
+        folder = return_point(self.run.checkpoints(), latest, self._outputs.config.checkpoints.every)
+        return folder if folder is not None or self._memory.beginning else newest
+
+    def _abandon_after(self, step: int) -> None:
+        """Put the checkpoints of later steps aside."""
+        for later in self.run.checkpoints():
+            if step_of(later) > step:
                 aside = later.with_name(later.name.replace("step-", ABANDONED))
                 shutil.rmtree(aside, ignore_errors=True)
                 with storage_errors(later):
                     os.replace(later, aside)
                     sync_folder(later.parent)
-        if folder is not None:
-            run.update(step=step_of(folder), checkpoint=run.within(folder))
-        return folder
 
 
 def knows_beginning(config: Config, goes_on: bool) -> bool:

@@ -54,9 +54,9 @@ class Saver:
         self._next_attempt = 0.0
 
     def has(self, step: int) -> bool:
-        """Whether the last checkpoint that was begun is of this step, and being written or whole."""
-        folder = self._run.checkpoint_folder(step)
-        return step == self._step and (self._unsaved is not None or folder in self._run.checkpoints())
+        """Whether the checkpoint of this step is whole or begun."""
+        is_begun = self._unsaved is not None and self._unsaved.step == step
+        return is_begun or self._run.checkpoint_folder(step) in self._run.checkpoints()
 
     def begin(self, snapshot: Snapshot) -> None:
         """Write a snapshot from now on. Waits for the one before; where that failed so far, this one replaces it.
