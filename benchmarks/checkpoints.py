@@ -119,9 +119,9 @@ def watched() -> Iterator[tuple[list[float], list[float], list[float]]]:
     def watched_after_step(self: Outputs, step: int) -> None:
         timed(inside, lambda: after_step(self, step))
 
-    def watched_write(self: Saver, snapshot: Snapshot) -> list[Path]:
+    def watched_write(self: Saver, snapshot: Snapshot) -> Any:
         began = time.thread_time()
-        result: list[Path] = timed(writing, lambda: write(self, snapshot))
+        result = timed(writing, lambda: write(self, snapshot))
         processor.append(time.thread_time() - began)
         return result
 

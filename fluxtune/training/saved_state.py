@@ -113,13 +113,12 @@ class SavedState:
         """
         self._outputs.settle()
         folder = self._return_point(latest)
-        self._abandon_after(0 if folder is None else step_of(folder))
-        if folder is not None:
-            self.run.update(step=step_of(folder), checkpoint=self.run.within(folder))
-        self._hand_out(None if folder is None else str(folder))
-        step = self._memory.put_back(folder)
-        factor = float(self._outputs.counters[FACTOR])
-        self._on_event(RolledBack(step, None if folder is None else str(folder), factor))
+        step, path = (0, None) if folder is None else (step_of(folder), str(folder))
+        self._abandon_after(step)
+        self.run.update(step=step, checkpoint=None if folder is None else self.run.within(folder))
+        self._hand_out(path)
+        self._memory.put_back(folder)
+        self._on_event(RolledBack(step, path, float(self._outputs.counters[FACTOR])))
         return step
 
     def _return_point(self, latest: int) -> Path | None:

@@ -224,19 +224,33 @@ def test_a_run_that_was_stopped_goes_back_to_where_the_unbroken_one_does_with_on
     assert [folder.name for folder in Run.open(run.folder).checkpoints()] == ["step-000004"]
 
 
+@pytest.mark.parametrize(
+    ("bad", "then"),
+    [
+        ({4, 5}, (2, "checkpoints/step-000002", "abandoned-step-000004", "step-000002")),
+        ({2, 3}, (0, None, "abandoned-step-000002")),
+    ],
+)
 def test_checkpoints_that_a_run_turned_back_from_are_aside_until_the_next_one_is_whole(
-    config: Make, cache: Path, tmp_path: Path, nan_at: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    config: Make,
+    cache: Path,
+    tmp_path: Path,
+    nan_at: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    bad: set[int],
+    then: tuple[Any, ...],
 ) -> None:
-    nan_at({4, 5})
+    nan_at(bad)
     checkpoints, seen = tmp_path / "mug" / "checkpoints", []
 
     def look(event: Event) -> None:
         if isinstance(event, RolledBack):
-            seen.extend(sorted(path.name for path in checkpoints.iterdir()))
+            state = Run.open(tmp_path / "mug").state
+            seen.append((state.step, state.checkpoint, *sorted(path.name for path in checkpoints.iterdir())))
 
     monkeypatch.setenv("FLUXTUNE_CACHE", str(cache))
     train(config(training__divergence={"patience": 2}), output=tmp_path / "mug", on_event=look)
-    assert seen == ["abandoned-step-000004", "step-000002"]
+    assert seen == [then]
     assert sorted(path.name for path in checkpoints.iterdir()) == ["step-000002", "step-000004", "step-000006"]
 
 
