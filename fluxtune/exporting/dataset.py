@@ -274,7 +274,8 @@ def _remarks(
         yield f"{layout.value} does not read {some_names(unread)}: save them as PNG for it"
     spelled_out = [place.picture for place in places if place.caption != (place.item.caption or "")]
     if spelled_out:
-        yield f"[trigger] is written out in the captions of {some_names(spelled_out)}"
+        what = "[trigger]" if traits.prompts else "the trigger word"
+        yield f"{what} is written out in the captions of {some_names(spelled_out)}"
     renamed = [place.mask for place in places if place.mask and traits.whole_mask_names and _is_recoded(place)]
     if renamed:
         yield f"{layout.value} wants a mask under the name of its picture: {some_names(renamed)} are PNGs all the same"
@@ -288,6 +289,8 @@ def _remarks(
     turned = [place.picture for place in places if looks[place.item].stored.turn != 1]
     if turned and layout is Layout.KOHYA:
         yield f"kohya's trainers do not turn {some_names(turned)} upright: fluxtune validate --fix writes them so"
+    if layout is Layout.DIFFUSERS and any(place.mask for place in places):
+        yield "diffusers' scripts have no masks, and take the folders of them for pictures: move those away"
     if layout is Layout.AI_TOOLKIT and not dataset.buckets and any(group.masks != "none" for group in groups):
         yield "ai-toolkit takes masks with buckets alone: set dataset.buckets"
     bare = [place.picture for group in groups if not group.default for place in group.places if not place.caption]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fluxtune.config.dataset import NO_FOLDERS, DatasetConfig, FolderConfig
-from fluxtune.config.descriptions import ai_toolkit, kohya, simpletuner
+from fluxtune.config.descriptions import ai_toolkit, kohya, onetrainer, simpletuner
 from fluxtune.config.descriptions.documents import Document, Remark, read_document
 from fluxtune.config.documents import Layer, read_layer
 from fluxtune.config.problems import problems_of
@@ -136,6 +136,8 @@ def _convention(file: Path, content: Layer) -> tuple[str, Callable[[Document], L
             return kohya.NAME, kohya.read
         message = "this TOML describes no data set: wanted [[datasets]] as kohya has it, or [dataset] and its folders"
         raise _refusal(message, content)
+    if onetrainer.is_one(content.values):
+        return onetrainer.NAME, onetrainer.read
     if file.suffix.lower() == ".json" and "" in content.values:
         return simpletuner.NAME, simpletuner.read
     if kohya.is_one(content.values):
