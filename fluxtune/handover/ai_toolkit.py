@@ -333,13 +333,12 @@ _FIXED = (
 _TECHNICAL = frozenset({
     "training_folder", "device", "performance_log_every", "sqlite_db_path", "logging", "meta", "save.save_format",
     "save.push_to_hub", "save.hf_repo_id", "save.hf_private", "sample.sampler", "sample.neg", "sample.format",
-    "sample.sample_start_step", "sample.num_frames", "sample.fps", "train.skip_first_sample",
-    "train.force_first_sample", "train.xformers", "train.sdp", "train.attention_backend", "model.low_vram",
-    "model.layer_offloading", "model.layer_offloading_transformer_percent", "model.arch", "model.is_flux",
+    "sample.sample_start_step", "sample.num_frames", "sample.fps", "train.force_first_sample", "train.xformers",
+    "train.sdp", "train.attention_backend", "model.low_vram", "model.layer_offloading",
+    "model.layer_offloading_transformer_percent", "model.arch", "model.is_flux",
     "model.layer_offloading_text_encoder_percent", "model.quantize_kwargs", "model.compile", "network.alpha",
-    "train.unload_text_encoder", "train.cache_text_embeddings", "train.gradient_accumulation_steps", "network.conv",
-    "network.conv_alpha", "network.lokr_full_rank", "network.lokr_factor",
-    "train.blank_prompt_preservation_multiplier", "train.diff_output_preservation_multiplier",
+    "train.unload_text_encoder", "train.cache_text_embeddings", "network.conv", "network.conv_alpha",
+    "network.lokr_full_rank", "network.lokr_factor", "train.blank_prompt_preservation_multiplier",
     "train.switch_boundary_every", "train.do_differential_guidance_scale", "model.model_kwargs",
 })  # fmt: skip
 """Keys that say how it works, and not what it learns."""

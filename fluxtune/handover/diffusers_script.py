@@ -226,12 +226,14 @@ RULES = (
 _FIXED = (
     Fixed("train_text_encoder", False, "text encoders are not trained here", usual=False),
     Fixed("scale_lr", False, "the learning rate is taken as it is here", usual=False),
+    Fixed("adam_beta1", 0.9, "the betas of AdamW are 0.9 and 0.999 here", usual=0.9),
+    Fixed("adam_beta2", 0.999, "the betas of AdamW are 0.9 and 0.999 here", usual=0.999),
     Fixed("cache_latents", True),
 )
 
 
 _TECHNICAL = frozenset({
-    "variant", "cache_dir", "cache_latents", "logging_dir", "report_to", "push_to_hub", "hub_model_id", "hub_token",
+    "variant", "cache_dir", "cache_latents", "logging_dir", "push_to_hub", "hub_model_id", "hub_token",
     "allow_tf32", "dataloader_num_workers", "sample_batch_size", "prior_generation_precision", "local_rank",
     "upcast_before_saving", "resume_from_checkpoint", "image_column", "caption_column", "text_encoder_lr", "script",
     "adam_epsilon", "adam_weight_decay_text_encoder", "prodigy_beta3", "prodigy_decouple", "lr_num_cycles",
@@ -284,8 +286,6 @@ TRAINER = Trainer(
     ),
     technical=_TECHNICAL,
     meanings={
-        "adam_beta1": "the betas of AdamW are 0.9 and 0.999 here",
-        "adam_beta2": "the betas of AdamW are 0.9 and 0.999 here",
         "max_sequence_length": "T5 reads as many tokens here as the FLUX pipelines have it read",
         "dataset_config_name": "data sets of the hub are not read: download the pictures into a folder",
     },

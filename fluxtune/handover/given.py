@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any
 
 from fluxtune.config.descriptions.documents import Document
@@ -15,6 +16,7 @@ from fluxtune.config.positions import KeyPath
 from fluxtune.config.settings import shown
 
 _ON, _OFF = ("true", "yes", "on", "1"), ("false", "no", "off", "0", "none", "")
+_MOST_SHOWN, _DEEPEST = 8, 12
 _SILENT: tuple[object, ...] = (None, False, 0, "", [], {}, "false", "False", "none", "None")
 """Values that switch something off: nothing is lost by a key with one of these."""
 
@@ -90,13 +92,13 @@ class Given:
         """The tables of a list of tables, with their numbers."""
         rows = self.get(key, [])
         if not isinstance(rows, list):
-            self.refuse(key, f"{key} is {shown(rows)}: wanted a list")
+            self.refuse(key, f"{key} is {brief(rows)}: wanted a list")
             return
         for index, row in enumerate(rows):
             if isinstance(row, dict):
                 yield index, row
             else:
-                self.refuse(key, f"a row of {key} is {shown(row)}: wanted a table")
+                self.refuse(key, f"a row of {key} is {brief(row)}: wanted a table")
 
     def where(self, key: str) -> KeyPath:
         """Where it stands in the document."""
@@ -118,7 +120,7 @@ class Given:
         """A number within a value that is more than one; None, and a problem of the file, where it is none."""
         number = _number(text)
         if number is None:
-            self.refuse(key, f"{shown(text)} in {key} is no number")
+            self.refuse(key, f"{brief(text)} in {key} is no number")
         return number
 
     def finish(self, technical: Collection[str], meanings: dict[str, str]) -> None:
@@ -136,33 +138,42 @@ class Given:
                 quiet.append(key)
             elif value not in _SILENT:
                 said = meanings.get(key, "it has no counterpart here, and is not taken over")
-                self.warn(key, f"{key} = {shown(value)}: {said}")
+                self.warn(key, f"{key} = {brief(value)}: {said}")
         if quiet:
             self.note(quiet[0], f"no matter here: {', '.join(quiet)}")
 
     def _checked(self, key: str, usual: Any, value: Any, wanted: str) -> Any:
         seen = self.values.get(key)
         if value is None and seen is not None:
-            self.refuse(key, f"{key} is {shown(seen)}: wanted {wanted}")
+            self.refuse(key, f"{key} is {brief(seen)}: wanted {wanted}")
         return usual if value is None else value
 
 
 def _number(value: object) -> int | float | None:
+    """A finite number, or text that is one; what is larger than any setting is none."""
     if isinstance(value, str):
-        for kind in (int, float):
-            try:
-                return kind(value)
-            except ValueError:
-                continue
+        try:
+            value = float(value) if set(value) & set(".eEnN") else int(value)
+        except ValueError:
+            return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+    return value if isfinite(value) and abs(value) < 2**63 else None
+
+
+def brief(value: object) -> str:
+    """A value for a message; of lists and tables that may hold anything, three dots."""
+    plain = value if isinstance(value, list) else [value]
+    is_short = len(plain) <= _MOST_SHOWN and all(isinstance(each, str | int | float | None) for each in plain)
+    return shown(value) if is_short else "..."
 
 
 def flattened(values: dict[str, Any], at: KeyPath = (), prefix: str = "") -> Iterator[tuple[str, Any, KeyPath]]:
-    """Every value of tables within tables: its dotted name, itself, and its path; lists are values."""
+    """Every value of tables within tables: its dotted name, itself, and its path; lists are values, and so are tables
+    that lie deeper than any settings do, such as one that holds itself."""
     for key, value in values.items():
         name, path = f"{prefix}{key}", (*at, key)
-        if isinstance(value, dict) and value:
+        if isinstance(value, dict) and value and len(path) < _DEEPEST:
             yield from flattened(value, path, f"{name}.")
         else:
             yield name, value, path

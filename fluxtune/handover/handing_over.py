@@ -180,9 +180,9 @@ def _losses(config: Config, back: Config, trainer: Trainer, wanted: Wanted) -> I
     was, meant, is_now = values_of(config), _spelled_out(wanted), values_of(back)
     found = []
     for key, value in was.items():
-        if key == "dataset.folders" or _same(meant.get(key, value), is_now[key]):
-            continue
         rule = ours.get(key)
+        if key == "dataset.folders" or _same(meant.get(key, value) if rule is not None else value, is_now[key]):
+            continue
         becomes = is_now[key] if rule is not None or key.startswith("dataset.") else None
         why = rule.note if rule is not None else reason(trainer.without, key) or ""
         learned = key.startswith(LEARNED) and not key.startswith(NOT_LEARNED)

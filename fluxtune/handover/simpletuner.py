@@ -354,13 +354,13 @@ _TECHNICAL = frozenset({
     "push_to_hub_background", "validation_prompt_library", "validation_torch_compile", "resolution",
     "resolution_type", "attention_mechanism", "model_card_safe_for_work", "text_encoder_batch_size",
     "write_batch_size", "read_batch_size", "image_processing_batch_size", "allow_tf32", "base_model_default_dtype",
-    "lr_end", "cache_dir", "logging_dir", "offload_during_startup", "compress_disk_cache", "delete_unwanted_images",
-    "metadata_update_interval", "tracker_run_name", "keep_vae_loaded", "vae_dtype", "num_processes", "num_machines",
-    "dynamo_backend", "ema_device", "validation_on_startup", "ema_update_interval", "ema_cpu_only",
-    "lycoris_config", "init_lokr_norm", "validation_seed_source", "lora_format", "accelerate_extra_args",
-    "validation_using_datasets", "lr_power", "lr_num_cycles", "debug_dataset_loader", "override_dataset_config",
-    "validation_scheduler", "webhook_config", "dataloader_prefetch", "validation_preview",
-    "validation_preview_steps", "eval_steps_interval", "eval_dataset_id", "evaluation_type",
+    "cache_dir", "logging_dir", "offload_during_startup", "compress_disk_cache", "delete_unwanted_images",
+    "metadata_update_interval", "keep_vae_loaded", "vae_dtype", "num_processes", "num_machines", "dynamo_backend",
+    "ema_device", "validation_on_startup", "ema_update_interval", "ema_cpu_only", "lycoris_config",
+    "init_lokr_norm", "validation_seed_source", "lora_format", "accelerate_extra_args", "validation_using_datasets",
+    "lr_power", "lr_num_cycles", "debug_dataset_loader", "override_dataset_config", "validation_scheduler",
+    "webhook_config", "dataloader_prefetch", "validation_preview", "validation_preview_steps",
+    "eval_steps_interval", "eval_dataset_id", "evaluation_type",
 })  # fmt: skip
 """Keys that say how it works, and not what it learns."""
 

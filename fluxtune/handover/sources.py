@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from fluxtune.handover.given import Given, flattened
 from fluxtune.handover.rules import Trainer
 from fluxtune.handover.trainers import TRAINERS
 
+_MOST = 5_000
 _DOCUMENTS = (".toml", ".yaml", ".yml", ".json")
 
 _ENVIRONMENT = {
@@ -98,7 +100,7 @@ def _of_document(file: Path, source: str) -> Source:
     values = content.values
     if _is_job(values):
         return _job(content)
-    flat = list(_flat(values))
+    flat = _all(_flat(values), source)
     keys = {name for name, _, _ in flat}
     trainer = next((trainer for trainer, is_one in _SIGNS if is_one(keys)), None)
     if trainer is None:
@@ -107,6 +109,14 @@ def _of_document(file: Path, source: str) -> Source:
     for name, value, path in flat:
         given.values[name], given.lines[name] = value, path
     return _with_files(Source(TRAINERS[trainer], given))
+
+
+def _all(settings: Iterator[tuple[str, Any, KeyPath]], source: str) -> list[tuple[str, Any, KeyPath]]:
+    """The settings, if they are not more than anybody has: tables that stand for others multiply."""
+    found = list(islice(settings, _MOST + 1))
+    if len(found) > _MOST:
+        raise UsageError(f"these are more than {_MOST:,} settings", where=source, hint="check that this is the file")
+    return found
 
 
 def _flat(values: dict[str, Any]) -> Iterator[tuple[str, Any, KeyPath]]:
@@ -158,7 +168,7 @@ def _job(content: Layer) -> Source:
     if not processes or not isinstance(processes[0], dict):
         given.document.refuse(("config", "process"), "the job has no process", "give a job that trains")
         return Source(trainer, given)
-    for name, value, path in flattened(processes[0], ("config", "process", 0)):
+    for name, value, path in _all(flattened(processes[0], ("config", "process", 0)), content.source):
         given.values[name], given.lines[name] = value, path
     given.values["name"], given.lines["name"] = content.values["config"].get("name"), ("config", "name")
     if len(processes) > 1:

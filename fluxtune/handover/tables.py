@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from fluxtune.handover.common import WITHOUT
 from fluxtune.handover.rules import Trainer
 from fluxtune.handover.trainers import TRAINERS
 
@@ -14,7 +15,15 @@ BEGIN, END = "<!-- tables -->\n", "<!-- end of tables -->\n"
 
 def tables() -> str:
     """Every trainer's table in Markdown."""
-    return "\n".join("\n".join(_table(trainer)) + "\n" for trainer in TRAINERS.values())
+    pages = ["\n".join(_table(trainer)) + "\n" for trainer in TRAINERS.values()]
+    rest = [f"- `{key}`: {instead}" for key, instead in WITHOUT.items()]
+    head = [
+        "### What is in no row",
+        "",
+        "Where nothing else is said of a trainer, this is what it does without a setting:",
+        "",
+    ]
+    return "\n".join([*pages, "\n".join([*head, *rest]) + "\n"])
 
 
 def with_tables(text: str) -> str:
@@ -32,13 +41,11 @@ def _table(trainer: Trainer) -> Iterator[str]:
     yield "| --- | --- | --- |"
     for rule in trainer.rules:
         yield f"| {_names(rule.theirs)} | {_names(rule.ours)} | {rule.note} |"
-    written = {key for rule in trainer.rules for key in rule.ours}
-    yield ""
-    yield "What it has not, and does instead:"
-    yield ""
-    for key, instead in trainer.without.items():
-        if key not in written and instead:
-            yield f"- `{key}`: {instead}"
+    if own := {key: instead for key, instead in trainer.without.items() if WITHOUT.get(key) != instead}:
+        yield ""
+        yield "What it has not, and does instead:"
+        yield ""
+        yield from (f"- `{key}`: {instead}" for key, instead in own.items())
     told = [each for each in trainer.fixed if each.otherwise]
     yield ""
     yield "What is otherwise there, and told on import:"

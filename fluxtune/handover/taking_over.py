@@ -16,12 +16,12 @@ from fluxtune.config.documents import Layer
 from fluxtune.config.positions import KeyPath
 from fluxtune.config.problems import problems_of
 from fluxtune.config.schema import Config
-from fluxtune.config.settings import defaults, shown
+from fluxtune.config.settings import defaults
 from fluxtune.errors import ConfigError, UsageError
 from fluxtune.files import write_text
 from fluxtune.handover.common import OTHER_MODELS
 from fluxtune.handover.data import Data, pictures_of, read_data
-from fluxtune.handover.given import Given
+from fluxtune.handover.given import Given, brief
 from fluxtune.handover.rules import Fixed, Values, nested
 from fluxtune.handover.sources import Source, read_source
 
@@ -130,7 +130,7 @@ def _require_flux1(source: Source) -> None:
     for each in source.trainer.fixed:
         value = given.get(each.theirs, each.usual) if each.refused else None
         if value is not None and value not in (each.value, *each.also):
-            given.refuse(each.theirs, f"{each.theirs} is {shown(value)}: {each.otherwise}", hint)
+            given.refuse(each.theirs, f"{each.theirs} is {brief(value)}: {each.otherwise}", hint)
     if source.trainer.other_model is not None and (why := source.trainer.other_model(given)):
         given.refuse("", why, hint)
     for key in ("pretrained_model_name_or_path", "model.name_or_path", "base_model_name", "model_flavour"):
@@ -200,7 +200,7 @@ def _compare(each: Fixed, given: Given) -> None:
         seen = given.number(each.theirs, each.usual)
     if each.otherwise and not each.refused and seen is not None and seen not in (each.value, *each.also):
         what = (
-            f"{each.theirs} = {shown(seen)}" if given.has(each.theirs) else f"{each.theirs} is {shown(seen)} by default"
+            f"{each.theirs} = {brief(seen)}" if given.has(each.theirs) else f"{each.theirs} is {brief(seen)} by default"
         )
         given.warn(each.theirs, f"{what}: {each.otherwise}")
 

@@ -14,7 +14,6 @@ from fluxtune.cli.options import Base, ConfigFile, Json, Preset, Sets, given, se
 from fluxtune.cli.render import sink, write_line
 from fluxtune.config.documents import read_layer
 from fluxtune.config.layers import Resolved, resolve
-from fluxtune.environment.device import quiet_libraries
 from fluxtune.errors import Refusal, UsageError
 from fluxtune.events import Result
 from fluxtune.handover.trainers import TRAINERS, Target
@@ -132,7 +131,6 @@ def _resolved(
 
 def _run(resolved: Resolved, to: Target, output: Path, link: bool, accept_errors: bool, as_json: bool) -> HandedOver:
     with sink(as_json) as on_event:
-        quiet_libraries()
         from fluxtune.dataset.findings import found_in_description
         from fluxtune.handover.handing_over import as_data, hand_over
 
