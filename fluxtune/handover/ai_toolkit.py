@@ -179,7 +179,12 @@ def _write_previews(wanted: Wanted) -> Values:
 
 def _read_previews(given: Given) -> Values:
     prompts = given.words("sample.prompts")
-    prompts += [row["prompt"] for _, row in given.rows("sample.samples") if isinstance(row.get("prompt"), str)]
+    for index, row in given.rows("sample.samples"):
+        prompts += [row["prompt"]] if isinstance(row.get("prompt"), str) else []
+        if others := sorted(row.keys() - {"prompt"}):
+            given.warn("sample.samples", f"of sample {index + 1} {', '.join(others)} is not taken over")
+    if trigger := given.text("trigger_word"):
+        prompts = [prompt.replace("[trigger]", trigger) for prompt in prompts]
     every = given.whole("sample.sample_every", 100)
     if given.switch("sample.walk_seed"):
         given.note("sample.walk_seed", "each prompt has the same seeds here")

@@ -104,6 +104,12 @@ def _value(token: str, kind: str, variables: dict[str, Any]) -> str:
     return _VARIABLE.sub(lambda match: str(variables.get(match[1] or match[2], match[0])), text)
 
 
+def options_in(text: str, line: int, source: str) -> dict[str, Any]:
+    """The options of a text that holds nothing else, as a variable for further arguments does."""
+    (words, *_) = [*_commands(text, source, {}), []]
+    return {key: value for key, value, _ in _options([(word, line) for word, _ in words])}
+
+
 def _options(words: list[tuple[str, int]]) -> Iterator[tuple[str, Any, int]]:
     """``--a b c --d=e --f`` -> a: [b, c], d: e, f: True"""
     name, line, values = "", 0, []

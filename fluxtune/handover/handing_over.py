@@ -7,7 +7,7 @@ then is told, with what it becomes or what the trainer does instead.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import isclose
 from pathlib import Path
 from shlex import quote
@@ -118,6 +118,10 @@ def hand_over(
             reserved=("output", "workspace", "class", trainer.file),
         )
         wanted = _wanted(given, trainer, root, place)
+        if not any(wanted.prompts):
+            # Nothing is known that previews could be of.
+            previews = given.previews.model_copy(update={"every": 0})
+            wanted = replace(wanted, config=given.model_copy(update={"previews": previews}))
         texts = trainer.text(written(trainer, wanted), wanted)
         for name, text in texts.items():
             write_text(root / name, text)

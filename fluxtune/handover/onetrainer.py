@@ -461,6 +461,7 @@ TRAINER = Trainer(
     title="OneTrainer",
     source="Nerogar/OneTrainer",
     layout=Layout.ONETRAINER,
+    masks_by="masked_training",
     file=FILE,
     rules=RULES,
     fixed=_FIXED,

@@ -89,9 +89,9 @@ def run_name(key: str) -> Rule:
 
 
 def adamw(
-    key: str, names: dict[str, str], usual: str, arguments: str, also: dict[str, str] | None = None, decay: float = 0.01
+    key: str, names: dict[str, str], usual: str, arguments: str, also: dict[str, str], decay: str | None = None
 ) -> Rule:
-    """The optimizer, with its weight decay among the arguments as ``weight_decay=0.01``."""
+    """The optimizer, with its weight decay among the arguments as ``weight_decay=0.01``, or at a key of its own."""
     optimizers = named(key, "training.optimizer", usual, names, also, otherwise="adamw")
 
     def write(wanted: Wanted) -> Values:
@@ -99,9 +99,11 @@ def adamw(
 
     def read(given: Given) -> Values:
         pairs = given.pairs(arguments)
-        found = given.number_in(arguments, pairs.pop("weight_decay", decay))
+        usual_decay = given.number(decay, 0.01) if decay is not None else 0.01
+        found = given.number_in(arguments, pairs.pop("weight_decay", usual_decay))
         for name, value in pairs.items():
             given.warn(arguments, f"{name}={value} of the optimizer has no counterpart here")
         return optimizers.read(given) | ({} if found is None else {"training.weight_decay": float(found)})
 
-    return Rule((key, arguments), ("training.optimizer", "training.weight_decay"), write, read)
+    keys = (key, arguments) if decay is None else (key, arguments, decay)
+    return Rule(keys, ("training.optimizer", "training.weight_decay"), write, read)

@@ -118,7 +118,7 @@ class Trainer:
         meanings: keys that mean something else here -> what.
         text: (values by dotted name, wanted) -> file name -> text of each file that it is given.
         command: (folder, wanted) -> what starts it, and in which folder.
-        masks: whether it has masks.
+        masks: whether it has masks; ``masks_by``, the key that has them looked at, if there is one.
         other_model: why settings are not about FLUX.1; None if they are.
         to_do: what a person has to do before it starts.
     """
@@ -137,6 +137,7 @@ class Trainer:
     text: Callable[[Values, Wanted], dict[str, str]]
     command: Callable[[str, Wanted], str]
     masks: bool = True
+    masks_by: str | None = None
     other_model: Callable[[Given], str | None] | None = None
     to_do: Callable[[Wanted], Sequence[str]] | None = None
 

@@ -222,6 +222,11 @@ def _write_precision(wanted: Wanted) -> Values:
     return {"fp8_base": wanted["memory.base_precision"] not in ("bf16", "fp32")}
 
 
+def _read_precision(given: Given) -> Values:
+    is_quantised = [given.switch(key) for key in ("fp8_base", "fp8_base_unet")]
+    return {"memory.base_precision": "fp8" if any(is_quantised) else "bf16"}
+
+
 RULES = (
     Rule(
         ("pretrained_model_name_or_path", "clip_l", "t5xxl", "ae"),
@@ -232,10 +237,10 @@ RULES = (
     ),
     run_name("output_name"),
     Rule(
-        ("fp8_base",),
+        ("fp8_base", "fp8_base_unet"),
         ("memory.base_precision",),
         _write_precision,
-        lambda given: {"memory.base_precision": "fp8" if given.switch("fp8_base") else "bf16"},
+        _read_precision,
         "It has 8-bit floats alone.",
     ),
     same("network_dim", "lora.rank", 4),
@@ -362,8 +367,8 @@ _TECHNICAL = frozenset({
     "save_state", "save_state_on_train_end", "resume", "training_comment", "huggingface_repo_id", "wandb_run_name",
     "huggingface_token", "wandb_api_key", "mem_eff_save", "num_cpu_threads_per_process", "split_mode",
     "disable_mmap_load_safetensors", "max_token_length", "t5xxl_max_token_length", "sample_sampler",
-    "text_encoder_batch_size", "gradient_checkpointing_cpu_offload", "cpu_offload_checkpointing", "masked_loss",
-    "fp8_base_unet", "sample_at_first", "metadata_title", "metadata_author", "metadata_description",
+    "text_encoder_batch_size", "gradient_checkpointing_cpu_offload", "cpu_offload_checkpointing", 
+    "sample_at_first", "metadata_title", "metadata_author", "metadata_description",
     "metadata_license", "metadata_tags", "dataset", "dynamo_backend", "num_processes", "num_machines",
     "torch_compile", "console_log_level", "bucket_reso_steps", "min_bucket_reso", "max_bucket_reso", "clip_skip",
     "lr_scheduler_num_cycles", "lr_scheduler_power", "huber_c", "huber_schedule", "no_half_vae", "config_file",
@@ -404,6 +409,7 @@ TRAINER = Trainer(
     title="kohya's sd-scripts",
     source="kohya-ss/sd-scripts",
     layout=Layout.KOHYA,
+    masks_by="masked_loss",
     file=FILE,
     rules=RULES,
     fixed=_FIXED,

@@ -283,6 +283,7 @@ RULES = (
         "optimizer_config",
         also={"adamw_bf16": "adamw", "optimi-adamw": "adamw", "bnb-adamw": "adamw", "ao-adamw8bit": "adamw-8bit",
               "bnb-adamw8bit-paged": "adamw-8bit", "bnb-adamw-paged": "adamw"},
+        decay="adam_weight_decay",
     ),
     Rule(
         ("max_grad_norm", "grad_clip_method"),

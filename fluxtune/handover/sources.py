@@ -14,7 +14,7 @@ from fluxtune.config.documents import Layer, read_text
 from fluxtune.config.positions import KeyPath
 from fluxtune.errors import ConfigError, UsageError
 from fluxtune.handover import sd_scripts
-from fluxtune.handover.command_lines import read_script
+from fluxtune.handover.command_lines import options_in, read_script
 from fluxtune.handover.given import Given, flattened
 from fluxtune.handover.rules import Trainer
 from fluxtune.handover.trainers import TRAINERS
@@ -43,6 +43,10 @@ _ENVIRONMENT = {
     "TRAINER_DYNAMO_BACKEND": "dynamo_backend",
 }
 """Variables of SimpleTuner's config.env that are not called like their argument in capitals."""
+
+
+_FURTHER = "TRAINER_EXTRA_ARGS"
+"""The variable of it that holds further arguments."""
 
 
 @dataclass
@@ -102,6 +106,9 @@ def _of_document(file: Path, source: str) -> Source:
         return _job(content)
     flat = _all(_flat(values), source)
     keys = {name for name, _, _ in flat}
+    if "LoRA_type" in keys:
+        hint = "import the TOML that it writes for sd-scripts beside the LoRA, or the command that it prints"
+        raise UsageError("these are settings of the interface kohya_ss", where=source, hint=hint)
     trainer = next((trainer for trainer, is_one in _SIGNS if is_one(keys)), None)
     if trainer is None:
         raise _nobodys(values, source)
@@ -184,9 +191,12 @@ def _of_script(file: Path, source: str) -> Source:
     if name.startswith("simpletuner") or (not values and {"MODEL_TYPE", "MODEL_FAMILY"} & script.variables.keys()):
         trainer = TRAINERS["simpletuner"]
         environment = {_ENVIRONMENT.get(key, key.lower()): (key, value) for key, value in script.variables.items()}
-        values = {argument: value for argument, (_, value) in environment.items()} | script.options
+        more = str(environment.pop(_FURTHER.lower(), ("", ""))[1])
+        further = options_in(more, script.lines.get((_FURTHER,), 1), source)
+        values = {argument: value for argument, (_, value) in environment.items()} | further | script.options
         values.pop("script", None)
         lines: dict[str, KeyPath] = {argument: (key,) for argument, (key, _) in environment.items()}
+        lines |= dict.fromkeys(further, (_FURTHER,))
     elif "train_network" in name or "network_module" in values:
         trainer, lines = TRAINERS["sd-scripts"], {}
     elif name.startswith("train_dreambooth"):

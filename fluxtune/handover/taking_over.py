@@ -24,6 +24,7 @@ from fluxtune.handover.data import Data, pictures_of, read_data
 from fluxtune.handover.given import Given, brief
 from fluxtune.handover.rules import Fixed, Values, nested
 from fluxtune.handover.sources import Source, read_source
+from fluxtune.redaction import without_tokens
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ def _short(origin: str, source: str) -> str:
 
 def _plain(text: str) -> str:
     """Text as a comment of TOML may have it."""
-    return re.sub(r"[\x00-\x1f\x7f]", " ", text).encode(errors="replace").decode()
+    return re.sub(r"[\x00-\x1f\x7f]", " ", without_tokens(text)).encode(errors="replace").decode()
 
 
 def _require_flux1(source: Source) -> None:
@@ -158,7 +159,7 @@ def _taken(source: Source, data: Data) -> tuple[Values, dict[str, str]]:
     for key, value in data.shared.items():
         values[f"dataset.{key}"] = value
         origins[f"dataset.{key}"] = data.origins.get(key, title)
-    if source.trainer.name == "onetrainer" and not given.switch("masked_training"):
+    if source.trainer.masks_by is not None and not given.switch(source.trainer.masks_by):
         data.rows = [{**row, "masks": "none"} for row in data.rows]
     _fit(values, given)
     return values, {key: origins.get(key, f"as {title} has it") for key in values}

@@ -74,6 +74,11 @@ BAD: dict[str, tuple[str, str, str]] = {
     ),
     "text": ("a.txt", "Dear diary,\n", "a.txt: this is neither settings nor a command"),
     "nothing": ("a.json", "", "a.json:2: not valid JSON"),
+    "another program's settings": (
+        "a.json",
+        '{"LoRA_type": "Flux1", "network_dim": 4}',
+        "a.json: these are settings of",
+    ),
     "nobody's settings": ("a.json", '{"colour": "red"}', "a.json: this is no file of settings of a trainer"),
     "a data set": ("a.toml", "[[datasets]]\nresolution = 512\n", "a.toml: this describes a data set, and no run"),
     "our own": ("a.toml", "[training]\nsteps = 5\n", "a.toml: these are settings of fluxtune"),

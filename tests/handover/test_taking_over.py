@@ -40,7 +40,7 @@ WANTED: dict[str, dict[str, Any]] = {
         "checkpoints.keep": 6,
         "checkpoints.dtype": "fp16",
         "previews.every": 250,
-        "previews.prompts": ["a [trigger] in a boat", "a [trigger] at the sea"],
+        "previews.prompts": ["a zorvex in a boat", "a zorvex at the sea"],
         "previews.seeds": [7],
         "previews.steps": 24,
         "previews.guidance": 4.0,
@@ -233,11 +233,13 @@ def test_each_setting_has_its_key_and_line_beside_it(files: dict[str, Path]) -> 
 
 def test_simpletuners_environment_is_read(tmp_path: Path) -> None:
     lines = ["export MODEL_TYPE=lora", "export MODEL_FAMILY='flux'", "export MAX_NUM_STEPS=700", "LR_SCHEDULE=sine",
-             'export LEARNING_RATE="1e-5"  # low', "export TRAINING_SEED=9"]  # fmt: skip
+             'export LEARNING_RATE="1e-5"  # low', "export TRAINING_SEED=9",
+             'export TRAINER_EXTRA_ARGS="${TRAINER_EXTRA_ARGS} --lora_rank=64 --flux_lora_target=all+ffs"']  # fmt: skip
     (tmp_path / "config.env").write_text("\n".join(lines), encoding="utf-8")
     taken = take_over(tmp_path / "config.env", "config.env")
     assert (taken.config.training.steps, taken.config.training.learning_rate) == (700, 1e-5)
     assert taken.config.training.seed == 9
+    assert (taken.config.lora.rank, taken.config.lora.targets) == (64, "attention+mlp")
     assert "config.env:4: sine takes lr_warmup_steps" in warnings_of(taken)
 
 
@@ -268,3 +270,34 @@ def test_files_beside_those_of_the_trainer_are_found_from_where_it_runs(tmp_path
     moved = inner / "config.json"
     moved.write_text(text, encoding="utf-8")
     assert take_over(moved, "config.json").config.dataset.folders[0].repeats == 5
+
+
+def test_masks_count_where_the_trainer_looks_at_them(tmp_path: Path) -> None:
+    file = write_all(tmp_path)["onetrainer"]
+    assert take_over(file, file.name).config.dataset.folders[0].masks == "none"
+    text = file.read_text(encoding="utf-8").replace('"masked_training": false', '"masked_training": true')
+    file.write_text(text, encoding="utf-8")
+    assert take_over(file, file.name).config.dataset.folders[0].masks == "auto"
+
+
+def test_a_token_in_a_script_is_not_written_down(tmp_path: Path) -> None:
+    token = "hf_" + "abcdefghij" * 3
+    photos(tmp_path / "photos")
+    (tmp_path / "train.sh").write_text(DIFFUSERS.replace("--push_to_hub", f"--secret={token}"), encoding="utf-8")
+    taken = take_over(tmp_path / "train.sh", "train.sh")
+    assert any("secret = " in remark.message for remark in taken.remarks)
+    assert token not in settings_text(taken, "train.sh")
+
+
+NASTY = ['a "quoted" \\ back', "line\nbreak", "tab\tand \u2028", "'''", "ü 漢 🟫", "# no comment", "\x7f"]
+
+
+def test_prompts_of_any_letters_come_through(tmp_path: Path) -> None:
+    import json
+
+    file = write_all(tmp_path)["onetrainer"]
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    settings["samples"] = [{"enabled": True, "prompt": prompt} for prompt in NASTY]
+    file.write_text(json.dumps(settings), encoding="utf-8")
+    written = settings_text(take_over(file, file.name), file.name)
+    assert tomli.loads(written)["previews"]["prompts"] == NASTY
