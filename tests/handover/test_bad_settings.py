@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
+import tomli
+import yaml
+from run_examples import AI_TOOLKIT, DIFFUSERS, ONETRAINER, SD_SCRIPTS, SIMPLETUNER
 
 from fluxtune.cli.app import main
 from fluxtune.errors import UsageError
+from fluxtune.handover.command_lines import read_script
 from fluxtune.handover.taking_over import take_over
 
 JOB = "config:\n  name: a\n  process:\n    - type: sd_trainer\n      model: {is_flux: true, name_or_path: x/y}\n"
@@ -131,16 +137,29 @@ def test_what_is_no_file_is_told(tmp_path: Path, kind: str) -> None:
         take_over(file, "job.yaml")
 
 
-def test_every_value_of_every_kind_is_a_message_and_no_crash(tmp_path: Path) -> None:
-    """Each key that a row reads, with values of each JSON type."""
-    from run_examples import ONETRAINER, SIMPLETUNER
+VALUES = (None, True, -1, 10**30, 1.5, float("inf"), "x", "", [], [1], [{}], {"a": {"b": []}}, "1e-4", ["a=b"])
 
+
+def every_settings() -> list[dict[str, Any]]:
+    """The settings of each trainer as one table, or a job with one."""
+    script = read_script(DIFFUSERS, "train.sh").options
+    sections = tomli.loads(SD_SCRIPTS)
+    kohya = {key: value for section in sections.values() for key, value in section.items()}
+    return [SIMPLETUNER, ONETRAINER, script, kohya, yaml.safe_load(AI_TOOLKIT)["config"]["process"][0]]
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_any_value_of_any_key_is_a_message_and_no_crash(tmp_path: Path, number: int) -> None:
+    settings = every_settings()[number]
     file = tmp_path / "settings.json"
-    for settings in (SIMPLETUNER, ONETRAINER):
-        for key in settings:
-            for value in (None, True, -1, 10**30, 1.5, float("inf"), "x", "", [], [1], [{}], {"a": {"b": []}}):
-                file.write_text(json.dumps({**settings, key: value}), encoding="utf-8")
-                try:
-                    take_over(file, "settings.json")
-                except UsageError as error:
-                    assert str(error)
+    tables = {key: value for key, value in settings.items() if isinstance(value, dict)}
+    places = [(key,) for key in settings] + [(table, key) for table in tables for key in tables[table]]
+    for turn, place in enumerate(places):
+        for value in VALUES[turn % 3 :: 3]:
+            changed = json.loads(json.dumps(settings))
+            table = changed if len(place) == 1 else changed[place[0]]
+            table[place[-1]] = value
+            whole = {"config": {"name": "a", "process": [changed]}} if number == 4 else changed
+            file.write_text(json.dumps(whole), encoding="utf-8")
+            with suppress(UsageError):
+                take_over(file, "settings.json")
