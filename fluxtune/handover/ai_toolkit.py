@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from fluxtune.exporting.layouts import Layout
-from fluxtune.handover import layers, noise
+from fluxtune.handover import layers, noise, technical
 from fluxtune.handover.common import WITHOUT
 from fluxtune.handover.given import Given
 from fluxtune.handover.pace import run_name
@@ -233,7 +233,13 @@ RULES = (
     same("model.name_or_path", "model.base", None, "A hub id or a diffusers folder."),
     _quantised("model.quantize", "model.qtype", "memory.base_precision", text=False),
     _quantised("model.quantize_te", "model.qtype_te", "memory.text_precision", text=True),
-    same("network.linear", "lora.rank", 4),
+    Rule(
+        ("network.linear", "network.rank"),
+        ("lora.rank",),
+        lambda wanted: {"network.linear": wanted["lora.rank"]},
+        lambda given: {"lora.rank": given.whole("network.rank", given.whole("network.linear", 4))},
+        "`rank` counts before `linear`.",
+    ),
     Rule(
         ("network.linear_alpha",),
         ("lora.alpha",),
@@ -335,20 +341,6 @@ _FIXED = (
 )  # fmt: skip
 
 
-_TECHNICAL = frozenset({
-    "training_folder", "device", "performance_log_every", "sqlite_db_path", "logging", "meta", "save.save_format",
-    "save.push_to_hub", "save.hf_repo_id", "save.hf_private", "sample.sampler", "sample.neg", "sample.format",
-    "sample.sample_start_step", "sample.num_frames", "sample.fps", "train.force_first_sample", "train.xformers",
-    "train.sdp", "train.attention_backend", "model.low_vram", "model.layer_offloading",
-    "model.layer_offloading_transformer_percent", "model.arch", "model.is_flux",
-    "model.layer_offloading_text_encoder_percent", "model.quantize_kwargs", "model.compile", "network.alpha",
-    "train.unload_text_encoder", "train.cache_text_embeddings", "network.conv", "network.conv_alpha",
-    "network.lokr_full_rank", "network.lokr_factor", "train.blank_prompt_preservation_multiplier",
-    "train.switch_boundary_every", "train.do_differential_guidance_scale", "model.model_kwargs",
-})  # fmt: skip
-"""Keys that say how it works, and not what it learns."""
-
-
 def _text(values: Values, wanted: Wanted) -> dict[str, str]:
     import yaml
 
@@ -382,7 +374,7 @@ TRAINER = Trainer(
         "training.preservation": "it preserves outputs at captions with the class word alone",
     },
     nature=("buckets have sides that are multiples of 64 px, and no bound on how elongated they are",),
-    technical=_TECHNICAL,
+    technical=technical.AI_TOOLKIT,
     meanings={
         "train.unet_lr": "all layers have one learning rate here",
         "model.assistant_lora_path": "schnell is trained as it is, without an adapter that undoes its distillation",

@@ -7,7 +7,7 @@ from __future__ import annotations
 from shlex import quote
 
 from fluxtune.exporting.layouts import Layout
-from fluxtune.handover import layers, noise
+from fluxtune.handover import layers, noise, technical
 from fluxtune.handover.common import WITHOUT
 from fluxtune.handover.given import Given
 from fluxtune.handover.pace import diffusers_schedule, run_name, steps_of
@@ -232,17 +232,6 @@ _FIXED = (
 )
 
 
-_TECHNICAL = frozenset({
-    "variant", "cache_dir", "cache_latents", "logging_dir", "push_to_hub", "hub_model_id", "hub_token",
-    "allow_tf32", "dataloader_num_workers", "sample_batch_size", "prior_generation_precision", "local_rank",
-    "upcast_before_saving", "resume_from_checkpoint", "image_column", "caption_column", "text_encoder_lr", "script",
-    "adam_epsilon", "adam_weight_decay_text_encoder", "prodigy_beta3", "prodigy_decouple", "lr_num_cycles",
-    "prodigy_use_bias_correction", "prodigy_safeguard_warmup", "lr_power", "num_processes", "num_machines",
-    "dynamo_backend", "config_file", "enable_npu_flash_attention",
-})  # fmt: skip
-"""Keys that say how it works, and not what it learns."""
-
-
 def _text(values: Values, wanted: Wanted) -> dict[str, str]:
     data = {"dataset_name": wanted.folder, "caption_column": "text",
             "instance_prompt": wanted["dataset.trigger"] or wanted.caption}  # fmt: skip
@@ -284,7 +273,7 @@ TRAINER = Trainer(
         "regularization pictures and weights of folders are not told apart: all pictures are learned alike",
         "each picture is cut to a square",
     ),
-    technical=_TECHNICAL,
+    technical=technical.DIFFUSERS,
     meanings={
         "max_sequence_length": "T5 reads as many tokens here as the FLUX pipelines have it read",
         "dataset_config_name": "data sets of the hub are not read: download the pictures into a folder",

@@ -25,7 +25,8 @@ from fluxtune.files import require_new_folder, whole_folder, write_text
 from fluxtune.handover.common import LEARNED, NOT_LEARNED
 from fluxtune.handover.rules import Trainer, Values, Wanted, reason
 from fluxtune.handover.taking_over import take_over
-from fluxtune.handover.trainers import TRAINERS, Target
+from fluxtune.handover.targets import Target
+from fluxtune.handover.trainers import TRAINERS
 from fluxtune.nano import EMBEDDED, model_folder
 
 
@@ -190,7 +191,7 @@ def _losses(config: Config, back: Config, trainer: Trainer, wanted: Wanted) -> I
         becomes = is_now[key] if rule is not None or key.startswith("dataset.") else None
         why = rule.note if rule is not None else reason(trainer.without, key) or ""
         learned = key.startswith(LEARNED) and not key.startswith(NOT_LEARNED)
-        found.append(Loss(key, value, becomes, why.rstrip("."), learned))
+        found.append(Loss(key, value, becomes, _within_a_sentence(why), learned))
     yield from sorted(found, key=lambda loss: not loss.learned)
 
 
@@ -209,6 +210,11 @@ def _spelled_out(wanted: Wanted) -> dict[str, Any]:
             "previews.steps": wanted.preview_steps,
         }
     return spelled
+
+
+def _within_a_sentence(note: str) -> str:
+    """A note as it reads behind a colon."""
+    return (f"{note[:1].lower()}{note[1:]}" if note[1:2].islower() else note).rstrip(".").replace("`", "")
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -10,7 +10,7 @@ import json
 from typing import Any
 
 from fluxtune.exporting.layouts import Layout
-from fluxtune.handover import layers, noise
+from fluxtune.handover import layers, noise, technical
 from fluxtune.handover.common import WITHOUT
 from fluxtune.handover.given import Given
 from fluxtune.handover.pace import epochs_of, run_name, steps_of
@@ -170,7 +170,7 @@ def _read_crop(given: Given) -> Values:
         numbers = [given.number_in("resolution", number) for number in part.split("x")]
         if not all(numbers):
             return {}
-        side = (numbers[0] * numbers[-1]) ** 0.5
+        side = max(0, numbers[0] * numbers[-1]) ** 0.5
         fit = min(4096, max(64, round(side / 16) * 16))
         if fit != side:
             given.warn("resolution", f"a resolution of {part} px becomes {fit}")
@@ -404,46 +404,6 @@ _FIXED = (
 )  # fmt: skip
 
 
-_TECHNICAL = frozenset({
-    "__version", "concept_file_name", "sample_definition_file_name", "workspace_dir", "cache_dir", "debug_mode",
-    "debug_dir", "output_model_format", "backup_after", "backup_after_unit", "rolling_backup", "cloud", "secrets",
-    "rolling_backup_count", "backup_before_save", "save_skip_first", "save_filename_prefix", "dataloader_threads",
-    "train_device", "temp_device", "tensorboard_expose", "tensorboard_port", "tensorboard_always_on", "validation",
-    "validate_after", "validate_after_unit", "continue_last_backup", "include_train_config", "prevent_overwrites",
-    "multi_gpu", "device_indexes", "gradient_reduce_precision", "fused_gradient_reduce", "async_gradient_reduce",
-    "async_gradient_reduce_buffer", "async_offloading", "compile", "latent_caching", "clear_cache_before_training",
-    "custom_learning_rate_scheduler", "scheduler_params", "learning_rate_cycles", "fallback_train_dtype",
-    "enable_autocast_cache", "only_cache", "frames", "attention_mechanism", "vae", "huber_delta",
-    "vb_loss_strength", "loss_weight_strength", "loss_scaler", "unet", "prior", "quantization",
-    "unconditional_transformer", "effnet_encoder", "decoder", "decoder_text_encoder", "decoder_vqgan",
-    "text_encoder_3", "text_encoder_4", "text_encoder_3_layer_skip", "text_encoder_4_layer_skip", "embedding",
-    "text_encoder_sequence_length", "text_encoder_2_sequence_length", "embedding_learning_rate", "loss_weight",
-    "additional_embeddings", "embedding_weight_dtype", "lora_weight_dtype", "bundle_additional_embeddings",
-    "oft_block_size", "oft_block_share", "oft_scaled", "lokr_dim", "lokr_decompose_both", "lokr_decompose_factor",
-    "lokr_use_tucker", "lokr_weight_decompose", "lokr_dora_on_output", "lokr_full_matrix", "lokr_vec_trick",
-    "optimizer_defaults", "sample_skip_first", "sample_image_format", "sample_video_format", "sample_audio_format",
-    "samples_to_tensorboard", "non_ema_sampling", "huggingface_cache_dir", "offline_mode",
-    "preserve_embedding_norm", "lora_decompose_norm_epsilon", "lora_decompose_output_axis", "text_encoder.include",
-    "text_encoder_2.include", "transformer.include", "text_encoder.learning_rate", "text_encoder_2.learning_rate",
-    "text_encoder.train_embedding", "text_encoder_2.train_embedding", "transformer.train_embedding",
-    "text_encoder.stop_training_after", "text_encoder.stop_training_after_unit", "transformer.dropout_probability",
-    "text_encoder_2.stop_training_after", "text_encoder_2.stop_training_after_unit",
-    "text_encoder.gradient_checkpointing", "transformer.stop_training_after",
-    "transformer.stop_training_after_unit", "transformer.offload_fraction", "text_encoder_2.gradient_checkpointing",
-    "text_encoder.guidance_scale", "text_encoder_2.guidance_scale", "text_encoder.offload_fraction",
-    "text_encoder_2.offload_fraction", "text_encoder.activation_offloading", "text_encoder_2.activation_offloading",
-    "text_encoder.attention_mask", "text_encoder_2.attention_mask", "text_encoder_layer_skip",
-    "text_encoder_2_layer_skip", "optimizer.fused", "optimizer.stochastic_rounding", "optimizer.foreach",
-    "optimizer.capturable", "optimizer.differentiable", "optimizer.is_paged", "optimizer.percentile_clipping",
-    "optimizer.min_8bit_size", "optimizer.block_wise", "rescale_noise_scheduler_to_zero_terminal_snr",
-    "force_v_prediction", "force_epsilon_prediction", "concepts", "custom_conditioning_image",
-    "text_encoder.model_name", "text_encoder_2.model_name", "vae.model_name", "layer_offload_fraction",
-    "enable_async_offloading", "enable_activation_offloading", "compile_mode", "weight_dtype", "sample_definition",
-    "optimizer.use_bias_correction", "optimizer.bias_correction",
-})  # fmt: skip
-"""Keys that say how it works, and not what it learns."""
-
-
 def _text(values: Values, wanted: Wanted) -> dict[str, str]:
     plain = {key: value for key, value in values.items() if value is not None}
     samples = plain.pop("samples")
@@ -475,7 +435,7 @@ TRAINER = Trainer(
         "a bucket's sides are multiples of 64 px",
         "pictures of a bucket that fill no batch wait for another epoch",
     ),
-    technical=_TECHNICAL,
+    technical=technical.ONETRAINER,
     meanings={
         "transformer.learning_rate": "all layers have one learning rate here",
         "min_noising_strength": "all noise levels are trained here",

@@ -6,8 +6,10 @@ Names are those of its arguments, which a file for --config_file has, too, in an
 
 from __future__ import annotations
 
+from math import sqrt
+
 from fluxtune.exporting.layouts import Layout
-from fluxtune.handover import layers, noise
+from fluxtune.handover import noise, sd_scripts_layers, technical
 from fluxtune.handover.common import WITHOUT
 from fluxtune.handover.given import Given
 from fluxtune.handover.pace import adamw, diffusers_schedule, run_name, steps_of
@@ -18,26 +20,6 @@ PROMPTS = "sample_prompts.txt"
 _DEV, _SCHNELL = "black-forest-labs/FLUX.1-dev", "black-forest-labs/FLUX.1-schnell"
 _OURS = {"clip_l": "model.text_encoder", "t5xxl": "model.text_encoder_2", "ae": "model.vae"}
 _USUAL = {"clip_l": "clip_l.safetensors", "t5xxl": "t5xxl_fp16.safetensors", "ae": "ae.safetensors"}
-_PARTS = ("img_attn_dim", "txt_attn_dim", "img_mlp_dim", "txt_mlp_dim", "img_mod_dim", "txt_mod_dim", "single_dim",
-          "single_mod_dim")  # fmt: skip
-_LAYERS = {
-    "img_attn_dim": ["transformer_blocks.*.attn.to_*"],
-    "txt_attn_dim": ["transformer_blocks.*.attn.add_*", "transformer_blocks.*.attn.to_add_out"],
-    "img_mlp_dim": ["transformer_blocks.*.ff.net.*"],
-    "txt_mlp_dim": ["transformer_blocks.*.ff_context.net.*"],
-    "img_mod_dim": ["transformer_blocks.*.norm1.linear"],
-    "txt_mod_dim": ["transformer_blocks.*.norm1_context.linear"],
-    "single_dim": [
-        "single_transformer_blocks.*.attn.to_[qkv]",
-        "single_transformer_blocks.*.proj_mlp",
-        "single_transformer_blocks.*.proj_out",
-    ],
-    "single_mod_dim": ["single_transformer_blocks.*.norm.linear"],
-}
-"""What each of its parts is called here."""
-
-_ATTENTION = ("img_attn_dim", "txt_attn_dim", "single_dim")
-_AND_MLP = (*_ATTENTION, "img_mlp_dim", "txt_mlp_dim")
 
 
 def _file_of(base: str) -> str:
@@ -61,42 +43,6 @@ def _read_model(given: Given) -> Values:
     message = f"configs and tokenizers are those of {base} (model.base)"
     given.note("pretrained_model_name_or_path", message)
     return values | {"model.base": base, "model.transformer": path}
-
-
-def _write_targets(wanted: Wanted) -> Values:
-    rank, targets = wanted["lora.rank"], wanted["lora.targets"]
-    if targets == "all-linear":
-        return {"network_args": [f"in_dims={[rank] * 5}".replace(" ", "")]}
-    if targets == layers.BLOCKS:
-        return {"network_args": []}
-    chosen = {"attention": _ATTENTION, "attention+mlp": _AND_MLP}.get(targets) if isinstance(targets, str) else None
-    if chosen is None:
-        chosen = tuple(part for part in _PARTS if set(_LAYERS[part]) & set(targets)) or _AND_MLP
-    return {"network_args": [f"{part}={rank if part in chosen else 0}" for part in _PARTS]}
-
-
-def _read_targets(given: Given) -> Values:
-    rank = given.whole("network_dim", 4)
-    arguments = [word.strip() for word in given.words("network_args") if "=" in word]
-    named_ones = dict(word.split("=", 1) for word in arguments)
-    embedders = named_ones.pop("in_dims", None)
-    ranks = {part: given.number_in("network_args", named_ones.pop(part, rank)) or 0 for part in _PARTS}
-    if len({each for each in ranks.values() if each}) > 1:
-        given.warn("network_args", "parts have ranks of their own there; here all layers have lora.rank")
-    blocks = named_ones.pop("train_blocks", "all")
-    chosen = [part for part in _PARTS if ranks[part]]
-    chosen = [part for part in chosen if blocks == "all" or part.startswith("single") is (blocks == "single")]
-    if named_ones.pop("train_t5xxl", "False") == "True":
-        given.warn("network_args", "text encoders are not trained here")
-    if named_ones.pop("split_qkv", "False") == "True":
-        given.note("network_args", "query, key and value have adapters of their own here, as with split_qkv")
-    for name, value in named_ones.items():
-        given.warn("network_args", f"{name}={value} of the network has no counterpart here")
-    if set(chosen) == set(_PARTS):
-        return {"lora.targets": "all-linear" if embedders else list(layers.BLOCKS)}
-    if set(chosen) == set(_AND_MLP):
-        return {"lora.targets": "attention+mlp"}
-    return {"lora.targets": [pattern for part in chosen for pattern in _LAYERS[part]]}
 
 
 def _write_noise(wanted: Wanted) -> Values:
@@ -227,6 +173,14 @@ def _read_precision(given: Given) -> Values:
     return {"memory.base_precision": "fp8" if any(is_quantised) else "bf16"}
 
 
+def _read_resolution(given: Given) -> Values:
+    if not given.has("resolution"):
+        return {}
+    sides = [given.number_in("resolution", part) or 0 for part in str(given.text("resolution", "")).split(",")]
+    side = round(sqrt(max(0, sides[0] * sides[-1])) / 16) * 16
+    return {"dataset.resolution": [side]}
+
+
 RULES = (
     Rule(
         ("pretrained_model_name_or_path", "clip_l", "t5xxl", "ae"),
@@ -255,8 +209,8 @@ RULES = (
     Rule(
         ("network_args",),
         ("lora.targets",),
-        _write_targets,
-        _read_targets,
+        sd_scripts_layers.write,
+        sd_scripts_layers.read,
         "Its single blocks have one matrix for attention and MLP, which get an adapter together.",
     ),
     same("network_weights", "lora.init_from", None),
@@ -301,6 +255,8 @@ RULES = (
     named("mixed_precision", "training.precision", "no", {"bf16": "bf16", "fp32": "no"},
           near={"fp16": ("bf16", "there is no half precision here")}),
     same("seed", "training.seed", None),
+    Rule(("resolution",), ("dataset.resolution",), lambda wanted: {}, _read_resolution,
+         "Of data sets that say none in their own file."),
     Rule(
         ("gradient_checkpointing",),
         ("memory.recompute",),
@@ -360,23 +316,6 @@ _FIXED = (
 )  # fmt: skip
 
 
-_TECHNICAL = frozenset({
-    "output_dir", "save_model_as", "sdpa", "xformers", "cache_latents", "cache_latents_to_disk", "script",
-    "cache_text_encoder_outputs", "cache_text_encoder_outputs_to_disk", "max_data_loader_n_workers", "highvram",
-    "persistent_data_loader_workers", "lowvram", "logging_dir", "log_prefix", "vae_batch_size", "no_metadata",
-    "save_state", "save_state_on_train_end", "resume", "training_comment", "huggingface_repo_id", "wandb_run_name",
-    "huggingface_token", "wandb_api_key", "mem_eff_save", "num_cpu_threads_per_process", "split_mode",
-    "disable_mmap_load_safetensors", "max_token_length", "t5xxl_max_token_length", "sample_sampler",
-    "text_encoder_batch_size", "gradient_checkpointing_cpu_offload", "cpu_offload_checkpointing", 
-    "sample_at_first", "metadata_title", "metadata_author", "metadata_description",
-    "metadata_license", "metadata_tags", "dataset", "dynamo_backend", "num_processes", "num_machines",
-    "torch_compile", "console_log_level", "bucket_reso_steps", "min_bucket_reso", "max_bucket_reso", "clip_skip",
-    "lr_scheduler_num_cycles", "lr_scheduler_power", "huber_c", "huber_schedule", "no_half_vae", "config_file",
-    "skip_cache_check", "mode_scale", "huber_scale", "caption_separator",
-})  # fmt: skip
-"""Keys that say how it works, and not what it learns."""
-
-
 def _text(values: Values, wanted: Wanted) -> dict[str, str]:
     import tomlkit
 
@@ -415,7 +354,7 @@ TRAINER = Trainer(
     fixed=_FIXED,
     without=WITHOUT | {"memory.text_precision": "T5 is held as its file is"},
     nature=("a bucket's sides are multiples of 64 px",),
-    technical=_TECHNICAL,
+    technical=technical.SD_SCRIPTS,
     meanings={
         "text_encoder_lr": "text encoders are not trained here",
         "scale_weight_norms": "the norm of the weights is not bounded here",

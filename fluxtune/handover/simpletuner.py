@@ -6,9 +6,10 @@ in simpletuner/simpletuner_sdk of bghira/SimpleTuner. Names are those of its arg
 from __future__ import annotations
 
 import json
+from math import sqrt
 
 from fluxtune.exporting.layouts import Layout
-from fluxtune.handover import layers, noise
+from fluxtune.handover import layers, noise, technical
 from fluxtune.handover.common import WITHOUT
 from fluxtune.handover.given import Given
 from fluxtune.handover.pace import adamw, diffusers_schedule, run_name, steps_of
@@ -164,6 +165,13 @@ def _read_clip(given: Given) -> Values:
     return {"training.max_grad_norm": norm}
 
 
+def _read_resolution(given: Given) -> Values:
+    value, unit = given.number("resolution", 1024), given.text("resolution_type", "pixel_area")
+    # Megapixels become the nearest multiple of 64, as in the data set's file.
+    side = round(sqrt(max(0, value) * 1e6) / 64) * 64 if unit == "area" else round(value / 16) * 16
+    return {"dataset.resolution": [side]}
+
+
 def _write_previews(wanted: Wanted) -> Values:
     width, height = wanted.size
     prompts = wanted.prompts
@@ -315,6 +323,13 @@ RULES = (
     same("musubi_blocks_to_swap", "memory.streamed_blocks", 0),
     same("caption_dropout_probability", "dataset.caption_dropout", 0.1),
     Rule(
+        ("resolution", "resolution_type"),
+        ("dataset.resolution",),
+        lambda wanted: {"resolution": wanted["dataset.resolution"][0], "resolution_type": "pixel_area"},
+        _read_resolution,
+        "Of folders that say none in the data set's file.",
+    ),
+    Rule(
         ("checkpoint_step_interval", "checkpointing_steps"),
         ("checkpoints.every",),
         lambda wanted: {"checkpoint_step_interval": wanted["checkpoints.every"] or wanted["training.steps"]},
@@ -347,31 +362,11 @@ _FIXED = (
 )
 
 
-_TECHNICAL = frozenset({
-    "data_backend_config", "output_dir", "resume_from_checkpoint", "hub_model_id", "push_to_hub", "quantize_via",
-    "push_checkpoints_to_hub", "aspect_bucket_rounding", "aspect_bucket_alignment", "disable_bucket_pruning",
-    "minimum_image_size", "vae_batch_size", "num_eval_images", "fuse_qkv_projections", "disable_benchmark",
-    "validation_disable_unconditional", "validation_guidance_rescale", "validation_negative_prompt",
-    "push_to_hub_background", "validation_prompt_library", "validation_torch_compile", "resolution",
-    "resolution_type", "attention_mechanism", "model_card_safe_for_work", "text_encoder_batch_size",
-    "write_batch_size", "read_batch_size", "image_processing_batch_size", "allow_tf32", "base_model_default_dtype",
-    "cache_dir", "logging_dir", "offload_during_startup", "compress_disk_cache", "delete_unwanted_images",
-    "metadata_update_interval", "keep_vae_loaded", "vae_dtype", "num_processes", "num_machines", "dynamo_backend",
-    "ema_device", "validation_on_startup", "ema_update_interval", "ema_cpu_only", "lycoris_config",
-    "init_lokr_norm", "validation_seed_source", "lora_format", "accelerate_extra_args", "validation_using_datasets",
-    "lr_power", "lr_num_cycles", "debug_dataset_loader", "override_dataset_config", "validation_scheduler",
-    "webhook_config", "dataloader_prefetch", "validation_preview", "validation_preview_steps",
-    "eval_steps_interval", "eval_dataset_id", "evaluation_type",
-})  # fmt: skip
-"""Keys that say how it works, and not what it learns."""
-
-
 def _text(values: Values, wanted: Wanted) -> dict[str, str]:
     kept = {key: value for key, value in values.items() if value is not None}
-    # What pictures are trained at stands in the data set's file; some of it is asked for here all the same.
-    kept |= {"data_backend_config": wanted.data, "output_dir": f"{wanted.folder}/output",
-             "resolution": wanted["dataset.resolution"][0], "resolution_type": "pixel_area",
-             "disable_bucket_pruning": True}  # fmt: skip
+    kept |= {"data_backend_config": wanted.data, "output_dir": f"{wanted.folder}/output"}
+    # Small data sets are what a person has.
+    kept["disable_bucket_pruning"] = True
     texts = {FILE: json.dumps(kept, indent=2, ensure_ascii=False) + "\n"}
     if "user_prompt_library" in kept:
         library = {f"preview_{number}": prompt for number, prompt in enumerate(wanted.prompts[1:], start=2)}
@@ -389,7 +384,7 @@ TRAINER = Trainer(
     fixed=_FIXED,
     without=WITHOUT | {"checkpoints.dtype": "it saves the weights as mixed_precision says"},
     nature=("a bucket's sides are multiples of 64 px",),
-    technical=_TECHNICAL,
+    technical=technical.SIMPLETUNER,
     meanings={
         "tread_config": "all tokens go through all blocks here",
         "snr_gamma": "losses count alike at all noise levels",

@@ -23,7 +23,8 @@ from fluxtune.handover.handing_over import HandedOver, hand_over
 from fluxtune.handover.rules import reason
 from fluxtune.handover.tables import with_tables
 from fluxtune.handover.taking_over import take_over
-from fluxtune.handover.trainers import TRAINERS, Target
+from fluxtune.handover.targets import Target
+from fluxtune.handover.trainers import TRAINERS
 
 PRESETS = sorted(file.stem for file in built_in_folder().glob("*.toml"))
 WRITTEN_OUT = {"name", "lora.alpha", "previews.prompts", "previews.width", "previews.height", "previews.steps"}

@@ -14,7 +14,7 @@ import torch
 from fluxtune.flux.objective import sigma_of
 from fluxtune.handover.handing_over import hand_over
 from fluxtune.handover.taking_over import take_over
-from fluxtune.handover.trainers import Target
+from fluxtune.handover.targets import Target
 
 COUNT = 6000
 TOKENS = 1024

@@ -28,7 +28,7 @@ from fluxtune.events import ignore
 from fluxtune.handover.command_lines import read_script
 from fluxtune.handover.handing_over import hand_over
 from fluxtune.handover.taking_over import take_over
-from fluxtune.handover.trainers import Target
+from fluxtune.handover.targets import Target
 
 PEERS = Path(os.environ.get("FLUXTUNE_PEERS", "nowhere"))
 pytestmark = pytest.mark.skipif(not PEERS.is_dir(), reason="FLUXTUNE_PEERS names no folder of checkouts")

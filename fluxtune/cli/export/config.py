@@ -16,7 +16,7 @@ from fluxtune.config.documents import read_layer
 from fluxtune.config.layers import Resolved, resolve
 from fluxtune.errors import Refusal, UsageError
 from fluxtune.events import Result
-from fluxtune.handover.trainers import TRAINERS, Target
+from fluxtune.handover.targets import Target
 from fluxtune.sentences import printable
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def config(
     )
     handed = _run(_resolved(source, preset, config_file, flags, sets or []), to, output, link, bool(accept), as_json)
     if not as_json:
-        for line in _lines(handed, to):
+        for line in _lines(handed):
             write_line(sys.stderr, printable(line))
         write_line(sys.stdout, printable(handed.command))
 
@@ -142,7 +142,7 @@ def _run(resolved: Resolved, to: Target, output: Path, link: bool, accept_errors
     return handed
 
 
-def _lines(handed: HandedOver, to: Target) -> Iterator[str]:
+def _lines(handed: HandedOver) -> Iterator[str]:
     """What was made, for people."""
     yield f"{handed.destination}: {handed.pictures} pictures and the settings for {handed.trainer}: {handed.settings}"
     learned = [loss for loss in handed.losses if loss.learned]
@@ -158,7 +158,7 @@ def _lines(handed: HandedOver, to: Target) -> Iterator[str]:
     if handed.to_do:
         yield "before it starts:"
         yield from (f"  {each}" for each in handed.to_do)
-    yield f"what starts it, where {TRAINERS[to].title} is installed:"
+    yield f"what starts it, where {handed.trainer} is installed:"
 
 
 def _told(losses: Iterable[Loss]) -> Iterator[str]:
