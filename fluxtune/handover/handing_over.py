@@ -6,21 +6,23 @@ then is told, with what it becomes or what the trainer does instead.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from math import isclose
 from pathlib import Path
 from shlex import quote
 from typing import Any
 
+from fluxtune.config.dataset import DatasetConfig
 from fluxtune.config.schema import Config
 from fluxtune.config.settings import shown, values_of
 from fluxtune.dataset.captions import with_trigger
-from fluxtune.dataset.folder import is_subject, list_folders
+from fluxtune.dataset.folder import Item, is_subject, list_folders
 from fluxtune.errors import UsageError
 from fluxtune.events import Sink
 from fluxtune.exporting.conventions import CONVENTIONS
-from fluxtune.exporting.dataset import Exported, export_dataset
+from fluxtune.exporting.dataset import export_dataset
 from fluxtune.files import require_new_folder, whole_folder, write_text
 from fluxtune.handover.common import LEARNED, NOT_LEARNED
 from fluxtune.handover.rules import Trainer, Values, Wanted, reason
@@ -128,6 +130,7 @@ def hand_over(
             write_text(root / name, text)
         back = take_over(root / trainer.file, trainer.file, alone=True)
         losses = tuple(_losses(config, back.config, trainer, wanted))
+        remarks = (*_of_pictures(config.dataset, back.config.dataset), *exported.remarks, *trainer.nature)
     return HandedOver(
         trainer=trainer.title,
         destination=str(destination),
@@ -136,7 +139,7 @@ def hand_over(
         command=trainer.command(quote(str(place / trainer.file)), wanted),
         to_do=tuple(trainer.to_do(wanted)) if trainer.to_do is not None else (),
         losses=losses,
-        remarks=(*_of_data(exported), *trainer.nature),
+        remarks=remarks,
         pictures=exported.pictures,
     )
 
@@ -223,9 +226,20 @@ def _same(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-def _of_data(exported: Exported) -> Iterator[str]:
-    """What the trainer does otherwise with pictures and captions."""
-    kept = [each for each in exported.kept_beside if not each.startswith("dataset.")]
-    if rows := [each for each in kept if exported.masks or not each.startswith("masks of ")]:
-        yield f"its data sets do not hold {', '.join(rows)}"
-    yield from exported.remarks
+def _of_pictures(here: DatasetConfig, there: DatasetConfig) -> Iterator[str]:
+    """What is said of single pictures here, and is not there."""
+    items = [list_folders(dataset.folders).items for dataset in (here, there)]
+    for what, value in _OF_A_PICTURE.items():
+        ours, theirs = (Counter(map(value, each)) for each in items)
+        if ours != theirs:
+            lost = ours - theirs
+            told = ", ".join(f"{count} of {shown(each)}" for each, count in sorted(lost.items(), key=str))
+            yield f"{what} of pictures that it does not hold: {told}"
+
+
+_OF_A_PICTURE: Mapping[str, Callable[[Item], Any]] = {
+    "repeats": lambda item: item.repeats,
+    "weights": lambda item: item.folder.weight,
+    "kinds": lambda item: item.folder.kind,
+    "masks": lambda item: item.mask is not None,
+}

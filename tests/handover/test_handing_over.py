@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import tomli
 import yaml
+from PIL import Image
 from run_examples import photos
 
 from fluxtune.config.layers import resolve
@@ -37,7 +38,7 @@ def run_of(folder: Path, preset: str | None = "24gb", **changes: Any) -> Config:
     if not pictures.is_dir():
         photos(pictures)
     sets = {key.replace("__", "."): ("--set", value) for key, value in changes.items()}
-    flags = {"dataset.folders": ("FOLDER", [{"path": str(pictures)}]), **sets}
+    flags: dict[str, tuple[str, object]] = {"dataset.folders": ("FOLDER", [{"path": str(pictures)}]), **sets}
     return resolve(preset=preset, config_file=None, flags=flags, sets=[], working_folder=folder).config
 
 
@@ -75,6 +76,40 @@ def test_the_pictures_and_their_captions_come_back_too(tmp_path: Path, target: T
         sorted(item.caption or "" for item in list_folders(each.dataset.folders).items) for each in (config, back)
     ]
     assert captions[0] == captions[1]
+
+
+@pytest.mark.parametrize(
+    ("target", "lost"),
+    [
+        (Target.AI_TOOLKIT, set()),
+        (Target.SIMPLETUNER, {"weights"}),
+        (Target.SD_SCRIPTS, {"weights"}),
+        (Target.ONETRAINER, {"kinds"}),
+        (Target.DIFFUSERS, {"repeats", "weights", "kinds", "masks"}),
+    ],
+)
+def test_what_is_said_of_pictures_and_not_held_there_is_told(tmp_path: Path, target: Target, lost: set[str]) -> None:
+    photos(tmp_path / "photos")
+    photos(tmp_path / "others", 2)
+    Image.new("L", (96, 80), 200).save(tmp_path / "photos" / "1-masklabel.png")
+    rows = [
+        {"path": str(tmp_path / "photos"), "repeats": 3, "weight": 0.5},
+        {"path": str(tmp_path / "others"), "kind": "regularization"},
+    ]
+    handed, _ = given_to(target, run_of(tmp_path, dataset__folders=rows, dataset__class_word="dog"), tmp_path)
+    told = {remark.split(" of pictures")[0] for remark in handed.remarks if "that it does not hold" in remark}
+    assert told == lost
+
+
+def test_captions_hold_the_trigger_where_nothing_else_could_say_it(tmp_path: Path) -> None:
+    config = run_of(tmp_path, dataset__trigger="qwrt")
+    handed, _ = given_to(Target.ONETRAINER, config, tmp_path)
+    texts = [file.read_text(encoding="utf-8") for file in sorted(Path(handed.destination).rglob("*.txt"))]
+    assert texts == [f"qwrt, a zorvex, number {number}\n" for number in range(4)]
+    handed, _ = given_to(Target.DIFFUSERS, config, tmp_path)
+    (file,) = Path(handed.destination).rglob("metadata.jsonl")
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    assert [row["text"] for row in rows] == [text.strip() for text in texts]
 
 
 CHANGES: dict[str, Any] = {
