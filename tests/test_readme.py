@@ -45,7 +45,7 @@ def test_the_table_of_presets_says_what_they_set(tmp_path: Path) -> None:
 
 
 def test_every_command_in_it_is_understood() -> None:
-    known = "train|validate|caption|sample|export|presets|doctor"
+    known = "train|validate|caption|sample|export|import|presets|doctor"
     found = re.findall(rf"(?:^|`|-m )(fluxtune (?:{known})[^`\n]*)", README, re.MULTILINE)
     found = [command for command in found if "..." not in command]
     assert len(found) >= 6

@@ -15,6 +15,7 @@ from fluxtune.cli import export, streams
 from fluxtune.cli.caption import caption
 from fluxtune.cli.doctor import doctor
 from fluxtune.cli.failures import as_ours
+from fluxtune.cli.import_config import app as import_app
 from fluxtune.cli.presets import presets
 from fluxtune.cli.render import report
 from fluxtune.cli.sample import sample
@@ -45,6 +46,7 @@ app.command("validate")(validate)
 app.command("caption")(caption)
 app.command("sample")(sample)
 app.add_typer(export.app)
+app.add_typer(import_app)
 app.command("presets")(presets)
 app.command("doctor")(doctor)
 

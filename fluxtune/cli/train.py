@@ -43,8 +43,8 @@ def train(
         str | None,
         typer.Argument(
             metavar="FOLDER|FILE",
-            help="Folder of pictures with .txt captions beside them, or a file of kohya's trainers, ai-toolkit or "
-            "SimpleTuner that describes a data set; --preset nano has a demo set of its own.",
+            help="Folder of pictures with .txt captions beside them, or a file of kohya's trainers, ai-toolkit, "
+            "SimpleTuner or OneTrainer that describes a data set; --preset nano has a demo set of its own.",
             show_default=False,
         ),
     ] = None,

@@ -21,7 +21,7 @@ class FolderConfig(Section):
 
     path: str = setting(
         help="Folder of pictures with .txt captions beside them, nano:demo for the demo set, or a file that describes "
-        "a data set: kohya's TOML, ai-toolkit's YAML, SimpleTuner's JSON.",
+        "a data set: kohya's TOML, ai-toolkit's YAML, SimpleTuner's or OneTrainer's JSON.",
         path="path",
     )
     repeats: int = setting(1, "How often each picture of this folder is seen in an epoch.", ge=1, le=1000)

@@ -187,6 +187,25 @@ def _backends(group: Group, side: int, dataset: DatasetConfig, root: Path) -> li
     return [backend | {"conditioning_data": masks["id"]}, masks]
 
 
+def _onetrainer(groups: Sequence[Group], dataset: DatasetConfig, root: Path) -> str:
+    concepts = [
+        {
+            "name": group.directory,
+            "path": str(root / group.directory),
+            "enabled": True,
+            "type": "STANDARD",
+            "include_subdirectories": False,
+            "balancing": float(group.repeats),
+            "balancing_strategy": "REPEATS",
+            "loss_weight": group.weight,
+            "image": {"enable_crop_jitter": False, "enable_random_flip": dataset.flip},
+            "text": {"prompt_source": "sample"},
+        }
+        for group in groups
+    ]
+    return json.dumps(concepts, indent=2, ensure_ascii=False) + "\n"
+
+
 def _has_masks(group: Group) -> bool:
     """Whether the masks of a group have a directory of their own."""
     return group.masks not in ("none", "alpha", "auto")
@@ -194,6 +213,7 @@ def _has_masks(group: Group) -> bool:
 
 _OURS = Traits(
     trigger=True,
+    prompts=True,
     class_word=True,
     alpha=True,
     some_masks=True,
@@ -211,6 +231,7 @@ CONVENTIONS = {
         "dataset_config.toml",
         Traits(
             trigger=False,
+            prompts=True,
             class_word=False,
             alpha=True,
             some_masks=False,
@@ -226,6 +247,7 @@ CONVENTIONS = {
         "ai-toolkit.yaml",
         Traits(
             trigger=True,
+            prompts=True,
             class_word=False,
             alpha=True,
             # In a batch with masks, pictures without one count nothing there.
@@ -242,6 +264,7 @@ CONVENTIONS = {
         "multidatabackend.json",
         Traits(
             trigger=False,
+            prompts=True,
             class_word=False,
             alpha=False,
             some_masks=False,
@@ -252,5 +275,25 @@ CONVENTIONS = {
             mask_endings=PICTURES,
         ),
         _simpletuner,
+    ),
+    Layout.ONETRAINER: Convention(
+        "concepts.json",
+        Traits(
+            trigger=False,
+            prompts=False,
+            class_word=False,
+            alpha=False,
+            some_masks=True,
+            masks_beside=True,
+            whole_mask_names=False,
+            mask_sizes=False,
+            picture_endings=PICTURES,
+            mask_endings=(".png",),
+        ),
+        _onetrainer,
+    ),
+    # Its scripts read a folder of pictures through the library datasets, and have no file that describes it.
+    Layout.DIFFUSERS: Convention(
+        OWN_FILE, replace(_OURS, trigger=False, prompts=False, class_word=False, masks_beside=False), _own, True
     ),
 }

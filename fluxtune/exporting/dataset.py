@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -72,12 +72,16 @@ def export_dataset(
     *,
     link: bool = False,
     accept_errors: bool = False,
+    final: Path | None = None,
+    reserved: Iterable[str] = (),
 ) -> Exported:
     """Write a copy of a data set in another layout; pictures byte for byte.
 
     Args:
         link: hard links in place of copies of pictures, where the file system has them.
         accept_errors: leave out what cannot be read.
+        final: where the copy will lie in the end, if not at ``destination``.
+        reserved: names that no directory in it may have.
 
     Raises:
         DataError: something is wrong with the pictures or captions.
@@ -94,14 +98,14 @@ def export_dataset(
     surveyed = survey(dataset, on_event)
     usable, left_out = _usable(surveyed, dataset, accept_errors, on_event)
     convention = CONVENTIONS[layout]
-    reserved = (convention.file, beside(Path(convention.file)).name, "cache")
+    reserved = (convention.file, beside(Path(convention.file)).name, "cache", *reserved)
     groups = grouped([seen.item for seen in usable], dataset, convention.traits, reserved)
     size = sum(_size(place, link) for group in groups for place in group.places)
     require_space(destination, size, "the exported pictures")
     looks = {seen.item: seen.look for seen in usable if seen.look is not None}
     with whole_folder(destination) as root:
         linked = _write_pictures(groups, convention, root, looks, link, on_event)
-        write_text(root / convention.file, convention.describe(groups, dataset, destination.absolute()))
+        write_text(root / convention.file, convention.describe(groups, dataset, (final or destination).absolute()))
         kept_beside = _write_beside(groups, dataset, root / convention.file)
         compare(_described(root / convention.file).dataset, groups, dataset, root, looks)
     places = [place for group in groups for place in group.places]
@@ -274,7 +278,8 @@ def _remarks(
         yield f"{layout.value} does not read {some_names(unread)}: save them as PNG for it"
     spelled_out = [place.picture for place in places if place.caption != (place.item.caption or "")]
     if spelled_out:
-        yield f"[trigger] is written out in the captions of {some_names(spelled_out)}"
+        what = "[trigger]" if traits.prompts else "the trigger word"
+        yield f"{what} is written out in the captions of {some_names(spelled_out)}"
     renamed = [place.mask for place in places if place.mask and traits.whole_mask_names and _is_recoded(place)]
     if renamed:
         yield f"{layout.value} wants a mask under the name of its picture: {some_names(renamed)} are PNGs all the same"
@@ -288,6 +293,8 @@ def _remarks(
     turned = [place.picture for place in places if looks[place.item].stored.turn != 1]
     if turned and layout is Layout.KOHYA:
         yield f"kohya's trainers do not turn {some_names(turned)} upright: fluxtune validate --fix writes them so"
+    if layout is Layout.DIFFUSERS and any(place.mask for place in places):
+        yield "diffusers' scripts have no masks, and take the folders of them for pictures: move those away"
     if layout is Layout.AI_TOOLKIT and not dataset.buckets and any(group.masks != "none" for group in groups):
         yield "ai-toolkit takes masks with buckets alone: set dataset.buckets"
     bare = [place.picture for group in groups if not group.default for place in group.places if not place.caption]

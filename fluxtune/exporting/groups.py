@@ -30,6 +30,7 @@ class Traits:
 
     Attributes:
         trigger: it knows a trigger word; in others a prefix of the captions puts the word in front of them.
+        prompts: it knows prefixes and captions for all of a directory; in others they are written into the captions.
         class_word: it knows what regularization pictures without a caption are trained on.
         alpha: it takes a picture's transparency for its mask.
         some_masks: some pictures of a directory may have a mask and others none.
@@ -40,6 +41,7 @@ class Traits:
     """
 
     trigger: bool
+    prompts: bool
     class_word: bool
     alpha: bool
     some_masks: bool
@@ -111,7 +113,7 @@ def _key(item: Item, dataset: DatasetConfig, traits: Traits) -> _Key:
     parents = PurePosixPath(item.name).parts[:-1]
     if len(dataset.folders) == 1:
         parents = (folder_path(item.folder.path).resolve().name, *parents)
-    prefix, default = _prompts(item, dataset, traits)
+    prefix, default = _prompts(item, dataset, traits) if traits.prompts else ("", "")
     return _Key(
         row=row,
         folder="-".join(parents),
@@ -176,10 +178,15 @@ def _place(item: Item, directory: str, masks: str, taken: set[str], dataset: Dat
 
 
 def _written_out(item: Item, dataset: DatasetConfig, traits: Traits) -> str:
-    """The caption, with the word that its placeholder stands for where the layout does not know that."""
+    """The caption, with what the layout cannot say elsewhere: the word that its placeholder stands for, and prompts."""
     caption, word = item.caption or "", dataset.trigger if is_subject(item) else dataset.class_word or ""
     is_known = traits.trigger if is_subject(item) else traits.class_word
-    return caption if is_known or word is None else tidy(caption.replace(PLACEHOLDER, word))
+    if not (is_known or word is None):
+        caption = tidy(caption.replace(PLACEHOLDER, word))
+    if traits.prompts:
+        return caption
+    prefix, default = _prompts(item, dataset, traits)
+    return f"{prefix} {caption}".strip() if caption else default
 
 
 def _free_stem(stem: str, room: int, taken: set[str]) -> str:

@@ -13,3 +13,5 @@ class Layout(StrEnum):
     KOHYA = "kohya"
     AI_TOOLKIT = "ai-toolkit"
     SIMPLETUNER = "simpletuner"
+    ONETRAINER = "onetrainer"
+    DIFFUSERS = "diffusers"

@@ -6,10 +6,11 @@ Rectified flow (arXiv 2209.03003) as in Stable Diffusion 3 (arXiv 2403.03206, se
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import torch
+
+from fluxtune.flux.shift import flux_shift
 
 TimestepSampling = Literal["uniform", "logit-normal", "shift", "flux-shift"]
 
@@ -44,16 +45,6 @@ def mask_weights(mask: torch.Tensor, unmasked: float) -> torch.Tensor:
     the mask is left (a crop beside the subject), it stays ``unmasked`` all over."""
     weights = unmasked + (1.0 - unmasked) * mask
     return weights / weights.mean() if bool(mask.any()) else weights
-
-
-def flux_shift(tokens: int) -> float:
-    """``e^mu`` for a picture of ``tokens`` packed tokens.
-
-    mu lies on the line through (256, 0.5) and (4096, 1.15): ``get_lin_function`` in ``black-forest-labs/flux``
-    ``src/flux/sampling.py``.
-    """
-    slope = (1.15 - 0.5) / (4096 - 256)
-    return math.exp(0.5 + slope * (tokens - 256))
 
 
 def shifted(sigmas: torch.Tensor, shift: float) -> torch.Tensor:

@@ -14,6 +14,11 @@ COMMANDS = {
     "export --help": 0,
     "export dataset --help": 0,
     "export dataset photos": 2,
+    "export config --help": 0,
+    "export config photos": 2,
+    "export config --preset nano --to onetrainer --output there": 0,
+    "import config set.yaml": 2,
+    "import config job.yaml --output ours.toml": 0,
     "validate set.yaml": 2,
     "doctor --help": 0,
     "presets": 0,
@@ -52,6 +57,10 @@ ROOMS = (
 
 def test_nothing_heavy_is_imported_before_training(tmp_path: Path) -> None:
     (tmp_path / "set.yaml").write_text("datasets:\n  - folder_path: 5\n", encoding="utf-8")
+    job = (
+        "config: {name: a, process: [{type: sd_trainer, model: {is_flux: true}, datasets: [{folder_path: photos}]}]}\n"
+    )
+    (tmp_path / "job.yaml").write_text(job, encoding="utf-8")
     seen = json.loads(_python(RUN_ALL, *COMMANDS, folder=tmp_path))
     assert seen == {line: [code, []] for line, code in COMMANDS.items()}
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from fluxtune.config.dataset import FolderConfig
-from fluxtune.config.descriptions import ai_toolkit, kohya, simpletuner
+from fluxtune.config.descriptions import ai_toolkit, kohya, onetrainer, simpletuner
 from fluxtune.config.layers import Resolved, resolve
 from fluxtune.errors import ConfigError, UsageError
 
@@ -247,6 +247,44 @@ def test_simpletuners_backends_become_rows_whose_repeats_count_the_first_time_to
     }
 
 
+ONETRAINER = [
+    {
+        "name": "dog",
+        "path": "photos",
+        "balancing": 2.6,
+        "loss_weight": 0.5,
+        "image": {"enable_random_flip": True, "enable_random_rotate": True, "enable_resolution_override": True,
+                  "resolution_override": "512, 768x1024"},
+        "text": {"prompt_source": "filename", "enable_tag_shuffling": True},
+    },
+    {"path": "others", "type": "PRIOR_PREDICTION", "include_subdirectories": True,
+     "image": {"enable_random_flip": True}, "text": {"prompt_source": "sample"}},
+    {"path": "masks", "enabled": False},
+    {"path": "masks", "type": "VALIDATION"},
+]  # fmt: skip
+
+
+def test_onetrainers_concepts_become_rows_with_their_sources_of_prompts(place: Path) -> None:
+    resolved = read(place, "concepts.json", json.dumps(ONETRAINER, indent=1))
+    one, two = resolved.config.dataset.folders
+    assert (one.repeats, one.weight, one.captions, one.nested) == (3, 0.5, "names", False)
+    assert (two.path, two.captions, two.caption_lines, two.nested) == (str(place / "others"), ".txt", "first", True)
+    assert (resolved.config.dataset.flip, resolved.config.dataset.resolution) == (True, [512, 880])
+    told = said(resolved)
+    assert {message: line.split()[1] for message, line in told.items()} == {
+        "2.6 repeats become 3": "warning",
+        "enable_tag_shuffling = true: captions keep their order here": "warning",
+        "enable_random_rotate = true: pictures are not turned here": "warning",
+        "768 x 1024 becomes the square with as many pixels: buckets keep shapes": "warning",
+        "a resolution of 887 px becomes 880": "warning",
+        'a concept of type "PRIOR_PREDICTION" is trained on as it is; see training.preservation': "warning",
+        "the resolutions differ from folder to folder; here all are trained at [512, 880]": "warning",
+        "a concept that is not enabled is left out": "note",
+        "pictures for validation alone are left out": "warning",
+        "no matter here: name": "note",
+    }
+
+
 def test_a_filter_of_captions_is_warned_of(place: Path) -> None:
     text = {**SIMPLETUNER[3], "caption_filter_list": "filter.txt"}
     told = said(read(place, "set.json", json.dumps([SIMPLETUNER[2], text])))
@@ -354,6 +392,8 @@ def test_the_page_on_data_sets_has_every_key_that_is_looked_at() -> None:
         taken = re.findall(r"""(?:take|tables)\("([a-z_0-9]+)\"""", source)
         for key in {*taken, *module._OTHERWISE, *module._TECHNICAL}:
             assert f"`{key}`" in page, f"{key} of {reader}"
+    for key in {*onetrainer._OF_PICTURES, *onetrainer._OF_CAPTIONS, *onetrainer._TECHNICAL}:
+        assert re.search(rf"`([a-z]+\.)?{key}`", page), f"{key} of onetrainer"
 
 
 def test_repeats_and_weight_of_the_row_multiply_with_those_of_the_file(place: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from fluxtune.cli.export.config import config
 from fluxtune.cli.export.convert import convert, resize
 from fluxtune.cli.export.dataset import dataset
 from fluxtune.cli.export.fuse import extract, fuse
@@ -14,7 +15,7 @@ from fluxtune.cli.export.inspect import inspect
 from fluxtune.cli.export.merge import merge
 from fluxtune.errors import ExitCode
 
-_HELP = """Hand over to other programs: LoRA files, whole models, data sets.
+_HELP = """Hand over to other programs: LoRA files, whole models, data sets, runs.
 
 `fluxtune export FILE --format kohya` is short for `fluxtune export convert FILE --format kohya`; a file that is named
 like a subcommand is written ./merge.
@@ -26,6 +27,7 @@ Examples:
   fluxtune export merge style.safetensors:0.8 zorvex.safetensors --output both.safetensors
   fluxtune export fuse zorvex.safetensors --format comfyui --output zorvex-flux.safetensors
   fluxtune export dataset photos --format kohya --output for-kohya
+  fluxtune export config photos --preset 24gb --to ai-toolkit --output for-ai-toolkit
 """
 _DEFAULT = "convert"
 
@@ -47,6 +49,7 @@ app.command("extract")(extract)
 app.command("fuse")(fuse)
 app.command("inspect")(inspect)
 app.command("dataset")(dataset)
+app.command("config")(config)
 
 
 @app.callback(invoke_without_command=True)

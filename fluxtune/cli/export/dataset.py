@@ -28,8 +28,8 @@ def dataset(
         list[str] | None,
         typer.Argument(
             metavar="FOLDER|FILE...",
-            help="Folders of pictures with captions beside them, or files of kohya's trainers, ai-toolkit or "
-            "SimpleTuner that describe data sets.",
+            help="Folders of pictures with captions beside them, or files of kohya's trainers, ai-toolkit, "
+            "SimpleTuner or OneTrainer that describe data sets.",
             show_default=False,
         ),
     ] = None,

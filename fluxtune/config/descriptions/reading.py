@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fluxtune.config.dataset import NO_FOLDERS, DatasetConfig, FolderConfig
-from fluxtune.config.descriptions import ai_toolkit, kohya, simpletuner
+from fluxtune.config.descriptions import ai_toolkit, kohya, onetrainer, simpletuner
 from fluxtune.config.descriptions.documents import Document, Remark, read_document
 from fluxtune.config.documents import Layer, read_layer
 from fluxtune.config.problems import problems_of
@@ -56,11 +56,12 @@ def beside(file: Path) -> Path:
     return file.with_name(f"{file.stem}.fluxtune.toml")
 
 
-def description_at(path: Path, source: str) -> Description | None:
+def description_at(path: Path, source: str, *, alone: bool = False) -> Description | None:
     """What describes the data set at a path: the file itself, or the one of ours in the folder; None if nothing does.
 
     Args:
         source: the path as the user wrote it, for messages.
+        alone: another trainer's file is read without the one of ours beside it.
 
     Raises:
         ConfigError: it cannot be read or makes no sense; all problems at once.
@@ -79,7 +80,7 @@ def description_at(path: Path, source: str) -> Description | None:
     content = read_document(path, source)
     if path.suffix.lower() == ".toml" and "dataset" in content.values:
         return _own(content)
-    return _foreign(path, content)
+    return _foreign(path, content, alone)
 
 
 def _own(layer: Layer) -> Description:
@@ -110,7 +111,7 @@ def _passed_over(rows: Iterable[dict[str, Any]], layer: Layer) -> Iterator[Remar
             yield Remark("note", str(own), f"it is not read: {layer.source} describes the folder")
 
 
-def _foreign(file: Path, content: Layer) -> Description:
+def _foreign(file: Path, content: Layer, alone: bool) -> Description:
     trainer, read = _convention(file, content)
     document = Document(content, trainer)
     layer = read(document)
@@ -120,7 +121,7 @@ def _foreign(file: Path, content: Layer) -> Description:
         message = f"no folder of pictures is named in what {trainer} reads"
         problems = [UsageError(message, where=content.source, hint=hint)]
     layers, rest = [layer], beside(file)
-    if rest.is_file():
+    if rest.is_file() and not alone:
         layers.append(read_layer(rest, str(Path(content.source).with_name(rest.name))))
         problems += problems_of(layers[-1])
     if problems:
@@ -136,6 +137,8 @@ def _convention(file: Path, content: Layer) -> tuple[str, Callable[[Document], L
             return kohya.NAME, kohya.read
         message = "this TOML describes no data set: wanted [[datasets]] as kohya has it, or [dataset] and its folders"
         raise _refusal(message, content)
+    if onetrainer.is_one(content.values):
+        return onetrainer.NAME, onetrainer.read
     if file.suffix.lower() == ".json" and "" in content.values:
         return simpletuner.NAME, simpletuner.read
     if kohya.is_one(content.values):
