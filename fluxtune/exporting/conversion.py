@@ -13,15 +13,17 @@ from fluxtune.events import Phase, Sink, Warning, ignore
 from fluxtune.exporting.limits import require_names, warnings_of
 from fluxtune.exporting.resizing import Size, resized
 from fluxtune.exporting.second_reader import compare
+from fluxtune.flux.base import Base
 from fluxtune.flux.families import FLUX1, Family
+from fluxtune.flux.stored import weight_reader
 from fluxtune.flux.weights import DTYPES
 from fluxtune.lora.adapter import LoraLayer
 from fluxtune.lora.conventions import CONVENTIONS, LoraFormat
-from fluxtune.lora.decoding import BaseWeight
 from fluxtune.lora.encoding import encoded
 from fluxtune.lora.files import write_tensors
 from fluxtune.lora.metadata import restated
-from fluxtune.lora.reading import LoraFile, read_lora_file
+from fluxtune.lora.opened import require_fit
+from fluxtune.lora.reading import LoraFile, read_lora_file, told_of_reading
 
 
 @dataclass(frozen=True)
@@ -64,13 +66,12 @@ class Written:
 
 
 def convert(
-    source: Path,
-    wanted: Wanted,
-    on_event: Sink = ignore,
-    family: Family = FLUX1,
-    base_weight: BaseWeight | None = None,
+    source: Path, wanted: Wanted, on_event: Sink = ignore, family: Family = FLUX1, base: Base | None = None
 ) -> Written:
     """Write a LoRA file in another format.
+
+    Args:
+        base: the model that the LoRA was trained on, which a DoRA needs.
 
     Raises:
         UsageError: there is no such file, or the format cannot hold it.
@@ -78,10 +79,22 @@ def convert(
         BaseModelError: it is no LoRA of the family.
         VerificationError: what was written does not say the same; no file is left.
     """
-    on_event(Phase("read", str(source)))
-    lora = read_lora_file(source, family, base_weight)
-    told_of_reading(lora, on_event)
+    lora = read(source, on_event, family, base)
     return write(lora.layers, lora.metadata, wanted, on_event, family)
+
+
+def read(source: Path, on_event: Sink, family: Family, base: Base | None) -> LoraFile:
+    """Read a LoRA file that is to be written anew; of the base model only the layers that a DoRA needs.
+
+    Raises:
+        UsageError, StorageError, BaseModelError: as ``convert``.
+    """
+    on_event(Phase("read", str(source)))
+    lora = read_lora_file(source, family, weight_reader(base) if base else None)
+    if base is not None:
+        require_fit(lora, base)
+    told_of_reading(lora, on_event)
+    return lora
 
 
 def write(
@@ -139,20 +152,6 @@ def write(
         error=error,
         cut=max(cut.values(), default=0.0),
     )
-
-
-def told_of_reading(lora: LoraFile, on_event: Sink) -> None:
-    """Say what was not read exactly."""
-    if lora.errors:
-        worst = max(lora.errors.values())
-        kinds = " and ".join(kind for kind in lora.kinds if kind != "LoRA")
-        on_event(
-            Warning(
-                f"{len(lora.errors)} {kinds} layers became low-rank products, which loses up to {worst:.1%} of a "
-                "layer's change",
-                where=str(lora.path),
-            )
-        )
 
 
 def tolerance_of(dtype: torch.dtype) -> float:

@@ -85,7 +85,7 @@ def test_for_programs_the_last_line_is_the_result(fluxtune: Fluxtune, source: Pa
         (("zorvex.safetensors", "--size", "10"), 2, "rank 1 of every layer takes"),
         (("resize", "zorvex.safetensors"), 2, "not said how small"),
         (("merge", "zorvex.safetensors"), 2, "--output is not given"),
-        (("merge", "zorvex.safetensors:nan", "-o", "made.safetensors"), 2, "is no weight"),
+        (("merge", "zorvex.safetensors:nan", "-o", "made.safetensors"), 2, "is no scale"),
         (("merge", "zorvex.safetensors", "-o", "made.safetensors", "--rank", "4"), 2, "--method svd"),
         (("fuse", "zorvex.safetensors"), 2, "--output is not given"),
         (("fuse", "zorvex.safetensors", "-o", "made", "--dtype", "fp8"), 2, "diffusers loads no fp8 folders"),

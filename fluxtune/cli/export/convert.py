@@ -14,6 +14,7 @@ from fluxtune.cli.export.options import (
     MaxSize,
     Output,
     Rank,
+    TrainedOn,
     Verify,
     as_data,
     default_output,
@@ -21,6 +22,7 @@ from fluxtune.cli.export.options import (
     require_other,
     say,
     size_options,
+    trained_on,
 )
 from fluxtune.cli.options import Json
 from fluxtune.cli.render import sink
@@ -43,6 +45,7 @@ def convert(
     size: MaxSize = None,
     dtype: Dtype = None,
     scale: Annotated[float, typer.Option("--scale", metavar="X", help="Multiply what the LoRA does.")] = 1.0,
+    base: TrainedOn = None,
     verify: Verify = True,
     as_json: Json = False,
 ) -> None:
@@ -55,8 +58,9 @@ def convert(
       fluxtune export runs/zorvex --format kohya
       fluxtune export zorvex.safetensors --format comfyui --output for-comfyui.safetensors
       fluxtune export from-civitai.safetensors --format diffusers --rank 16 --dtype fp16
+      fluxtune export dora.safetensors --base black-forest-labs/FLUX.1-dev --format kohya
     """
-    _run("export", lora, form, output, size_options(rank, energy, size, dtype), dtype, scale, verify, as_json)
+    _run("export", lora, form, output, size_options(rank, energy, size, dtype), dtype, scale, base, verify, as_json)
 
 
 def resize(
@@ -67,6 +71,7 @@ def resize(
     form: Format = LoraFormat.DIFFUSERS,
     output: Output = None,
     dtype: Dtype = None,
+    base: TrainedOn = None,
     verify: Verify = True,
     as_json: Json = False,
 ) -> None:
@@ -81,7 +86,7 @@ def resize(
     wanted = size_options(rank, energy, size, dtype)
     if wanted is None:
         raise UsageError("it is not said how small", where="fluxtune export resize", hint="--rank 8, or --energy 0.95")
-    _run("export resize", lora, form, output, wanted, dtype, 1.0, verify, as_json)
+    _run("export resize", lora, form, output, wanted, dtype, 1.0, base, verify, as_json)
 
 
 def _run(
@@ -92,6 +97,7 @@ def _run(
     size: dict[str, Any] | None,
     dtype: str | None,
     scale: float,
+    base: str | None,
     verify: bool,
     as_json: bool,
 ) -> None:
@@ -105,7 +111,7 @@ def _run(
         from fluxtune.exporting.resizing import Size
 
         wanted = Wanted(form, target, dtype, Size(**size) if size else None, scale, verify)
-        written = write(source, wanted, on_event)
+        written = write(source, wanted, on_event, base=trained_on(base, on_event))
         if as_json:
             on_event(Result(command, as_data(written)))
     if not as_json:

@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 import typer
 
 from fluxtune.cli.render import printable, write_line
+from fluxtune.config.layers import resolve
 from fluxtune.errors import UsageError
+from fluxtune.events import Sink
 from fluxtune.lora.conventions import LoraFormat
 from fluxtune.runs import lora_in
 
 if TYPE_CHECKING:
     from fluxtune.exporting.conversion import Written
+    from fluxtune.flux.base import Base as BaseModel
 
 Format: TypeAlias = Annotated[
     LoraFormat,
@@ -49,6 +52,16 @@ Verify: TypeAlias = Annotated[
     typer.Option("--verify/--no-verify", help="Read the file back with a second reader, and compare every layer."),
 ]
 
+TrainedOn: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--base",
+        "-b",
+        metavar="ID|FOLDER|nano",
+        help="The model that the LoRA was trained on. A DoRA needs it, whose change depends on the model's weights.",
+    ),
+]
+
 _UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 _BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, None: 2}
 
@@ -78,22 +91,6 @@ def lora_file(named: Path) -> Path:
         StorageError: the folder is no run, or the run has no result yet.
     """
     return lora_in(named) if named.is_dir() else named
-
-
-def weighted(text: str) -> tuple[Path, float]:
-    """``FILE`` or ``FILE:WEIGHT``, or the same with a run folder.
-
-    Raises:
-        UsageError: the weight is no finite number.
-    """
-    name, _, weight = text.rpartition(":")
-    try:
-        use = (Path(name), float(weight)) if name and not Path(text).exists() else (Path(text), 1.0)
-    except ValueError:
-        use = (Path(text), 1.0)
-    if not math.isfinite(use[1]):
-        raise UsageError(f"{weight!r} is no weight: wanted a finite number", where=text, hint=f"{name}:0.8")
-    return lora_file(use[0]), use[1]
 
 
 def default_output(source: Path, suffix: str) -> Path:
@@ -138,3 +135,22 @@ def _bytes(text: str) -> int:
     if match is None or match[2] not in _UNITS or not math.isfinite(float(match[1])):
         raise UsageError(f"{text!r} is no size", where="--size", hint="for instance --size 50MB")
     return int(float(match[1]) * _UNITS[match[2]])
+
+
+def trained_on(base: str | None, on_event: Sink) -> BaseModel | None:
+    """The model of `--base`, if one was named."""
+    return None if base is None else open_named(base, on_event)
+
+
+def open_named(base: str | None, on_event: Sink, transformer: str | None = None) -> BaseModel:
+    """The base model that was named, or that the user's settings name.
+
+    Args:
+        transformer: a file to take its transformer from.
+    """
+    from fluxtune.flux.base import open_base
+
+    given: dict[str, tuple[str, object]] = {"model.base": ("--base", base), "model.transformer": ("TUNED", transformer)}
+    flags = {key: (flag, value) for key, (flag, value) in given.items() if value is not None}
+    resolved = resolve(preset=None, config_file=None, flags=flags, sets=[], working_folder=Path.cwd(), data_sets=False)
+    return open_base(resolved.config.model, on_event)
