@@ -10,7 +10,8 @@ import torch
 
 from fluxtune.errors import UsageError
 from fluxtune.events import Phase, Sink, Warning, ignore
-from fluxtune.exporting.limits import require_names, warnings_of
+from fluxtune.exporting.diffusers_reader import compare_with_diffusers
+from fluxtune.exporting.limits import read_by_diffusers, require_names, warnings_of
 from fluxtune.exporting.resizing import Size, resized
 from fluxtune.exporting.second_reader import compare
 from fluxtune.flux.base import Base
@@ -52,6 +53,7 @@ class Written:
     Attributes:
         layers: of diffusers; ``tensors`` of the file.
         error: the largest relative error of a layer's change against what was read; None where it was not verified.
+        diffusers_error: the same as diffusers reads the file; None where it cannot, or it was not verified.
         cut: the largest relative error of a layer that was cut down; 0 where none was.
     """
 
@@ -62,6 +64,7 @@ class Written:
     tensors: int
     bytes: int
     error: float | None
+    diffusers_error: float | None
     cut: float
 
 
@@ -135,11 +138,14 @@ def write(
     on_event(Phase("write", str(wanted.output)))
     header = restated(metadata, made.tensors, layers, convention)
     error: float | None = None
+    diffusers_error: float | None = None
 
     def verified(file: Path) -> None:
-        nonlocal error
+        nonlocal error, diffusers_error
         if wanted.verify:
             error = compare(file, layers, tolerance_of(dtype))
+            if read := read_by_diffusers(layers, wanted.format, family):
+                diffusers_error = compare_with_diffusers(file, layers, read, family, tolerance_of(dtype))
 
     digest = write_tensors(wanted.output, made.tensors, header, check=verified)
     return Written(
@@ -150,6 +156,7 @@ def write(
         tensors=len(made.tensors),
         bytes=wanted.output.stat().st_size,
         error=error,
+        diffusers_error=diffusers_error,
         cut=max(cut.values(), default=0.0),
     )
 

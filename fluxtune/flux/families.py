@@ -34,7 +34,8 @@ class Family:
     ``lora_targets``, ``lora_groups``: patterns of layers under the names of `lora.targets` and of scales by group; the
     latter of text encoders' layers too, which have their part of the model in front.
     ``generate``: text to picture through the family's own pipeline.
-    ``blocks`` names the transformer's lists of blocks, ``depths`` the keys of its config that say how long each is.
+    ``blocks`` names the transformer's lists of blocks, ``depths`` the keys of its config that say how long each is;
+    ``published_width`` and ``published_depths`` are those of the published models.
     ``modulation``: patterns of the modulation layers, which map what ``conditioner``, a module, answers; ``embedders``
     are its linear layers.
     """
@@ -54,6 +55,8 @@ class Family:
     architecture: Callable[[bool], str]
     blocks: tuple[str, ...]
     depths: tuple[str, ...]
+    published_width: int
+    published_depths: tuple[int, int]
     modulation: tuple[str, ...]
     conditioner: str
     embedders: tuple[str, ...]
@@ -83,6 +86,8 @@ FLUX1 = Family(
     architecture=flux1.architecture,
     blocks=("transformer_blocks", "single_transformer_blocks"),
     depths=("num_layers", "num_single_layers"),
+    published_width=3072,
+    published_depths=(19, 38),
     modulation=flux1.MODULATION,
     conditioner="time_text_embed",
     embedders=flux1.EMBEDDERS,

@@ -101,7 +101,8 @@ def _grouped(tensors: Tensors, names: LayerNames) -> dict[str, tuple[Layers, dic
     for key, tensor in tensors.items():
         meaning = meaning_of(key, names)
         if meaning is None:
-            unknown.append(key)
+            if not _without_effect(key, tensor):
+                unknown.append(key)
             continue
         name, target, role = meaning
         found.setdefault(name, (target, {}))[1][role] = tensor
@@ -112,6 +113,12 @@ def _grouped(tensors: Tensors, names: LayerNames) -> dict[str, tuple[Layers, dic
             f"{f', they are named as in {other}' if other else ''}: {some_names(unknown)}"
         )
     return found
+
+
+def _without_effect(key: str, tensor: torch.Tensor) -> bool:
+    """Whether a tensor that is no part of a LoRA does nothing: some programs write differences of norms and biases that
+    were not trained. FLUX.1 does not use CLIP's projection."""
+    return "text_projection" in key or (key.endswith((".diff", ".diff_b")) and not bool(tensor.float().any()))
 
 
 def _layer(
