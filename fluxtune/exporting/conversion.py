@@ -10,6 +10,7 @@ import torch
 
 from fluxtune.errors import UsageError
 from fluxtune.events import Phase, Sink, Warning, ignore
+from fluxtune.exporting.denoising import compare_denoised
 from fluxtune.exporting.diffusers_reader import compare_with_diffusers
 from fluxtune.exporting.limits import read_by_diffusers, require_names, warnings_of
 from fluxtune.exporting.resizing import Size, resized
@@ -35,7 +36,8 @@ class Wanted:
         dtype: ``fp32``, ``bf16`` or ``fp16``; None is the format's own.
         size: to what it is to be cut down; None keeps all.
         scale: every layer's change is multiplied by it.
-        verify: read the file back by the second reader.
+        verify: read the file back, by the second reader and by diffusers.
+        denoise: the base model to compare a denoising step of, too.
     """
 
     format: LoraFormat
@@ -44,6 +46,7 @@ class Wanted:
     size: Size | None = None
     scale: float = 1.0
     verify: bool = True
+    denoise: Base | None = None
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class Written:
         layers: of diffusers; ``tensors`` of the file.
         error: the largest relative error of a layer's change against what was read; None where it was not verified.
         diffusers_error: the same as diffusers reads the file; None where it cannot, or it was not verified.
+        denoised_error: of a denoising step's output, relative to what the LoRA changes; None where none was made.
         cut: the largest relative error of a layer that was cut down; 0 where none was.
     """
 
@@ -65,6 +69,7 @@ class Written:
     bytes: int
     error: float | None
     diffusers_error: float | None
+    denoised_error: float | None
     cut: float
 
 
@@ -137,15 +142,18 @@ def write(
     made = encoded(layers, family.layer_names, convention, dtype)
     on_event(Phase("write", str(wanted.output)))
     header = restated(metadata, made.tensors, layers, convention)
-    error: float | None = None
-    diffusers_error: float | None = None
+    errors: dict[str, float] = {}
 
     def verified(file: Path) -> None:
-        nonlocal error, diffusers_error
+        tolerance = tolerance_of(dtype)
         if wanted.verify:
-            error = compare(file, layers, tolerance_of(dtype))
-            if read := read_by_diffusers(layers, wanted.format, family):
-                diffusers_error = compare_with_diffusers(file, layers, read, family, tolerance_of(dtype))
+            errors["error"] = compare(file, layers, tolerance)
+            if seen := read_by_diffusers(layers, wanted.format, family):
+                errors["diffusers_error"] = compare_with_diffusers(file, layers, seen, family, tolerance)
+        if wanted.denoise is not None:
+            errors["denoised_error"] = compare_denoised(
+                file, layers, wanted.format, wanted.denoise, tolerance, on_event
+            )
 
     digest = write_tensors(wanted.output, made.tensors, header, check=verified)
     return Written(
@@ -155,8 +163,9 @@ def write(
         layers=len(layers),
         tensors=len(made.tensors),
         bytes=wanted.output.stat().st_size,
-        error=error,
-        diffusers_error=diffusers_error,
+        error=errors.get("error"),
+        diffusers_error=errors.get("diffusers_error"),
+        denoised_error=errors.get("denoised_error"),
         cut=max(cut.values(), default=0.0),
     )
 

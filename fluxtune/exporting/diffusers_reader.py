@@ -14,7 +14,6 @@ from fluxtune.lora.adapter import LoraLayer
 from fluxtune.lora.low_rank import distance, norm_of
 
 State: TypeAlias = dict[str, torch.Tensor]
-_PARTS = ("transformer.", "text_encoder.")
 
 
 def state_of(
@@ -55,7 +54,7 @@ def compare_with_diffusers(
     state, alphas, settings = state_of(path, family)
     if alphas or settings:
         raise _fails(path, "diffusers would scale it again, by what it finds beside the weights")
-    seen, left = _layers_in(state)
+    seen, left = _layers_in(state, {name.partition(".")[0] for name in read})
     if left:
         raise _fails(path, f"diffusers has {len(left)} keys for it that are no LoRA: {some_names(left)}")
     # A part of a fused layer that was not trained is there with zeros.
@@ -70,22 +69,16 @@ def compare_with_diffusers(
     return errors[worst]
 
 
-def _layers_in(state: State) -> tuple[dict[str, LoraLayer], list[str]]:
-    """The pairs of a state, and the keys that are of none, as the loaders of both parts take them.
+def _layers_in(state: State, parts: Collection[str]) -> tuple[dict[str, LoraLayer], list[str]]:
+    """The pairs of some parts of the model, and the keys that are of none.
 
-    Of the outer layers of kohya's names the conversion loses the part of the model, and the loaders pass over them.
+    Of the outer layers of kohya's names the conversion loses the part, and the loaders pass over them.
     """
-    from diffusers.utils import convert_state_dict_to_diffusers, convert_state_dict_to_peft
-
-    text = {key.removeprefix(_PARTS[1]): tensor for key, tensor in state.items() if key.startswith(_PARTS[1])}
-    if text:
-        text = convert_state_dict_to_peft(convert_state_dict_to_diffusers(text))
-    taken = {key: tensor for key, tensor in state.items() if key.startswith(_PARTS[0])}
-    taken |= {f"{_PARTS[1]}{key}": tensor for key, tensor in text.items()}
-    names = [key.removesuffix(".lora_A.weight") for key in taken if key.endswith(".lora_A.weight")]
+    own = {key: tensor for key, tensor in state.items() if key.partition(".")[0] in parts}
+    names = [key.removesuffix(".lora_A.weight") for key in own if key.endswith(".lora_A.weight")]
     pairs = {name: (f"{name}.lora_A.weight", f"{name}.lora_B.weight") for name in names}
-    found = {name: LoraLayer(taken[a].float(), taken[b].float(), 1.0) for name, (a, b) in pairs.items() if b in taken}
-    return found, sorted(set(taken) - {key for name in found for key in pairs[name]})
+    found = {name: LoraLayer(own[a].float(), own[b].float(), 1.0) for name, (a, b) in pairs.items() if b in own}
+    return found, sorted(set(own) - {key for name in found for key in pairs[name]})
 
 
 def _fails(path: Path, message: str) -> VerificationError:

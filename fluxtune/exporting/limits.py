@@ -56,7 +56,8 @@ def warnings_of(paths: Iterable[str], form: LoraFormat) -> list[str]:
 def read_by_diffusers(layers: Mapping[str, LoraLayer], form: LoraFormat, family: Family) -> set[str]:
     """Those layers of a file that diffusers reads; empty where it cannot read the file.
 
-    Its conversion of kohya's names has the sizes of the published models built in.
+    Its conversion of kohya's names has the sizes of the published models built in; of CLIP's layers it makes names that
+    its loader takes only where the output projections are among them.
     """
     known = {path for path in layers if not path.startswith("text_encoder_2.")}
     if form in (LoraFormat.DIFFUSERS, LoraFormat.AI_TOOLKIT):
@@ -70,4 +71,4 @@ def read_by_diffusers(layers: Mapping[str, LoraLayer], form: LoraFormat, family:
         int(block[2]) < (singles if block[1] else doubles) and width in (*layers[path].b.shape, layers[path].a.shape[1])
         for path, block in blocks.items()
     )
-    return {path for path in known if path in blocks or path.startswith("text_encoder.")} if fits else set()
+    return set(blocks) if fits else set()

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fluxtune.cli.export.options import Dtype, Format, TrainedOn, Verify, as_data, require_other, say, trained_on
+from fluxtune.cli.export.options import Denoise, Dtype, Format, TrainedOn, Verify, as_data, bases, require_other, say
 from fluxtune.cli.options import Json
 from fluxtune.cli.render import sink
 from fluxtune.environment.device import quiet_libraries
@@ -48,6 +48,7 @@ def merge(
     form: Format = LoraFormat.DIFFUSERS,
     dtype: Dtype = None,
     verify: Verify = True,
+    denoise: Denoise = False,
     as_json: Json = False,
 ) -> None:
     """Make one LoRA of several, each with its weight.
@@ -72,8 +73,9 @@ def merge(
         from fluxtune.exporting.merging import Merging, merge_files
 
         merging = Merging(method, rank, density, seed)
-        wanted = Wanted(form, output, dtype, verify=verify)
-        written = merge_files(uses, merging, wanted, on_event, base=trained_on(base, on_event))
+        models = bases(base, denoise, [use.path for use in uses], on_event)
+        wanted = Wanted(form, output, dtype, verify=verify, denoise=models.to_denoise)
+        written = merge_files(uses, merging, wanted, on_event, base=models.to_read)
         if as_json:
             on_event(Result("export merge", as_data(written)))
     if not as_json:

@@ -7,7 +7,7 @@ import re
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeAlias
 
 import typer
 
@@ -49,7 +49,18 @@ MaxSize: TypeAlias = Annotated[
 ]
 Verify: TypeAlias = Annotated[
     bool,
-    typer.Option("--verify/--no-verify", help="Read the file back with a second reader, and compare every layer."),
+    typer.Option(
+        "--verify/--no-verify",
+        help="Read the file back with a second reader, and with diffusers where it reads the format, and compare every "
+        "layer.",
+    ),
+]
+Denoise: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--denoise",
+        help="Also load the base model, and compare one denoising step with the LoRA as read and as written.",
+    ),
 ]
 
 TrainedOn: TypeAlias = Annotated[
@@ -61,6 +72,14 @@ TrainedOn: TypeAlias = Annotated[
         help="The model that the LoRA was trained on. A DoRA needs it, whose change depends on the model's weights.",
     ),
 ]
+
+
+class Bases(NamedTuple):
+    """Base models that an export needs: to read what depends on its weights, and to try what was written."""
+
+    to_read: BaseModel | None
+    to_denoise: BaseModel | None
+
 
 _UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 _BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, None: 2}
@@ -121,6 +140,10 @@ def say(written: Written) -> None:
         if written.error is None
         else f"verified: no layer is off by more than {written.error:.1e} of its change, no key unmatched"
     )
+    if written.diffusers_error is not None:
+        parts.append("diffusers reads the same")
+    if written.denoised_error is not None:
+        parts.append(f"a denoising step is off by {written.denoised_error:.1e} of what the LoRA changes")
     write_line(sys.stderr, "; ".join(parts))
     write_line(sys.stdout, printable(str(written.file)))
 
@@ -137,9 +160,14 @@ def _bytes(text: str) -> int:
     return int(float(match[1]) * _UNITS[match[2]])
 
 
-def trained_on(base: str | None, on_event: Sink) -> BaseModel | None:
-    """The model of `--base`, if one was named."""
-    return None if base is None else open_named(base, on_event)
+def bases(base: str | None, denoise: bool, sources: list[Path], on_event: Sink) -> Bases:
+    """The models of `--base`, for reading a DoRA, and of `--denoise`; without `--base` that is the LoRA's own."""
+    if base is None and not denoise:
+        return Bases(None, None)
+    from fluxtune.lora.opened import base_of
+
+    opened = open_named(base or next((named for file in sources if (named := base_of(file))), None), on_event)
+    return Bases(opened if base else None, opened if denoise else None)
 
 
 def open_named(base: str | None, on_event: Sink, transformer: str | None = None) -> BaseModel:
