@@ -82,6 +82,8 @@ def _detach(module: Any, name: str) -> None:
         if growth is not None:
             growth.rows.pop(name, None)
     del module.peft_config[name]
+    if not module.peft_config:
+        del module.peft_config
 
 
 def _adapted(module: nn.Module) -> Iterator[tuple[str, Any]]:
