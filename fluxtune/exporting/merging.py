@@ -59,8 +59,11 @@ def merge_files(
         UsageError, StorageError, BaseModelError, VerificationError: as ``convert``.
     """
     loras = [read(use.path, on_event, family, base) for use in uses]
-    acting = [use.acting(lora.layers, family.lora_groups) for use, lora in zip(uses, loras, strict=True)]
-    layers, errors = merged([(each, 1.0) for each in acting], merging, on_event)
+    weighted = [
+        (replace(use, scale=1.0).acting(lora.layers, family.lora_groups), use.scale)
+        for use, lora in zip(uses, loras, strict=True)
+    ]
+    layers, errors = merged(weighted, merging, on_event)
     # What is true of one of several files is not true of what they make.
     facts = {
         "modelspec.title": wanted.output.stem,
