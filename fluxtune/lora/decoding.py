@@ -70,24 +70,24 @@ def decoded(
     by_layer, alphas = _grouped(tensors, names), _Alphas.of(metadata)
     found = Decoded(convention=described(tensors))
     for name, (target, roles) in by_layer.items():
-        kind, whole, error = _layer(name, roles, alphas, target)
+        kind, whole, lost = _layer(name, roles, alphas, target)
         parts = dict(zip(target.parts, _parts(name, whole, target, names), strict=True))
         if twice := [path for path in parts if path in found.layers]:
             raise UnreadableLora(f"the layer {twice[0]} is there twice")
         if "magnitude" in roles:
+            if bool(lost.any()):
+                raise UnreadableLora(f"{name} is a DoRA of a {kind} of a rank above {LYCORIS_RANK}")
             kind, directed = "DoRA", dora(name, parts, roles["magnitude"], target, base_weight)
-            if grows and directed.of_rows:
-                parts = directed.grown()
-            else:
-                for path, (part, lost) in directed.nearest(LYCORIS_RANK).items():
-                    parts[path], found.errors[path] = part, lost
+            read = directed.exact() if grows and directed.of_rows else directed.nearest(LYCORIS_RANK)
         elif kind != "LoRA":
-            for path, part in list(parts.items()):
-                parts[path], own = compressed(part, LYCORIS_RANK, _EXACT)
-                # What the whole layer lost may all be of one part.
-                found.errors[path] = own + (error * norm_of(whole) / norm_of(part) if error else 0.0)
-        # What a fused layer holds for a part that was not trained is no layer.
-        found.layers.update({path: part for path, part in parts.items() if len(parts) == 1 or bool(part.b.any())})
+            shares = lost.split([len(part.b) for part in parts.values()])
+            read = {path: _cut(part, float(own.sum())) for (path, part), own in zip(parts.items(), shares, strict=True)}
+        else:
+            read = {path: (part, 0.0) for path, part in parts.items()}
+        for path, (layer, error) in read.items():
+            # What a fused layer holds for a part that was not trained is no layer.
+            if len(parts) == 1 or layer.growth is not None or bool(layer.b.any()):
+                found.layers[path], found.errors[path] = layer, error
         found.kinds[kind] = found.kinds.get(kind, 0) + 1
     if not found.layers:
         raise UnreadableLora("it holds no layers of a LoRA")
@@ -123,8 +123,8 @@ def _without_effect(key: str, tensor: torch.Tensor) -> bool:
 
 def _layer(
     name: str, roles: Mapping[str, torch.Tensor], alphas: _Alphas, target: Layers
-) -> tuple[str, LoraLayer, float]:
-    """What a layer of the file is, its change as one low-rank product, and the relative error of that."""
+) -> tuple[str, LoraLayer, torch.Tensor]:
+    """What a layer of the file is, its change as one low-rank product, and of each row the square of what that lost."""
     alpha = number(name, roles["alpha"]) if "alpha" in roles else None
     present = set(roles) - {"magnitude", "alpha"}
     if present == {"down", "up"}:
@@ -132,12 +132,25 @@ def _layer(
         if a.shape[0] != b.shape[1]:
             raise UnreadableLora(f"{name}: A has {a.shape[0]} rows, and B has {b.shape[1]} columns")
         rank = a.shape[0]
-        return "LoRA", LoraLayer(a, b, alphas.scale(target.parts[0], rank) if alpha is None else alpha / rank), 0.0
+        scale = alphas.scale(target.parts[0], rank) if alpha is None else alpha / rank
+        return "LoRA", LoraLayer(a, b, scale), torch.zeros(len(b))
     if present == LOHA:
-        return "LoHa", loha(name, roles, alpha), 0.0
+        layer = loha(name, roles, alpha)
+        return "LoHa", layer, torch.zeros(len(layer.b))
     if {each.removesuffix("_a").removesuffix("_b") for each in present} == LOKR:
         return "LoKr", *lokr(name, roles, alpha, LYCORIS_RANK * len(target.parts))
     raise UnreadableLora(f"{name} has {', '.join(sorted(present)) or 'an alpha'} alone, which makes no layer")
+
+
+def _cut(part: LoraLayer, lost: float) -> tuple[LoraLayer, float]:
+    """A layer of LyCORIS cut down to ``LYCORIS_RANK``, and its relative error.
+
+    Args:
+        lost: square of what was cut off before, which is orthogonal to what is cut off here.
+    """
+    layer, error = compressed(part, LYCORIS_RANK, _EXACT)
+    squared = norm_of(part) ** 2
+    return layer, math.sqrt((lost + error**2 * squared) / ((squared + lost) or 1.0))
 
 
 def _parts(name: str, whole: LoraLayer, target: Layers, names: LayerNames) -> list[LoraLayer]:

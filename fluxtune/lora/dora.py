@@ -38,10 +38,13 @@ class Dora:
     gains: Mapping[str, torch.Tensor]
     of_rows: bool
 
-    def grown(self) -> dict[str, LoraLayer]:
-        """Path -> the change, exactly, as a product and the growth of the base's own rows; of rows only."""
+    def exact(self) -> dict[str, tuple[LoraLayer, float]]:
+        """Path -> the change as a product and the growth of the base's own rows, and its error, 0; of rows only."""
         return {
-            path: LoraLayer(part.a, self.gains[path] * part.b * part.scale, 1.0, (self.gains[path] - 1).flatten())
+            path: (
+                LoraLayer(part.a, self.gains[path] * part.b * part.scale, 1.0, (self.gains[path] - 1).flatten()),
+                0.0,
+            )
             for path, part in self.parts.items()
         }
 

@@ -34,8 +34,10 @@ def loha(name: str, roles: Mapping[str, torch.Tensor], alpha: float | None) -> L
     return LoraLayer(a, b, 1.0 if alpha is None else alpha / w1b.shape[0])
 
 
-def lokr(name: str, roles: Mapping[str, torch.Tensor], alpha: float | None, max_rank: int) -> tuple[LoraLayer, float]:
-    """``kron(W1, W2)``, the nearest product of at most ``max_rank`` to it, and the relative error of that.
+def lokr(
+    name: str, roles: Mapping[str, torch.Tensor], alpha: float | None, max_rank: int
+) -> tuple[LoraLayer, torch.Tensor]:
+    """``kron(W1, W2)``: the nearest product of at most ``max_rank``, and of each row the square of what that lost.
 
     Raises:
         UnreadableLora: tensors are missing, or do not fit together.
@@ -44,8 +46,8 @@ def lokr(name: str, roles: Mapping[str, torch.Tensor], alpha: float | None, max_
     # Both given in full have no rank that an alpha could be relative to.
     ranks = [int(roles[each].shape[0]) for each in ("lokr_w2_b", "lokr_w1_b") if each in roles]
     scale = alpha / ranks[0] if alpha is not None and ranks else 1.0
-    layer, error = kronecker(first, second, max_rank)
-    return LoraLayer(layer.a, layer.b, scale), error
+    layer, lost = kronecker(first, second, max_rank)
+    return LoraLayer(layer.a, layer.b, scale), lost * scale**2
 
 
 def _half(name: str, roles: Mapping[str, torch.Tensor], which: str) -> torch.Tensor:
