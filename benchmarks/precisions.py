@@ -42,7 +42,7 @@ from fluxtune.flux.denoise import encode_prompt
 from fluxtune.flux.load import load_text_pipeline, load_transformer, load_vae
 from fluxtune.flux.objective import flow_matching_loss, interpolate, velocity_target
 from fluxtune.lora.adapter import attach, start_from
-from fluxtune.lora.files import read_lora
+from fluxtune.lora.reading import read_start
 from fluxtune.memory.eight_bit import FrozenLinear8bit
 from fluxtune.memory.quantize import is_quantized, quantized_linear
 from fluxtune.nano import model_folder
@@ -140,7 +140,7 @@ class Comparison:
         transformer = load_transformer(self.base, config.memory, torch.float32, "cpu")
         if lora:
             attach(transformer, config.lora, self.base.family, 0)
-            start_from(transformer, read_lora(lora), config.lora, str(lora))
+            start_from(transformer, read_start(lora), config.lora, str(lora))
         return {name: loss_of(transformer, scenes, self.base, config) for name, scenes in self.sets.items()}
 
     def run(self, precision: str, seed: int) -> dict[str, Any]:

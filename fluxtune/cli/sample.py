@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +16,8 @@ from fluxtune.config.layers import Resolved, resolve
 from fluxtune.environment.device import quiet_libraries
 from fluxtune.errors import UsageError
 from fluxtune.events import Result
-from fluxtune.runs import lora_in
-from fluxtune.sampling.request import LoraUse, SampleRequest
+from fluxtune.lora.use import LoraUse, lora_use
+from fluxtune.sampling.request import SampleRequest
 
 # All of a section where no names are given. The folders say that the run had pictures, and no demo data set with
 # preview prompts of its own. The rest would only let settings contradict each other that no picture depends on.
@@ -52,7 +51,8 @@ def sample(
             "--lora",
             "-l",
             metavar="FILE[:SCALE]",
-            help="A LoRA file, or the folder of a run or a checkpoint; SCALE is 1 unless given. Repeatable.",
+            help="A LoRA file, or the folder of a run or a checkpoint. SCALE is 1 unless given; by group of layers "
+            "double=0.5,single=1 (groups: double, single, outside, attention, mlp, modulation, text). Repeatable.",
         ),
     ] = None,
     compare: Annotated[
@@ -97,7 +97,7 @@ def sample(
       fluxtune sample "a zorvex in a boat" --lora runs/nano --compare --count 4
       fluxtune sample --prompts prompts.txt --lora mug.safetensors:0.8 --preset 24gb --size 1024x768
     """
-    loras = [_lora_use(text) for text in lora or ()]
+    loras = [lora_use(text) for text in lora or ()]
     across, down = _sides(size, width, height)
     flags = given(
         {
@@ -121,21 +121,6 @@ def sample(
     if not as_json:
         for file in (*files, *([str(made.grid)] if made.grid else [])):
             write_result(file)
-
-
-def _lora_use(text: str) -> LoraUse:
-    """``FILE``, ``FILE:SCALE``, or the same with a run folder."""
-    name, _, scale = text.rpartition(":")
-    try:
-        use = (Path(name), float(scale)) if name and not Path(text).exists() else (Path(text), 1.0)
-    except ValueError:
-        use = (Path(text), 1.0)
-    path, strength = use
-    if not math.isfinite(strength):
-        raise UsageError(
-            f"{scale!r} is no scale: wanted a finite number", where="--lora", hint=f"for instance --lora {name}:0.8"
-        )
-    return LoraUse(lora_in(path) if path.is_dir() else path, strength)
 
 
 def _run_around(path: Path) -> Path | None:

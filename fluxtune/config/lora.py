@@ -7,6 +7,8 @@ from typing import Literal
 from fluxtune.config.base import Section, setting
 
 TargetGroup = Literal["attention", "attention+mlp", "all-linear"]
+LayerGroup = Literal["double", "single", "outside", "attention", "mlp", "modulation", "text"]
+"""Groups of layers that a LoRA can act on with a scale of their own."""
 
 
 class LoraConfig(Section):

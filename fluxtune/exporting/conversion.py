@@ -10,18 +10,22 @@ import torch
 
 from fluxtune.errors import UsageError
 from fluxtune.events import Phase, Sink, Warning, ignore
-from fluxtune.exporting.limits import require_names, warnings_of
+from fluxtune.exporting.denoising import compare_denoised
+from fluxtune.exporting.diffusers_reader import compare_with_diffusers
+from fluxtune.exporting.limits import read_by_diffusers, require_names, warnings_of
 from fluxtune.exporting.resizing import Size, resized
 from fluxtune.exporting.second_reader import compare
+from fluxtune.flux.base import Base
 from fluxtune.flux.families import FLUX1, Family
+from fluxtune.flux.stored import weight_reader
 from fluxtune.flux.weights import DTYPES
 from fluxtune.lora.adapter import LoraLayer
 from fluxtune.lora.conventions import CONVENTIONS, LoraFormat
-from fluxtune.lora.decoding import BaseWeight
 from fluxtune.lora.encoding import encoded
 from fluxtune.lora.files import write_tensors
 from fluxtune.lora.metadata import restated
-from fluxtune.lora.reading import LoraFile, read_lora_file
+from fluxtune.lora.opened import require_fit
+from fluxtune.lora.reading import LoraFile, read_lora_file, told_of_reading
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,8 @@ class Wanted:
         dtype: ``fp32``, ``bf16`` or ``fp16``; None is the format's own.
         size: to what it is to be cut down; None keeps all.
         scale: every layer's change is multiplied by it.
-        verify: read the file back by the second reader.
+        verify: read the file back, by the second reader and by diffusers.
+        denoise: the base model to compare a denoising step of, too.
     """
 
     format: LoraFormat
@@ -41,6 +46,7 @@ class Wanted:
     size: Size | None = None
     scale: float = 1.0
     verify: bool = True
+    denoise: Base | None = None
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,8 @@ class Written:
     Attributes:
         layers: of diffusers; ``tensors`` of the file.
         error: the largest relative error of a layer's change against what was read; None where it was not verified.
+        diffusers_error: the same as diffusers reads the file; None where it cannot, or it was not verified.
+        denoised_error: of a denoising step's output, relative to what the LoRA changes; None where none was made.
         cut: the largest relative error of a layer that was cut down; 0 where none was.
     """
 
@@ -60,17 +68,18 @@ class Written:
     tensors: int
     bytes: int
     error: float | None
+    diffusers_error: float | None
+    denoised_error: float | None
     cut: float
 
 
 def convert(
-    source: Path,
-    wanted: Wanted,
-    on_event: Sink = ignore,
-    family: Family = FLUX1,
-    base_weight: BaseWeight | None = None,
+    source: Path, wanted: Wanted, on_event: Sink = ignore, family: Family = FLUX1, base: Base | None = None
 ) -> Written:
     """Write a LoRA file in another format.
+
+    Args:
+        base: the model that the LoRA was trained on, which a DoRA needs.
 
     Raises:
         UsageError: there is no such file, or the format cannot hold it.
@@ -78,10 +87,22 @@ def convert(
         BaseModelError: it is no LoRA of the family.
         VerificationError: what was written does not say the same; no file is left.
     """
-    on_event(Phase("read", str(source)))
-    lora = read_lora_file(source, family, base_weight)
-    told_of_reading(lora, on_event)
+    lora = read(source, on_event, family, base)
     return write(lora.layers, lora.metadata, wanted, on_event, family)
+
+
+def read(source: Path, on_event: Sink, family: Family, base: Base | None) -> LoraFile:
+    """Read a LoRA file that is to be written anew; of the base model only the layers that a DoRA needs.
+
+    Raises:
+        UsageError, StorageError, BaseModelError: as ``convert``.
+    """
+    on_event(Phase("read", str(source)))
+    lora = read_lora_file(source, family, weight_reader(base) if base else None)
+    if base is not None:
+        require_fit(lora, base)
+    told_of_reading(lora, on_event)
+    return lora
 
 
 def write(
@@ -121,12 +142,18 @@ def write(
     made = encoded(layers, family.layer_names, convention, dtype)
     on_event(Phase("write", str(wanted.output)))
     header = restated(metadata, made.tensors, layers, convention)
-    error: float | None = None
+    errors: dict[str, float] = {}
 
     def verified(file: Path) -> None:
-        nonlocal error
+        tolerance = tolerance_of(dtype)
         if wanted.verify:
-            error = compare(file, layers, tolerance_of(dtype))
+            errors["error"] = compare(file, layers, tolerance)
+            if seen := read_by_diffusers(layers, wanted.format, family):
+                errors["diffusers_error"] = compare_with_diffusers(file, layers, seen, family, tolerance)
+        if wanted.denoise is not None:
+            errors["denoised_error"] = compare_denoised(
+                file, layers, wanted.format, wanted.denoise, tolerance, on_event
+            )
 
     digest = write_tensors(wanted.output, made.tensors, header, check=verified)
     return Written(
@@ -136,23 +163,11 @@ def write(
         layers=len(layers),
         tensors=len(made.tensors),
         bytes=wanted.output.stat().st_size,
-        error=error,
+        error=errors.get("error"),
+        diffusers_error=errors.get("diffusers_error"),
+        denoised_error=errors.get("denoised_error"),
         cut=max(cut.values(), default=0.0),
     )
-
-
-def told_of_reading(lora: LoraFile, on_event: Sink) -> None:
-    """Say what was not read exactly."""
-    if lora.errors:
-        worst = max(lora.errors.values())
-        kinds = " and ".join(kind for kind in lora.kinds if kind != "LoRA")
-        on_event(
-            Warning(
-                f"{len(lora.errors)} {kinds} layers became low-rank products, which loses up to {worst:.1%} of a "
-                "layer's change",
-                where=str(lora.path),
-            )
-        )
 
 
 def tolerance_of(dtype: torch.dtype) -> float:

@@ -164,7 +164,7 @@ def _write(path: Path, layout: _Layout, tensors: Sequence[str], loras: Loras, on
 
 
 def _changed(name: str, weight: torch.Tensor, loras: Loras) -> torch.Tensor:
-    """``W + sum of weight * scale * B A``, in float32; as it is where no LoRA changes it."""
+    """``W + sum of weight * scale * B A``, with what a DoRA adds, in float32; as it is where no LoRA changes it."""
     path = f"{_PART}.{name.removesuffix('.weight')}"
     changes = [(layers[path], each) for layers, each in loras if name.endswith(".weight") and path in layers]
     if not changes:
@@ -172,6 +172,8 @@ def _changed(name: str, weight: torch.Tensor, loras: Loras) -> torch.Tensor:
     total = weight.float()
     for layer, each in changes:
         total = total.addmm(layer.b.float(), layer.a.float(), alpha=each * layer.scale)
+        if layer.growth is not None:
+            total += each * layer.scale * layer.growth[:, None] * weight.float()
     return total
 
 

@@ -6,12 +6,14 @@ Tried with the readers themselves: diffusers' `lora_conversion_utils.py`, ComfyU
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from fluxtune.errors import UsageError, some_names
+from fluxtune.flux.families import Family
+from fluxtune.lora.adapter import LoraLayer
 from fluxtune.lora.conventions import CONVENTIONS, LoraFormat
 
-_BLOCKS = re.compile(r"transformer\.(single_)?transformer_blocks\.\d+\.")
+_BLOCKS = re.compile(r"transformer\.(single_)?transformer_blocks\.(\d+)\.")
 _ATTENTION = re.compile(r"transformer\.(single_)?transformer_blocks\.\d+\.attn\.")
 
 
@@ -49,3 +51,24 @@ def warnings_of(paths: Iterable[str], form: LoraFormat) -> list[str]:
     if any(path.startswith("text_encoder_2.") for path in encoders) and form is not LoraFormat.COMFYUI:
         told.append("diffusers passes over the layers of T5")
     return told
+
+
+def read_by_diffusers(layers: Mapping[str, LoraLayer], form: LoraFormat, family: Family) -> set[str]:
+    """Those layers of a file that diffusers reads; empty where it cannot read the file.
+
+    Its conversion of kohya's names has the sizes of the published models built in; of CLIP's layers it makes names that
+    its loader takes only where the output projections are among them.
+    """
+    known = {path for path in layers if not path.startswith("text_encoder_2.")}
+    if form in (LoraFormat.DIFFUSERS, LoraFormat.AI_TOOLKIT):
+        return known
+    blocks = {path: match for path in known if (match := _BLOCKS.match(path))}
+    if form is LoraFormat.ONETRAINER:
+        fits = len(known) == len(layers) and all(map(_ATTENTION.match, blocks))
+        return known if fits else set()
+    width, (doubles, singles) = family.published_width, family.published_depths
+    fits = all(
+        int(block[2]) < (singles if block[1] else doubles) and width in (*layers[path].b.shape, layers[path].a.shape[1])
+        for path, block in blocks.items()
+    )
+    return set(blocks) if fits else set()

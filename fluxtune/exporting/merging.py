@@ -10,18 +10,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from pathlib import Path
 
 import torch
 
 from fluxtune import rng
-from fluxtune.events import Phase, Progress, Sink, ignore
-from fluxtune.exporting.conversion import Wanted, Written, told_of_reading, write
+from fluxtune.events import Progress, Sink, ignore
+from fluxtune.exporting.conversion import Wanted, Written, read, write
 from fluxtune.exporting.methods import Method
+from fluxtune.flux.base import Base
 from fluxtune.flux.families import FLUX1, Family
 from fluxtune.lora.adapter import LoraLayer
 from fluxtune.lora.low_rank import compressed, factors_of, rank_of, summed
-from fluxtune.lora.reading import read_lora_file
+from fluxtune.lora.use import LoraUse
 
 Layers = Mapping[str, LoraLayer]
 
@@ -43,36 +43,39 @@ class Merging:
 
 
 def merge_files(
-    files: Sequence[tuple[Path, float]],
+    uses: Sequence[LoraUse],
     merging: Merging,
     wanted: Wanted,
     on_event: Sink = ignore,
     family: Family = FLUX1,
+    base: Base | None = None,
 ) -> Written:
-    """Write one LoRA file of several, each with its weight.
+    """Write one LoRA file of several, each at its scale.
+
+    Args:
+        base: the model that they were trained on, which a DoRA needs.
 
     Raises:
         UsageError, StorageError, BaseModelError, VerificationError: as ``convert``.
     """
-    read = []
-    for file, weight in files:
-        on_event(Phase("read", str(file)))
-        lora = read_lora_file(file, family)
-        told_of_reading(lora, on_event)
-        read.append((lora, weight))
-    layers, errors = merged([(lora.layers, weight) for lora, weight in read], merging, on_event)
+    loras = [read(use.path, on_event, family, base) for use in uses]
+    weighted = [
+        (replace(use, scale=1.0).acting(lora.layers, family.lora_groups), use.scale)
+        for use, lora in zip(uses, loras, strict=True)
+    ]
+    layers, errors = merged(weighted, merging, on_event)
     # What is true of one of several files is not true of what they make.
     facts = {
         "modelspec.title": wanted.output.stem,
         "modelspec.date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "modelspec.merged_from": ", ".join(lora.metadata.get("modelspec.title", lora.path.stem) for lora, _ in read),
+        "modelspec.merged_from": ", ".join(lora.metadata.get("modelspec.title", lora.path.stem) for lora in loras),
         "ss_output_name": wanted.output.stem,
         "modelspec.trigger_phrase": ", ".join(
-            dict.fromkeys(phrase for lora, _ in read if (phrase := lora.metadata.get("modelspec.trigger_phrase")))
+            dict.fromkeys(phrase for lora in loras if (phrase := lora.metadata.get("modelspec.trigger_phrase")))
         ),
     }
     for key in ("modelspec.architecture", "ss_sd_model_name", "ss_base_model_version"):
-        if len(said := {lora.metadata.get(key) for lora, _ in read}) == 1 and (value := said.pop()):
+        if len(said := {lora.metadata.get(key) for lora in loras}) == 1 and (value := said.pop()):
             facts[key] = value
     written = write(layers, {key: value for key, value in facts.items() if value}, wanted, on_event, family)
     return replace(written, cut=max(written.cut, *errors.values())) if errors else written

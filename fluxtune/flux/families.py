@@ -31,8 +31,11 @@ class Family:
     ``decode_image(vae, latents) -> pixels``: the way back from ``encode_image``.
     ``blank_text(config, batch, tokens) -> Text``: zeros in the shapes of ``encode_text``, for a transformer's config.
     ``names``: how files name the tensors of each part, by its folder; ``layer_names``: how LoRA files name its layers.
+    ``lora_targets``, ``lora_groups``: patterns of layers under the names of `lora.targets` and of scales by group; the
+    latter of text encoders' layers too, which have their part of the model in front.
     ``generate``: text to picture through the family's own pipeline.
-    ``blocks`` names the transformer's lists of blocks, ``depths`` the keys of its config that say how long each is.
+    ``blocks`` names the transformer's lists of blocks, ``depths`` the keys of its config that say how long each is;
+    ``published_width`` and ``published_depths`` are those of the published models.
     ``modulation``: patterns of the modulation layers, which map what ``conditioner``, a module, answers; ``embedders``
     are its linear layers.
     """
@@ -48,9 +51,12 @@ class Family:
     sampling_guidance: float
     sampling_steps: Callable[[bool], int]
     lora_targets: Mapping[str, tuple[str, ...]]
+    lora_groups: Mapping[str, tuple[str, ...]]
     architecture: Callable[[bool], str]
     blocks: tuple[str, ...]
     depths: tuple[str, ...]
+    published_width: int
+    published_depths: tuple[int, int]
     modulation: tuple[str, ...]
     conditioner: str
     embedders: tuple[str, ...]
@@ -76,9 +82,12 @@ FLUX1 = Family(
     sampling_guidance=3.5,
     sampling_steps=flux1.sampling_steps,
     lora_targets=flux1.LORA_TARGETS,
+    lora_groups=flux1.LORA_GROUPS,
     architecture=flux1.architecture,
     blocks=("transformer_blocks", "single_transformer_blocks"),
     depths=("num_layers", "num_single_layers"),
+    published_width=3072,
+    published_depths=(19, 38),
     modulation=flux1.MODULATION,
     conditioner="time_text_embed",
     embedders=flux1.EMBEDDERS,

@@ -38,6 +38,15 @@ MODULATION = (
     "single_transformer_blocks.*.norm.linear",
     "norm_out.linear",
 )
+LORA_GROUPS = {
+    "double": ("transformer_blocks.*",),
+    "single": ("single_transformer_blocks.*",),
+    "outside": ("x_embedder", "context_embedder", "time_text_embed.*", "norm_out.*", "proj_out"),
+    "attention": _ATTENTION,
+    "mlp": _MLP,
+    "modulation": MODULATION,
+    "text": ("text_encoder.*", "text_encoder_2.*"),
+}
 LORA_TARGETS = {"attention": _ATTENTION, "attention+mlp": (*_ATTENTION, *_MLP), "all-linear": ("*",)}
 
 

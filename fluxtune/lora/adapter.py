@@ -26,11 +26,17 @@ ADAPTER = "default"
 
 @dataclass(frozen=True)
 class LoraLayer:
-    """One layer's adapter: ``A [rank, in]`` and ``B [out, rank]``; the layer's change is ``scale * B @ A``."""
+    """One layer's adapter: ``A [rank, in]`` and ``B [out, rank]``; the layer's change is ``scale * B @ A``.
+
+    Attributes:
+        growth: ``[out]``, of a DoRA: ``scale * growth * W`` is part of the change, row by row of the base's own weight.
+            Only who asks for it when a file is read gets it.
+    """
 
     a: torch.Tensor
     b: torch.Tensor
     scale: float
+    growth: torch.Tensor | None = None
 
 
 def scale_of(config: LoraConfig) -> float:
@@ -90,7 +96,7 @@ def require_fit(
     """Check that an adapter on ``paths`` can start from ``layers``; the transformer may be on the meta device.
 
     Raises:
-        UsageError: the file adapts other layers, or has another rank, than the configuration asks for.
+        UsageError: the file adapts other layers than the configuration asks for, or with a higher rank.
     """
     wanted = set(paths)
     if set(layers) != wanted:
@@ -101,21 +107,24 @@ def require_fit(
             where=where,
             hint="set lora.targets to what the LoRA was trained with",
         )
+    highest = max(layer.a.shape[0] for layer in layers.values())
     for path, layer in layers.items():
         linear, rank = transformer.get_submodule(path), config.rank
-        shapes = (rank, linear.in_features), (linear.out_features, rank)
-        if (layer.a.shape, layer.b.shape) != shapes:
+        shape = layer.b.shape[0], layer.a.shape[1]
+        if layer.a.shape[0] > rank or shape != (linear.out_features, linear.in_features):
             raise UsageError(
-                f"{path} has rank {layer.a.shape[0]} and shape {list(layer.b.shape)[:1] + list(layer.a.shape)[1:]}; "
+                f"{path} has rank {layer.a.shape[0]} and shape {list(shape)}; "
                 f"the configuration asks for rank {rank} and the model for {[linear.out_features, linear.in_features]}",
                 where=where,
-                hint=f"train with --rank {layer.a.shape[0]} on the base model that the LoRA was made for",
+                hint=f"train with --rank {highest} on the base model that the LoRA was made for",
             )
 
 
 @torch.no_grad()
 def start_from(transformer: nn.Module, layers: dict[str, LoraLayer], config: LoraConfig, where: str) -> None:
     """Set the attached adapter to ``layers``, so that it computes exactly their change.
+
+    What a layer has more of rank stays as it was attached.
 
     Raises:
         UsageError: as ``require_fit``.
@@ -124,8 +133,9 @@ def start_from(transformer: nn.Module, layers: dict[str, LoraLayer], config: Lor
     paths = [name.removesuffix(".lora_A") for name in parameters if name.endswith(".lora_A")]
     require_fit(layers, transformer, paths, config, where)
     for path, layer in layers.items():
-        parameters[f"{path}.lora_A"].copy_(layer.a)
-        parameters[f"{path}.lora_B"].copy_(layer.b.float() * (layer.scale / scale_of(config)))
+        rank = layer.a.shape[0]
+        parameters[f"{path}.lora_A"][:rank].copy_(layer.a)
+        parameters[f"{path}.lora_B"][:, :rank].copy_(layer.b.float() * (layer.scale / scale_of(config)))
 
 
 @contextmanager

@@ -183,6 +183,20 @@ def described(keys: Iterable[str]) -> str:
     return next((name for name, mark in _MARKS.items() if any(map(mark, keys))), "unknown")
 
 
+def stranger(keys: Iterable[str]) -> str | None:
+    """The other family whose layers a file's keys name; None where that is not known."""
+    keys = list(keys)
+    return next(
+        (family for family, marks in _STRANGERS.items() if any(mark in key for key in keys for mark in marks)), None
+    )
+
+
+_STRANGERS: Mapping[str, tuple[str, ...]] = {
+    "Stable Diffusion or SDXL": ("down_blocks", "up_blocks", "mid_block", "input_blocks", "output_blocks"),
+    "Stable Diffusion 3": ("joint_blocks", "attn2.add_k_proj"),
+    "FLUX.2": ("to_qkv_mlp_proj", "stream_modulation", "ff.linear_in", "ff_linear_in"),
+}
+
 _MARKS: Mapping[str, Callable[[str], bool]] = {
     "LyCORIS": lambda key: ".lokr_" in key or ".hada_" in key,
     "XLabs": lambda key: ".processor." in key,

@@ -7,28 +7,19 @@ no alpha applies ``B @ A``; one that looks for alpha finds none and does the sam
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeAlias
 
 import torch
 from safetensors.torch import load_file, save
 
-from fluxtune.errors import BaseModelError, StorageError, UsageError, VerificationError, some_names
+from fluxtune.errors import StorageError, UsageError, VerificationError
 from fluxtune.files import write_with
-from fluxtune.flux.families import FLUX1, Family
-from fluxtune.flux.weights import is_finite
 from fluxtune.lora.adapter import LoraLayer
 from fluxtune.lora.metadata import LoraFacts, lora_metadata
 from fluxtune.tensor_files import Header, PickleError, TensorFileError, read_header
 
-Converted: TypeAlias = tuple[dict[str, torch.Tensor], dict[str, Any] | None, dict[str, Any] | None]
-
 _PREFIX = "transformer."
-_SCALES = ("lora_alpha", ".r")
-"""How the settings end that diffusers stores in a header, of which the scale is made."""
-
 _AGAIN = "write it again, on another disk if it stays so; else it is a bug: please report it"
 
 
@@ -136,93 +127,6 @@ def verify_lora(path: Path, layers: dict[str, LoraLayer]) -> None:
             )
 
 
-def converted(path: Path, family: Family) -> Converted:
-    """A LoRA file in any format that diffusers reads for the family, under diffusers' names.
-
-    Returns:
-        The tensors, then what the file says of its scale as diffusers' loaders take it: alphas by layer, and the
-        adapter's settings from the header.
-
-    Raises:
-        BaseModelError: diffusers cannot convert it, or a tensor is no matrix of numbers.
-        UsageError, StorageError: see ``read_metadata``.
-    """
-    import diffusers
-
-    names = header_of(path).tensors
-    if not any("lora" in name.lower() for name in names):
-        raise _no_lora(path, f"this file holds no LoRA; it has {some_names(sorted(names), 3) or 'no tensors'}")
-    try:
-        tensors, alphas, adapter = getattr(diffusers, family.pipeline).lora_state_dict(
-            str(path), return_alphas=True, return_lora_metadata=True, use_safetensors=True
-        )
-    except (ValueError, LookupError, RuntimeError, AssertionError, TypeError, AttributeError, ArithmeticError) as error:
-        raise _no_lora(
-            path, f"this is no LoRA for {family.name} that diffusers reads ({type(error).__name__}: {error})"
-        ) from error
-    if odd := [f"{key} {list(tensor.shape)}" for key, tensor in tensors.items() if tensor.ndim != 2]:
-        raise _no_lora(path, f"a LoRA is made of matrices, and these are none: {some_names(odd)}")
-    if odd := [key for key, tensor in tensors.items() if not tensor.is_floating_point() or not tensor.numel()]:
-        raise _no_lora(path, f"these tensors of it hold no weights: {some_names(odd)}")
-    if odd := [key for key, tensor in tensors.items() if not is_finite(tensor)]:
-        raise _no_lora(path, f"these tensors of it have values that are no finite numbers: {some_names(odd)}")
-    if odd := [key for key, tensor in tensors.items() if _rank_of_partner(key, tensors) not in (None, tensor.shape[0])]:
-        raise _no_lora(path, f"the ranks of its halves differ: {some_names(odd)}")
-    if adapter is not None and not isinstance(adapter, dict):
-        raise _no_lora(path, "the settings in its header are no table")
-    _require_numbers(path, alphas or {})
-    _require_numbers(path, {key: value for key, value in (adapter or {}).items() if key.endswith(_SCALES)})
-    return tensors, alphas, adapter
-
-
-def read_lora(path: Path, family: Family = FLUX1) -> dict[str, LoraLayer]:
-    """The layers of a LoRA in any format that diffusers reads for the family, scales resolved.
-
-    Raises:
-        UsageError: there is no such file, or it is not safetensors.
-        StorageError: the file is damaged.
-        BaseModelError: it holds no LoRA for a FLUX.1 transformer, or more than that.
-    """
-    tensors, alphas, adapter = converted(path, family)
-    if adapter and adapter.get(f"{_PREFIX}alpha_pattern"):
-        raise _no_lora(path, "its header gives single layers an alpha of their own, which is not supported")
-    # None: the conversion from another trainer's format has put the scale into the weights already.
-    scales = None if alphas is None else {**(adapter or {}), **alphas}
-    layers = {}
-    for key, a in tensors.items():
-        name = key.removeprefix(_PREFIX).removesuffix(".lora_A.weight")
-        partner = f"{_PREFIX}{name}.lora_B.weight"
-        if key == f"{_PREFIX}{name}.lora_A.weight" and partner in tensors:
-            scale = 1.0 if scales is None else _scale(name, a.shape[0], scales)
-            layers[name] = LoraLayer(a, tensors[partner], scale)
-    if not layers:
-        raise _no_lora(path, "this file holds no LoRA for a FLUX.1 transformer")
-    if len(tensors) != 2 * len(layers):
-        raise _no_lora(
-            path, f"{len(tensors) - 2 * len(layers)} of its {len(tensors)} tensors are no LoRA of the transformer"
-        )
-    return layers
-
-
-def _rank_of_partner(name: str, tensors: Mapping[str, torch.Tensor]) -> int | None:
-    """The rank of the second half of a layer's change, by the name of the first; None for other names."""
-    for first, second in ((".lora_A.", ".lora_B."), (".lora.down.", ".lora.up.")):
-        if first in name and (partner := tensors.get(name.replace(first, second))) is not None:
-            return partner.shape[1]
-    return None
-
-
-def _require_numbers(path: Path, scales: Mapping[str, Any]) -> None:
-    """Alphas and ranks are finite numbers above zero."""
-    for name, value in scales.items():
-        try:
-            is_usable = math.isfinite(value) and value > 0
-        except (TypeError, ValueError, RuntimeError, OverflowError):
-            is_usable = False
-        if not is_usable:
-            raise _no_lora(path, f"its {name} is {value!r:.80}: wanted a number above 0")
-
-
 def read_metadata(path: Path) -> dict[str, str]:
     """The free metadata in the header of a LoRA file.
 
@@ -250,13 +154,3 @@ def header_of(path: Path) -> Header:
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise StorageError(f"cannot read the file: {reason}", where=str(path), hint="check its permissions") from error
-
-
-def _no_lora(path: Path, message: str) -> BaseModelError:
-    return BaseModelError(message, where=str(path), hint="choose a FLUX.1 LoRA of the transformer alone")
-
-
-def _scale(name: str, rank: int, stated: dict[str, Any]) -> float:
-    """``.alpha`` tensors count first, then the alpha that diffusers stores in the header, else alpha = rank."""
-    alpha = stated.get(f"{_PREFIX}{name}.alpha", stated.get(f"{_PREFIX}lora_alpha", rank))
-    return float(alpha) / (rank**0.5 if stated.get(f"{_PREFIX}use_rslora") else rank)

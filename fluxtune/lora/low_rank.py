@@ -94,6 +94,28 @@ def factors_of(change: torch.Tensor, rank: int) -> tuple[LoraLayer, float]:
     return layer, math.sqrt(left / total)
 
 
+def kronecker(first: torch.Tensor, second: torch.Tensor, max_rank: int) -> tuple[LoraLayer, torch.Tensor]:
+    """The Kronecker product of two matrices as a layer, cut down to a rank where its own is higher.
+
+    Its singular values are all products of theirs (Horn and Johnson, Topics in Matrix Analysis, 4.2.15).
+
+    Returns:
+        The layer with scale 1, and of each row ``[out]`` the square of what was cut off. What a further cut takes off
+        is orthogonal to that.
+    """
+    (u1, s1, v1), (u2, s2, v2) = (torch.linalg.svd(each.double(), full_matrices=False) for each in (first, second))
+    values = torch.outer(s1, s2).flatten()
+    tiny = float(values.max()) * torch.finfo(torch.float32).eps * 1e-3
+    kept = max(1, min(max_rank, int((values > tiny).sum())))
+    chosen = values.argsort(descending=True)[:kept]
+    one, two, root = chosen // len(s2), chosen % len(s2), values[chosen].sqrt()
+    b = (u1[:, None, one] * u2[None, :, two]).flatten(0, 1) * root
+    a = (v1[one, :, None] * v2[two, None, :]).flatten(1) * root[:, None]
+    rows = torch.kron(*(each.double().square().sum(dim=1) for each in (first, second)))
+    lost = (rows - (b * root).square().sum(dim=1)).clamp(min=0.0) if kept == max_rank else torch.zeros_like(rows)
+    return LoraLayer(a.float().contiguous(), b.float().contiguous(), 1.0), lost
+
+
 def _decomposed(layer: LoraLayer) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Singular value decomposition of the change: ``u [out, r]``, ``values [r]``, ``v [in, r]``, in float64."""
     q_b, r_b = torch.linalg.qr(layer.b.double() * layer.scale)

@@ -6,19 +6,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from safetensors import safe_open
 
-from fluxtune.errors import BaseModelError
+from fluxtune.errors import BaseModelError, some_names
+from fluxtune.events import Sink, Warning, ignore
 from fluxtune.flux.families import FLUX1, Family
+from fluxtune.flux.weights import is_finite
 from fluxtune.lora.adapter import LoraLayer
-from fluxtune.lora.decoding import BaseWeight, UnreadableLora, decoded
+from fluxtune.lora.decoding import decoded
+from fluxtune.lora.dora import BaseWeight
 from fluxtune.lora.files import read_metadata
+from fluxtune.lora.matrices import WEIGHTS, UnreadableLora
 
 _HINTS = {
-    "is a DoRA": "name the model that it was trained on with --base",
+    "is a DoRA": "make a plain LoRA of it: fluxtune export FILE --base MODEL, the model that it was trained on",
     "no part of a LoRA": "choose a LoRA that was trained on FLUX.1",
 }
+
+
+_TRAINED = "transformer."
 
 
 @dataclass(frozen=True)
@@ -43,11 +49,14 @@ class LoraFile:
     errors: Mapping[str, float]
 
 
-def read_lora_file(path: Path, family: Family = FLUX1, base_weight: BaseWeight | None = None) -> LoraFile:
+def read_lora_file(
+    path: Path, family: Family = FLUX1, base_weight: BaseWeight | None = None, grows: bool = False
+) -> LoraFile:
     """Read a LoRA in any convention that is known (``conventions.py``).
 
     Args:
         base_weight: the base model's weights, which DoRA needs.
+        grows: whether the caller heeds ``LoraLayer.growth``, which makes DoRA exact.
 
     Raises:
         UsageError: there is no such file, or it is no safetensors.
@@ -58,10 +67,10 @@ def read_lora_file(path: Path, family: Family = FLUX1, base_weight: BaseWeight |
     with safe_open(path, framework="pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (safe_open is no mapping)
     try:
-        broken = [key for key, tensor in tensors.items() if not _finite(tensor)]
+        broken = [key for key, tensor in tensors.items() if tensor.dtype in WEIGHTS and not is_finite(tensor)]
         if broken:
-            raise UnreadableLora(f"{len(broken)} of its tensors are not finite, the first is {broken[0]}")
-        found = decoded(tensors, family.layer_names, metadata, base_weight)
+            raise UnreadableLora(f"these tensors of it have values that are no finite numbers: {some_names(broken)}")
+        found = decoded(tensors, family.layer_names, metadata, base_weight, grows)
     except UnreadableLora as error:
         hint = next((hint for mark, hint in _HINTS.items() if mark in str(error)), "take another LoRA file")
         raise BaseModelError(f"this LoRA cannot be read: {error}", where=str(path), hint=hint) from error
@@ -72,5 +81,32 @@ def read_lora_file(path: Path, family: Family = FLUX1, base_weight: BaseWeight |
     return LoraFile(path, metadata, found.layers, found.convention, dtypes, found.kinds, found.errors)
 
 
-def _finite(tensor: torch.Tensor) -> bool:
-    return not tensor.is_floating_point() or bool(torch.isfinite(tensor.float()).all())
+def read_start(path: Path, family: Family = FLUX1, on_event: Sink = ignore) -> dict[str, LoraLayer]:
+    """The layers of a LoRA that a training starts from, by the transformer's own paths.
+
+    Raises:
+        UsageError, StorageError, BaseModelError: as ``read_lora_file``; or it changes text encoders too.
+    """
+    lora = read_lora_file(path, family)
+    if others := [name for name in lora.layers if not name.startswith(_TRAINED)]:
+        raise BaseModelError(
+            f"{len(others)} layers of this LoRA are of text encoders, which are not trained: {some_names(others)}",
+            where=str(path),
+            hint="choose a LoRA of the transformer alone",
+        )
+    told_of_reading(lora, on_event)
+    return {name.removeprefix(_TRAINED): layer for name, layer in lora.layers.items()}
+
+
+def told_of_reading(lora: LoraFile, on_event: Sink) -> None:
+    """Say what was not read exactly."""
+    if lora.errors:
+        worst = max(lora.errors.values())
+        kinds = " and ".join(kind for kind in lora.kinds if kind != "LoRA")
+        on_event(
+            Warning(
+                f"{len(lora.errors)} {kinds} layers became low-rank products, which loses up to {worst:.1%} of a "
+                "layer's change",
+                where=str(lora.path),
+            )
+        )

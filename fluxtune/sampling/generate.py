@@ -23,6 +23,7 @@ from fluxtune.flux.load import free_memory, image_pipeline, load_text_pipeline, 
 from fluxtune.flux.sizes import within
 from fluxtune.flux.weights import DTYPES
 from fluxtune.lora.files import read_metadata
+from fluxtune.lora.use import spelled
 from fluxtune.memory.shortage import fits_in_memory
 from fluxtune.nano import EMBEDDED
 from fluxtune.sampling.grid import Row, draw_grid
@@ -76,7 +77,7 @@ def sample(request: SampleRequest, on_event: Sink = ignore) -> SampleResult:
     capacity = capacity_of(request.memory.budget, device)
     request = replace(request, memory=within(base, request.memory, DTYPES[request.precision], capacity))
     _check_size(request, base)
-    loras = [open_lora(use, base) for use in request.loras]
+    loras = [open_lora(use, base, on_event) for use in request.loras]
     with fits_in_memory("sampling", _SMALLER):
         return _paint(request, base, loras, device, on_event)
 
@@ -148,7 +149,9 @@ def _encode_prompts(request: SampleRequest, base: Base, pipeline: Any) -> Texts:
 
 
 def _heading(loras: list[Lora]) -> str:
-    return " + ".join(lora.name if lora.scale == 1 else f"{lora.name} at {lora.scale:g}" for lora in loras)
+    return " + ".join(
+        lora.name if (at := spelled(lora.scale, lora.groups)) == "1" else f"{lora.name} at {at}" for lora in loras
+    )
 
 
 def _load(request: SampleRequest, base: Base, device: str, on_event: Sink) -> Any:

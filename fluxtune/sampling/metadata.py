@@ -56,7 +56,14 @@ def picture_facts(
         "precision": sampled.precision,
         "device": device,
         "loras": [
-            {"name": lora.name, "file": lora.path.name, "sha256": lora.sha256, "scale": lora.scale} for lora in loras
+            {
+                "name": lora.name,
+                "file": lora.path.name,
+                "sha256": lora.sha256,
+                "scale": lora.scale,
+                **({"groups": [list(each) for each in lora.groups]} if lora.groups else {}),
+            }
+            for lora in loras
         ],
         "versions": versions(),
     }

@@ -9,14 +9,7 @@ from typing import Literal
 from fluxtune.config.memory import MemoryConfig
 from fluxtune.config.model import ModelConfig
 from fluxtune.errors import UsageError
-
-
-@dataclass(frozen=True)
-class LoraUse:
-    """A LoRA file, and how strongly it acts: 1 as it was trained, 0 not at all."""
-
-    path: Path
-    scale: float = 1.0
+from fluxtune.lora.use import LoraUse
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from fluxtune.flux.families import Family
 from fluxtune.flux.load import load_transformer
 from fluxtune.flux.weights import DTYPES
 from fluxtune.lora.adapter import adapter_parameters, attach, start_from
-from fluxtune.lora.files import read_lora
+from fluxtune.lora.reading import read_start
 from fluxtune.memory.activations import ActivationOffload
 from fluxtune.memory.recompute import keep_last, recompute_blocks
 from fluxtune.memory.transfers import Transfers
@@ -58,7 +58,7 @@ def load(config: Config, base: Base, prepared: Prepared, device: str, on_event: 
     attach(transformer, config.lora, base.family, rng.derive(config.training.seed, "adapter"))
     if config.lora.init_from and not goes_on:
         path = Path(config.lora.init_from)
-        start_from(transformer, read_lora(path, base.family), config.lora, str(path))
+        start_from(transformer, read_start(path, base.family), config.lora, str(path))
     learner = learner_of(transformer, config, base.family, base.embeds_guidance, device)
     parameters = adapter_parameters(transformer)
     average = MovingAverage(parameters, config.training.ema_decay)

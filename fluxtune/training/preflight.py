@@ -20,7 +20,7 @@ from fluxtune.events import Phase, Sink, Warning
 from fluxtune.flux.base import Base, open_base
 from fluxtune.flux.empty import empty_transformer, transformer_config
 from fluxtune.lora.adapter import LoraLayer, require_fit
-from fluxtune.lora.files import read_lora
+from fluxtune.lora.reading import read_start
 from fluxtune.lora.targets import target_layers
 from fluxtune.nano import EMBEDDED
 from fluxtune.training.fitting import fitted, summary
@@ -83,7 +83,7 @@ def preflight(
     device = _device(config, on_event)
     on_event(Phase("preflight", "checking the pictures and the base model"))
     start = None if goes_on or not config.lora.init_from else Path(config.lora.init_from)
-    layers = read_lora(start) if start else {}
+    layers = read_start(start, on_event=on_event) if start else {}
     # Before the base model, whose download can take an hour.
     usable = check_folders(config.dataset, on_event, Refusal.DATA in accept, has_captioner=caption_bare is not None)
     compare(usable)

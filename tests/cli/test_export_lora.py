@@ -85,7 +85,7 @@ def test_for_programs_the_last_line_is_the_result(fluxtune: Fluxtune, source: Pa
         (("zorvex.safetensors", "--size", "10"), 2, "rank 1 of every layer takes"),
         (("resize", "zorvex.safetensors"), 2, "not said how small"),
         (("merge", "zorvex.safetensors"), 2, "--output is not given"),
-        (("merge", "zorvex.safetensors:nan", "-o", "made.safetensors"), 2, "is no weight"),
+        (("merge", "zorvex.safetensors:nan", "-o", "made.safetensors"), 2, "is no scale"),
         (("merge", "zorvex.safetensors", "-o", "made.safetensors", "--rank", "4"), 2, "--method svd"),
         (("fuse", "zorvex.safetensors"), 2, "--output is not given"),
         (("fuse", "zorvex.safetensors", "-o", "made", "--dtype", "fp8"), 2, "diffusers loads no fp8 folders"),
@@ -130,6 +130,42 @@ def test_two_files_become_one_with_their_weights(fluxtune: Fluxtune, source: Pat
         change = layer.scale * layer.b @ layer.a
         wanted = 0.8 * first[path].b @ first[path].a - 0.5 * second[path].b @ second[path].a
         assert torch.allclose(change, wanted, atol=1e-4)
+
+
+def test_a_merge_has_weights_by_group(fluxtune: Fluxtune, source: Path, tmp_path: Path) -> None:
+    outcome = fluxtune(
+        "export", "merge", "zorvex.safetensors:0.5,single=0.5,outside=0", "-o", "made.safetensors", "--dtype", "fp32"
+    )
+    assert outcome.code == 0
+    first, made = layers(source), layers(tmp_path / "made.safetensors")
+    for path, scale in (("transformer_blocks.0.attn.to_q", 0.5), ("single_transformer_blocks.1.proj_mlp", 0.25)):
+        layer, seen = first[f"transformer.{path}"], made[f"transformer.{path}"]
+        assert distance(LoraLayer(layer.a, layer.b, scale), seen) < 1e-6
+    assert not made["transformer.proj_out"].b.any()
+
+
+def test_a_denoising_step_is_compared_on_wish(fluxtune: Fluxtune, source: Path, tiny_flux: Path) -> None:
+    outcome = fluxtune("export", "zorvex.safetensors", "-f", "kohya", "--base", str(tiny_flux), "--denoise", "--json")
+    data = outcome.records()[-1]["data"]
+    assert 0 < data["denoised_error"] < 0.03
+    assert "denoise" in [record.get("name") for record in outcome.records()]
+    outcome = fluxtune("export", "zorvex.safetensors", "-f", "diffusers", "--base", str(tiny_flux), "--denoise")
+    assert "diffusers reads the same; a denoising step is off by" in outcome.err
+
+
+def test_a_dora_is_exported_with_its_base(fluxtune: Fluxtune, source: Path, tiny_flux: Path, tmp_path: Path) -> None:
+    tensors = load_file(source)
+    tensors["transformer.transformer_blocks.0.attn.to_q.lora_magnitude_vector.weight"] = torch.linspace(0.5, 2.0, 64)
+    save_file(tensors, tmp_path / "dora.safetensors")
+    for arguments in (("dora.safetensors",), ("resize", "dora.safetensors", "-r", "4"), ("merge", "dora.safetensors")):
+        refused = fluxtune("export", *arguments, "-o", "made.safetensors")
+        assert refused.code == 5 and "depends on the base model's own weights" in refused.err
+        assert "hint: make a plain LoRA of it: fluxtune export FILE --base MODEL" in refused.err
+        assert fluxtune("export", *arguments, "-o", "made.safetensors", "--base", str(tiny_flux)).code == 0
+    wanted = layers(tmp_path / "made.safetensors")
+    assert distance(layers(source)["transformer.proj_out"], wanted["transformer.proj_out"]) < 0.01
+    path = "transformer.transformer_blocks.0.attn.to_q"
+    assert distance(layers(source)[path], wanted[path]) > 0.1
 
 
 @pytest.mark.parametrize("method", ["svd", "ties", "dare", "dare-ties"])

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from fluxtune.cli.sample import _lora_use, _resolve
+from fluxtune.cli.sample import _resolve
 from fluxtune.config.layers import Resolved, resolve, to_toml
+from fluxtune.lora.use import LoraUse, lora_use
 from fluxtune.runs import Run
-from fluxtune.sampling.request import LoraUse
 
 BASE_FOLDER = "bases/mine"
 
@@ -136,4 +136,4 @@ def test_the_folder_of_a_checkpoint_stands_for_its_lora(run: Run) -> None:
     (checkpoint / "state").mkdir(parents=True)
     (checkpoint / "manifest.json").touch()
     (checkpoint / "mug.safetensors").touch()
-    assert _lora_use(f"{checkpoint}:0.5") == LoraUse(checkpoint / "mug.safetensors", 0.5)
+    assert lora_use(f"{checkpoint}:0.5") == LoraUse(checkpoint / "mug.safetensors", 0.5)

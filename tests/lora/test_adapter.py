@@ -118,15 +118,32 @@ def test_starting_at_the_same_scale_copies_the_weights_to_the_bit(transformer: A
         assert torch.equal(layer.b, layers[path].b)
 
 
-def test_starting_from_another_rank_is_refused_with_the_right_one(transformer: Any, fresh: Fresh) -> None:
+def test_starting_from_a_higher_rank_is_refused_with_the_right_one(transformer: Any, fresh: Fresh) -> None:
     layers = trained(transformer)
     transformer = fresh()
-    attach(transformer, LoraConfig(rank=8), FLUX1, seed=0)
-    with pytest.raises(UsageError, match=r"has rank 4.*asks for rank 8") as error:
-        start_from(transformer, layers, LoraConfig(rank=8), "mug.safetensors")
+    attach(transformer, LoraConfig(rank=2), FLUX1, seed=0)
+    with pytest.raises(UsageError, match=r"has rank 4.*asks for rank 2") as error:
+        start_from(transformer, layers, LoraConfig(rank=2), "mug.safetensors")
     assert error.value.where == "mug.safetensors"
     assert "--rank 4" in str(error.value.hint)
     assert error.value.exit_code == ExitCode.USAGE
+
+
+def test_starting_from_lower_ranks_computes_the_same_change_and_leaves_room(
+    transformer: Any, fresh: Fresh, velocity: Velocity
+) -> None:
+    layers = trained(transformer)
+    first = next(iter(layers))
+    layers[first] = LoraLayer(layers[first].a[:2], layers[first].b[:, :2], layers[first].scale)
+    smaller, larger = fresh(), fresh()
+    for started, rank in ((smaller, 4), (larger, 8)):
+        config = LoraConfig(rank=rank)
+        attach(started, config, FLUX1, seed=0)
+        start_from(started, layers, config, "mug.safetensors")
+    assert torch.allclose(velocity(smaller), velocity(larger), atol=1e-6)
+    assert not torch.allclose(velocity(larger), velocity(fresh()), atol=1e-3)
+    parameters = adapter_parameters(larger)
+    assert bool(parameters[f"{first}.lora_A"][2:].any()) and not bool(parameters[f"{first}.lora_B"][:, 2:].any())
 
 
 def test_starting_from_other_layers_is_refused_and_one_is_named(transformer: Any, fresh: Fresh) -> None:

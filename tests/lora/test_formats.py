@@ -353,7 +353,7 @@ def test_what_a_convention_has_no_names_for_is_told() -> None:
                 "transformer.proj_out.lora_A.weight": torch.ones(2),
                 "transformer.proj_out.lora_B.weight": torch.ones(2, 2),
             },
-            "wanted a matrix",
+            "a LoRA is made of matrices",
         ),
         (
             {

@@ -19,11 +19,15 @@ from fluxtune.config.model import ModelConfig
 from fluxtune.dataset.cache import Store
 from fluxtune.errors import BaseModelError, ExitCode, FluxtuneError, StorageError
 from fluxtune.events import Warning, ignore
+from fluxtune.exporting.conversion import Wanted, convert
+from fluxtune.exporting.inspection import inspect
+from fluxtune.exporting.merging import Merging, merge_files
 from fluxtune.flux.base import open_base
-from fluxtune.flux.load import image_pipeline, load_transformer, load_vae
-from fluxtune.lora.files import read_lora
+from fluxtune.flux.load import load_transformer, load_vae
+from fluxtune.lora.conventions import LoraFormat
+from fluxtune.lora.reading import read_start
 from fluxtune.nano import captioner_folder
-from fluxtune.sampling.loras import apply_to_transformer, base_of, open_lora
+from fluxtune.sampling.loras import base_of, open_lora
 from fluxtune.sampling.request import LoraUse
 from fluxtune.training.checkpoint import _stored
 
@@ -60,7 +64,19 @@ def folder(tiny_flux: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(shutil.copytree(tiny_flux, tmp_path_factory.mktemp("base") / "flux"))
 
 
-READERS = ("sample --lora", "init_from", "base of a LoRA", "transformer", "VAE", "single file", "captioner", "state")
+READERS = (
+    "sample --lora",
+    "init_from",
+    "export",
+    "export merge",
+    "export inspect",
+    "base of a LoRA",
+    "transformer",
+    "VAE",
+    "single file",
+    "captioner",
+    "state",
+)
 
 
 @pytest.fixture(params=READERS)
@@ -70,10 +86,16 @@ def reader(request: pytest.FixtureRequest, folder: Path, tmp_path: Path) -> Iter
     kept = {file: file.read_bytes() for file in weights.values()}
     single = Path(shutil.copy(weights["vae"], tmp_path / "ae.safetensors"))
     captioner = Path(shutil.copytree(captioner_folder(), tmp_path / "captioner"))
+    made = tmp_path / "made.safetensors"
     of_base, of_lora = (ExitCode.BASE_MODEL, ExitCode.BASE_MODEL), (ExitCode.STORAGE, ExitCode.USAGE)
     yield {
         "sample --lora": Reader(lora, lambda: open_lora(LoraUse(lora), base), *of_lora),
-        "init_from": Reader(lora, lambda: read_lora(lora), *of_lora),
+        "init_from": Reader(lora, lambda: read_start(lora), *of_lora),
+        "export": Reader(lora, lambda: convert(lora, Wanted(LoraFormat.KOHYA, made)), *of_lora),
+        "export merge": Reader(
+            lora, lambda: merge_files([LoraUse(lora)], Merging(), Wanted(LoraFormat.DIFFUSERS, made)), *of_lora
+        ),
+        "export inspect": Reader(lora, lambda: inspect(lora), *of_lora),
         "base of a LoRA": Reader(lora, lambda: base_of(lora), *of_lora),
         "transformer": Reader(
             weights["transformer"], lambda: load_transformer(base, PLAIN, torch.float32, "cpu"), *of_base
@@ -125,7 +147,7 @@ def test_a_lora_of_500_mutations_is_read_or_refused_in_one_message(tmp_path: Pat
     for seed in range(500):
         file.write_bytes(mutated(whole, seed))
         try:
-            read_lora(file)
+            read_start(file)
             outcomes.append(dict)
         except FluxtuneError as error:
             assert error.where == str(file)
@@ -140,16 +162,16 @@ def test_a_lora_with_values_that_are_no_numbers_is_refused(tmp_path: Path, half:
     bad = torch.ones(4, 64) if half == "lora_A" else torch.ones(64, 4)
     bad[1, 2] = value
     with pytest.raises(BaseModelError, match=rf"no finite numbers: transformer\..*{half}"):
-        read_lora(lora_in(tmp_path / "mug.safetensors", **{half: bad}))
+        read_start(lora_in(tmp_path / "mug.safetensors", **{half: bad}))
 
 
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"lora_A": torch.ones(0, 64), "lora_B": torch.ones(64, 0)}, "hold no weights"),
-        ({"lora_A": torch.ones(4, 64, dtype=torch.int32)}, "hold no weights"),
+        ({"lora_A": torch.ones(0, 64), "lora_B": torch.ones(64, 0)}, "holds no weights"),
+        ({"lora_A": torch.ones(4, 64, dtype=torch.int32)}, "holds no weights"),
         ({"lora_A": torch.ones(4, 8, 8)}, "made of matrices"),
-        ({"lora_A": torch.ones(5, 64)}, "ranks of its halves"),
+        ({"lora_A": torch.ones(5, 64)}, "A has 5 rows, and B has 4 columns"),
     ],
 )
 def test_a_lora_of_impossible_matrices_is_refused_by_both_readers(
@@ -157,7 +179,7 @@ def test_a_lora_of_impossible_matrices_is_refused_by_both_readers(
 ) -> None:
     file = lora_in(tmp_path / "mug.safetensors", **changes)
     with pytest.raises(BaseModelError, match=told):
-        read_lora(file)
+        read_start(file)
     with pytest.raises(BaseModelError, match=told):
         open_lora(LoraUse(file), open_base(ModelConfig(base=str(folder))))
 
@@ -169,7 +191,7 @@ def test_a_lora_whose_header_has_an_impossible_scale_is_refused(tmp_path: Path, 
     header["__metadata__"]["lora_adapter_metadata"] = f'{{"transformer.lora_alpha": {alpha}, "transformer.r": 4}}'
     file.write_bytes(assembled(header, data))
     with pytest.raises(BaseModelError, match=r"lora_alpha is .*: wanted a number above 0"):
-        read_lora(file)
+        read_start(file)
 
 
 @pytest.mark.parametrize("settings", ["[1]", "7", "{", '{"transformer.r": "x"}', "[" * 100_000])
@@ -182,20 +204,15 @@ def test_a_lora_whose_header_has_impossible_settings_is_refused(folder: Path, tm
         open_lora(LoraUse(file), open_base(ModelConfig(base=str(folder))))
 
 
-@pytest.mark.parametrize("settings", [{"oops": 1}, {"r": 4, "target_modules": 3}, {"r": 4, "lora_dropout": "x"}])
-def test_settings_that_no_adapter_has_are_refused_when_it_is_attached(
-    folder: Path, tmp_path: Path, settings: dict[str, object]
-) -> None:
+def test_settings_of_a_header_that_are_no_scale_are_of_no_consequence(folder: Path, tmp_path: Path) -> None:
     file = lora_in(tmp_path / "mug.safetensors")
+    plain = read_start(file)
     header, data = parts(file.read_bytes())
-    named = json.dumps({f"transformer.{name}": value for name, value in settings.items()})
-    header["__metadata__"]["lora_adapter_metadata"] = named
+    settings = {"transformer.oops": 1, "transformer.target_modules": 3, "transformer.lora_dropout": "x"}
+    header["__metadata__"]["lora_adapter_metadata"] = json.dumps(settings)
     file.write_bytes(assembled(header, data))
-    base = open_base(ModelConfig(base=str(folder)))
-    transformer = load_transformer(base, PLAIN, torch.float32, "cpu")
-    pipeline = image_pipeline(base, transformer, load_vae(base, torch.float32, "cpu"))
-    with pytest.raises(BaseModelError, match="the settings in its header are none of a LoRA"):
-        apply_to_transformer(pipeline, [open_lora(LoraUse(file), base)])
+    (layer,) = read_start(file).values()
+    assert (layer.scale, layer.a.shape) == (1.0, plain[LAYER].a.shape)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8", "nf4"])

@@ -12,7 +12,7 @@ from stock_flux import LAYERS, PROMPT, lora_tensors
 
 from fluxtune.config.memory import MemoryConfig
 from fluxtune.config.model import ModelConfig
-from fluxtune.errors import BaseModelError, StorageError, UsageError
+from fluxtune.errors import BaseModelError, ExitCode, StorageError, UsageError
 from fluxtune.flux.base import Base, open_base
 from fluxtune.flux.load import image_pipeline, load_text_pipeline, load_transformer, load_vae
 from fluxtune.sampling.loras import apply_to_text_encoder, apply_to_transformer, base_of, open_lora
@@ -114,33 +114,25 @@ def test_a_text_encoder_layer_that_does_not_exist_is_refused(
 ) -> None:
     layers = (TEXT_LAYER, TEXT_LAYER.replace("layers.0", "layers.9"))
     pairs = {f"{layer}.lora_{half}.weight": torch.ones(32, 32) for layer in layers for half in "AB"}
-    lora = open_lora(LoraUse(write({**tensors, **pairs})), base)
-    text = load_text_pipeline(base, FP32, torch.float32, "cpu")
-    with pytest.raises(BaseModelError, match="only 2 of this LoRA's 4 tensors for the text encoder"):
-        apply_to_text_encoder(text, [lora])
+    with pytest.raises(BaseModelError, match=r"there is no layer text_encoder\.text_model\.encoder\.layers\.9"):
+        open_lora(LoraUse(write({**tensors, **pairs})), base)
 
 
 @pytest.mark.parametrize(
     "key",
     [
-        "diffusion_model.double_blocks.0.img_attn.proj.lora_A.weight",
         "transformer.transformer_blocks.0.norm1.linear.diff",
         "transformer.transformer_blocks.0.attn.norm_q.weight",
-        "text_encoder_2.encoder.block.0.layer.0.SelfAttention.q.lora_A.weight",
+        "transformer.transformer_blocks.0.attn.to_q.lora_B.bias",
+        "text_encoder_3.encoder.block.0.layer.0.SelfAttention.q.lora_A.weight",
     ],
 )
 def test_tensors_that_would_be_ignored_are_listed(
     base: Base, write: Callable[..., Path], tensors: dict[str, torch.Tensor], key: str
 ) -> None:
-    with pytest.raises(BaseModelError, match="would be ignored") as error:
+    with pytest.raises(BaseModelError, match="are no part of a LoRA") as error:
         open_lora(LoraUse(write({**tensors, key: torch.ones(4, 4)})), base)
     assert key in error.value.message
-
-
-def test_kohya_tensors_that_diffusers_drops_are_listed(base: Base, write: Callable[..., Path]) -> None:
-    pairs = {f"lora_unet_img_in.lora_{half}.weight": torch.ones(4, 4) for half in ("down", "up")}
-    with pytest.raises(BaseModelError, match=r"would be ignored.*x_embedder"):
-        open_lora(LoraUse(write(pairs)), base)
 
 
 def test_a_layer_of_another_width_tells_that_the_lora_is_for_another_model(
@@ -149,7 +141,7 @@ def test_a_layer_of_another_width_tells_that_the_lora_is_for_another_model(
     wide = {**tensors, f"transformer.{LAYERS[0]}.lora_A.weight": torch.ones(4, 3072)}
     with pytest.raises(BaseModelError, match="does not fit") as error:
         open_lora(LoraUse(write(wide, ss_sd_model_name="black-forest-labs/FLUX.1-dev")), base)
-    assert "[4, 3072], and the layer's input 64" in error.value.message
+    assert f"{LAYERS[0]} is [64, 3072], and the model's [64, 64]" in error.value.message
     assert "--base black-forest-labs/FLUX.1-dev" in (error.value.hint or "")
 
 
@@ -184,8 +176,24 @@ def test_a_lora_of_the_same_family_is_taken(
 
 
 def test_a_safetensors_file_without_a_lora_is_refused(base: Base, write: Callable[..., Path]) -> None:
-    with pytest.raises(BaseModelError, match=r"holds no LoRA; it has decoder\.weight"):
+    with pytest.raises(BaseModelError, match=r"1 of 1 tensors are no part of a LoRA of this family: decoder\.weight"):
         open_lora(LoraUse(write({"decoder.weight": torch.ones(4, 4)})), base)
+
+
+@pytest.mark.parametrize(
+    ("key", "family"),
+    [
+        ("lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q", "Stable Diffusion or SDXL"),
+        ("transformer.single_transformer_blocks.0.attn.to_qkv_mlp_proj", "FLUX.2"),
+    ],
+)
+def test_a_lora_of_another_family_is_refused_by_its_keys(
+    base: Base, write: Callable[..., Path], key: str, family: str
+) -> None:
+    pair = {f"{key}.lora_{half}.weight": torch.ones(4, 4) for half in ("down", "up")}
+    with pytest.raises(BaseModelError, match=f"named as in {family}") as error:
+        open_lora(LoraUse(write(pair)), base)
+    assert error.value.exit_code == ExitCode.BASE_MODEL
 
 
 def test_a_pickle_is_refused_with_the_reason(base: Base, tmp_path: Path, tensors: dict[str, torch.Tensor]) -> None:

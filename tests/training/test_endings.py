@@ -207,8 +207,8 @@ def test_a_lora_to_start_from_that_does_not_fit_is_told_before_anything_is_encod
     config: Config, cache: Path, tmp_path: Path
 ) -> None:
     start = train_in(tmp_path / "start", config, cache=cache).file
-    changed = started_from(start, config, rank=config.lora.rank + 1)
-    with pytest.raises(UsageError, match=f"the configuration asks for rank {config.lora.rank + 1}"):
+    changed = started_from(start, config, rank=config.lora.rank - 1)
+    with pytest.raises(UsageError, match=f"the configuration asks for rank {config.lora.rank - 1}"):
         train(changed, output=tmp_path / "mug")
     assert not (tmp_path / "mug").exists()
 

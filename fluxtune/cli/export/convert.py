@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
 from fluxtune.cli.export.options import (
+    Denoise,
     Dtype,
     Energy,
     Format,
     MaxSize,
     Output,
     Rank,
+    TrainedOn,
     Verify,
     as_data,
+    bases,
     default_output,
     lora_file,
     require_other,
@@ -43,7 +46,9 @@ def convert(
     size: MaxSize = None,
     dtype: Dtype = None,
     scale: Annotated[float, typer.Option("--scale", metavar="X", help="Multiply what the LoRA does.")] = 1.0,
+    base: TrainedOn = None,
     verify: Verify = True,
+    denoise: Denoise = False,
     as_json: Json = False,
 ) -> None:
     """Write a LoRA in the format of another program.
@@ -55,8 +60,10 @@ def convert(
       fluxtune export runs/zorvex --format kohya
       fluxtune export zorvex.safetensors --format comfyui --output for-comfyui.safetensors
       fluxtune export from-civitai.safetensors --format diffusers --rank 16 --dtype fp16
+      fluxtune export dora.safetensors --base black-forest-labs/FLUX.1-dev --format kohya
     """
-    _run("export", lora, form, output, size_options(rank, energy, size, dtype), dtype, scale, verify, as_json)
+    cut = size_options(rank, energy, size, dtype)
+    _run("export", lora, _Asked(form, output, dtype, cut, scale, base, verify, denoise), as_json)
 
 
 def resize(
@@ -67,7 +74,9 @@ def resize(
     form: Format = LoraFormat.DIFFUSERS,
     output: Output = None,
     dtype: Dtype = None,
+    base: TrainedOn = None,
     verify: Verify = True,
+    denoise: Denoise = False,
     as_json: Json = False,
 ) -> None:
     """Make a LoRA smaller: by rank, by the share that is kept, or to a size.
@@ -78,25 +87,28 @@ def resize(
       fluxtune export resize zorvex.safetensors --energy 0.95
       fluxtune export resize zorvex.safetensors --size 20MB --format kohya
     """
-    wanted = size_options(rank, energy, size, dtype)
-    if wanted is None:
+    cut = size_options(rank, energy, size, dtype)
+    if cut is None:
         raise UsageError("it is not said how small", where="fluxtune export resize", hint="--rank 8, or --energy 0.95")
-    _run("export resize", lora, form, output, wanted, dtype, 1.0, verify, as_json)
+    _run("export resize", lora, _Asked(form, output, dtype, cut, 1.0, base, verify, denoise), as_json)
 
 
-def _run(
-    command: str,
-    lora: Path,
-    form: LoraFormat,
-    output: Path | None,
-    size: dict[str, Any] | None,
-    dtype: str | None,
-    scale: float,
-    verify: bool,
-    as_json: bool,
-) -> None:
+class _Asked(NamedTuple):
+    """How the LoRA is to be written; ``cut`` as ``size_options`` gives it."""
+
+    form: LoraFormat
+    output: Path | None
+    dtype: str | None
+    cut: dict[str, Any] | None
+    scale: float
+    base: str | None
+    verify: bool
+    denoise: bool
+
+
+def _run(command: str, lora: Path, asked: _Asked, as_json: bool) -> None:
     source = lora_file(lora)
-    target = output or default_output(source, str(form))
+    target = asked.output or default_output(source, str(asked.form))
     require_other(target, [source])
     with sink(as_json) as on_event:
         quiet_libraries()
@@ -104,8 +116,17 @@ def _run(
         from fluxtune.exporting.conversion import convert as write
         from fluxtune.exporting.resizing import Size
 
-        wanted = Wanted(form, target, dtype, Size(**size) if size else None, scale, verify)
-        written = write(source, wanted, on_event)
+        models = bases(asked.base, asked.denoise, [source], on_event)
+        wanted = Wanted(
+            format=asked.form,
+            output=target,
+            dtype=asked.dtype,
+            size=Size(**asked.cut) if asked.cut else None,
+            scale=asked.scale,
+            verify=asked.verify,
+            denoise=models.to_denoise,
+        )
+        written = write(source, wanted, on_event, base=models.to_read)
         if as_json:
             on_event(Result(command, as_data(written)))
     if not as_json:

@@ -5,22 +5,19 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
-from fluxtune.cli.export.options import Dtype, Format, Verify, as_data, require_other, say, weighted
+from fluxtune.cli.export.options import Dtype, Format, Verify, as_data, open_named, require_other, say
 from fluxtune.cli.options import Base, Json
 from fluxtune.cli.render import printable, sink, write_line
-from fluxtune.config.layers import resolve
 from fluxtune.environment.device import quiet_libraries
 from fluxtune.errors import UsageError
-from fluxtune.events import Result, Sink
+from fluxtune.events import Result
 from fluxtune.exporting.methods import Checkpoint
 from fluxtune.lora.conventions import LoraFormat
-
-if TYPE_CHECKING:
-    from fluxtune.flux.base import Base as BaseModel
+from fluxtune.lora.use import lora_use
 
 
 def fuse(
@@ -58,23 +55,16 @@ def fuse(
         raise UsageError("--output is not given", where="fluxtune export fuse", hint="--output zorvex-flux")
     if dtype == "fp8" and form is Checkpoint.DIFFUSERS:
         raise UsageError("diffusers loads no fp8 folders", where="--dtype", hint="add --format comfyui")
-    uses = [weighted(text) for text in loras]
-    require_other(output, [file for file, _ in uses])
+    uses = [lora_use(text, "LORA") for text in loras]
+    require_other(output, [use.path for use in uses])
     with sink(as_json) as on_event:
         quiet_libraries()
-        from fluxtune.exporting.conversion import told_of_reading
         from fluxtune.exporting.fusing import fuse as write
-        from fluxtune.flux.stored import weight_reader
-        from fluxtune.lora.reading import read_lora_file
-        from fluxtune.sampling.loras import base_of
+        from fluxtune.lora.opened import base_of, open_lora
 
-        named = base or next((found for file, _ in uses if (found := base_of(file))), None)
-        model = _open(named, on_event)
-        read = []
-        for file, weight in uses:
-            lora = read_lora_file(file, model.family, weight_reader(model))
-            told_of_reading(lora, on_event)
-            read.append((lora.layers, weight))
+        named = base or next((found for use in uses if (found := base_of(use.path))), None)
+        model = open_named(named, on_event)
+        read = [(open_lora(use, model, on_event).acting(), 1.0) for use in uses]
         fused = write(model, read, form, output, dtype, on_event, verify)
         if as_json:
             data = {**vars(fused), "output": str(fused.output), "files": [str(file) for file in fused.files]}
@@ -117,9 +107,9 @@ def extract(
         from fluxtune.exporting.conversion import Wanted, write
         from fluxtune.exporting.extraction import extract as take
 
-        before = _open(original, on_event)
+        before = open_named(original, on_event)
         single = tuned if tuned.endswith(".safetensors") else None
-        after = _open(original if single else tuned, on_event, single)
+        after = open_named(original if single else tuned, on_event, single)
         found = take(before, after, rank, on_event)
         facts = {
             "modelspec.title": output.stem,
@@ -133,13 +123,3 @@ def extract(
             on_event(Result("export extract", as_data(written)))
     if not as_json:
         say(written)
-
-
-def _open(base: str | None, on_event: Sink, transformer: str | None = None) -> BaseModel:
-    """The base model that was named, or that the user's settings name."""
-    from fluxtune.flux.base import open_base
-
-    given: dict[str, tuple[str, object]] = {"model.base": ("--base", base), "model.transformer": ("TUNED", transformer)}
-    flags = {key: (flag, value) for key, (flag, value) in given.items() if value is not None}
-    resolved = resolve(preset=None, config_file=None, flags=flags, sets=[], working_folder=Path.cwd(), data_sets=False)
-    return open_base(resolved.config.model, on_event)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fluxtune.cli.export.options import Dtype, Format, Verify, as_data, require_other, say, weighted
+from fluxtune.cli.export.options import Denoise, Dtype, Format, TrainedOn, Verify, as_data, bases, require_other, say
 from fluxtune.cli.options import Json
 from fluxtune.cli.render import sink
 from fluxtune.environment.device import quiet_libraries
@@ -15,6 +15,7 @@ from fluxtune.errors import UsageError
 from fluxtune.events import Result
 from fluxtune.exporting.methods import Method
 from fluxtune.lora.conventions import LoraFormat
+from fluxtune.lora.use import lora_use
 
 
 def merge(
@@ -43,9 +44,11 @@ def merge(
         float, typer.Option("--density", metavar="SHARE", help="Share of the values that ties and dare keep.")
     ] = 0.5,
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of what dare drops.")] = 42,
+    base: TrainedOn = None,
     form: Format = LoraFormat.DIFFUSERS,
     dtype: Dtype = None,
     verify: Verify = True,
+    denoise: Denoise = False,
     as_json: Json = False,
 ) -> None:
     """Make one LoRA of several, each with its weight.
@@ -62,15 +65,17 @@ def merge(
         raise UsageError(f"{density} is no share: wanted more than 0, at most 1", where="--density", hint="0.5")
     if rank is not None and method is Method.EXACT:
         raise UsageError("an exact merge has the sum of the ranks", where="--rank", hint="add --method svd")
-    uses = [weighted(text) for text in loras]
-    require_other(output, [file for file, _ in uses])
+    uses = [lora_use(text, "LORA") for text in loras]
+    require_other(output, [use.path for use in uses])
     with sink(as_json) as on_event:
         quiet_libraries()
         from fluxtune.exporting.conversion import Wanted
         from fluxtune.exporting.merging import Merging, merge_files
 
         merging = Merging(method, rank, density, seed)
-        written = merge_files(uses, merging, Wanted(form, output, dtype, verify=verify), on_event)
+        models = bases(base, denoise, [use.path for use in uses], on_event)
+        wanted = Wanted(form, output, dtype, verify=verify, denoise=models.to_denoise)
+        written = merge_files(uses, merging, wanted, on_event, base=models.to_read)
         if as_json:
             on_event(Result("export merge", as_data(written)))
     if not as_json:

@@ -7,17 +7,20 @@ import re
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeAlias
 
 import typer
 
 from fluxtune.cli.render import printable, write_line
+from fluxtune.config.layers import resolve
 from fluxtune.errors import UsageError
+from fluxtune.events import Sink
 from fluxtune.lora.conventions import LoraFormat
 from fluxtune.runs import lora_in
 
 if TYPE_CHECKING:
     from fluxtune.exporting.conversion import Written
+    from fluxtune.flux.base import Base as BaseModel
 
 Format: TypeAlias = Annotated[
     LoraFormat,
@@ -46,8 +49,37 @@ MaxSize: TypeAlias = Annotated[
 ]
 Verify: TypeAlias = Annotated[
     bool,
-    typer.Option("--verify/--no-verify", help="Read the file back with a second reader, and compare every layer."),
+    typer.Option(
+        "--verify/--no-verify",
+        help="Read the file back with a second reader, and with diffusers where it reads the format, and compare every "
+        "layer.",
+    ),
 ]
+Denoise: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--denoise",
+        help="Also load the base model, and compare one denoising step with the LoRA as read and as written.",
+    ),
+]
+
+TrainedOn: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--base",
+        "-b",
+        metavar="ID|FOLDER|nano",
+        help="The model that the LoRA was trained on. A DoRA needs it, whose change depends on the model's weights.",
+    ),
+]
+
+
+class Bases(NamedTuple):
+    """Base models that an export needs: to read what depends on its weights, and to try what was written."""
+
+    to_read: BaseModel | None
+    to_denoise: BaseModel | None
+
 
 _UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 _BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, None: 2}
@@ -80,22 +112,6 @@ def lora_file(named: Path) -> Path:
     return lora_in(named) if named.is_dir() else named
 
 
-def weighted(text: str) -> tuple[Path, float]:
-    """``FILE`` or ``FILE:WEIGHT``, or the same with a run folder.
-
-    Raises:
-        UsageError: the weight is no finite number.
-    """
-    name, _, weight = text.rpartition(":")
-    try:
-        use = (Path(name), float(weight)) if name and not Path(text).exists() else (Path(text), 1.0)
-    except ValueError:
-        use = (Path(text), 1.0)
-    if not math.isfinite(use[1]):
-        raise UsageError(f"{weight!r} is no weight: wanted a finite number", where=text, hint=f"{name}:0.8")
-    return lora_file(use[0]), use[1]
-
-
 def default_output(source: Path, suffix: str) -> Path:
     """A file in the working folder, named after its source."""
     return Path(f"{source.stem}-{suffix}.safetensors")
@@ -124,6 +140,10 @@ def say(written: Written) -> None:
         if written.error is None
         else f"verified: no layer is off by more than {written.error:.1e} of its change, no key unmatched"
     )
+    if written.diffusers_error is not None:
+        parts.append("diffusers reads the same")
+    if written.denoised_error is not None:
+        parts.append(f"a denoising step is off by {written.denoised_error:.1e} of what the LoRA changes")
     write_line(sys.stderr, "; ".join(parts))
     write_line(sys.stdout, printable(str(written.file)))
 
@@ -138,3 +158,27 @@ def _bytes(text: str) -> int:
     if match is None or match[2] not in _UNITS or not math.isfinite(float(match[1])):
         raise UsageError(f"{text!r} is no size", where="--size", hint="for instance --size 50MB")
     return int(float(match[1]) * _UNITS[match[2]])
+
+
+def bases(base: str | None, denoise: bool, sources: list[Path], on_event: Sink) -> Bases:
+    """The models of `--base`, for reading a DoRA, and of `--denoise`; without `--base` that is the LoRA's own."""
+    if base is None and not denoise:
+        return Bases(None, None)
+    from fluxtune.lora.opened import base_of
+
+    opened = open_named(base or next((named for file in sources if (named := base_of(file))), None), on_event)
+    return Bases(opened if base else None, opened if denoise else None)
+
+
+def open_named(base: str | None, on_event: Sink, transformer: str | None = None) -> BaseModel:
+    """The base model that was named, or that the user's settings name.
+
+    Args:
+        transformer: a file to take its transformer from.
+    """
+    from fluxtune.flux.base import open_base
+
+    given: dict[str, tuple[str, object]] = {"model.base": ("--base", base), "model.transformer": ("TUNED", transformer)}
+    flags = {key: (flag, value) for key, (flag, value) in given.items() if value is not None}
+    resolved = resolve(preset=None, config_file=None, flags=flags, sets=[], working_folder=Path.cwd(), data_sets=False)
+    return open_base(resolved.config.model, on_event)
