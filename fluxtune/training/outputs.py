@@ -25,6 +25,7 @@ from fluxtune.memory.shortage import Shortage, tried
 from fluxtune.runs import Run
 from fluxtune.training.checkpoint import Counters, size_of, take_snapshot
 from fluxtune.training.examples import Prepared
+from fluxtune.training.health import sound_steps
 from fluxtune.training.load import Loaded
 from fluxtune.training.preflight import Preflight
 from fluxtune.training.previews import make_previews, preview_requests
@@ -198,10 +199,18 @@ class Outputs:
 
         return file, patiently(write, "writing the LoRA", self.on_event)
 
+    def tidy(self, step: int) -> None:
+        """Drop the checkpoints that a process had not come to drop when it was killed."""
+        self._retention.tidy(step, sound_steps(step, self.counters))
+
+    @cached_property
+    def _retention(self) -> Retention:
+        config = self.config.checkpoints
+        return Retention(self.run, config.keep, config.every)
+
     @cached_property
     def _saver(self) -> Saver:
-        config = self.config.checkpoints
-        return Saver(self.run, Retention(self.run, config.keep, config.every), self.on_event)
+        return Saver(self.run, self._retention, self.on_event)
 
     def _facts(self, step: int) -> LoraFacts:
         config, base = self.config, self.ready.base

@@ -11,6 +11,9 @@ from pathlib import Path
 from fluxtune.manifests import is_whole
 from fluxtune.runs import ABANDONED, Run, step_of
 
+DROPPED = ".dropped"
+"""Ends the name of a checkpoint that is being removed."""
+
 
 def return_point(
     folders: Sequence[Path], latest: int, every: int, whole: Callable[[Path], bool] = is_whole
@@ -72,9 +75,17 @@ class Retention:
                 return True
         return False
 
+    def tidy(self, step: int, sound: int) -> None:
+        """Drop what a process had not come to drop when it was killed; see ``superseded``."""
+        if len(self._run.checkpoints()) > self._keep:
+            for folder in self.superseded(step, sound):
+                self.drop(folder)
+        for dropped in self._run.checkpoint_folder(step).parent.glob(f".*{DROPPED}"):
+            shutil.rmtree(dropped, ignore_errors=True)
+
     def drop(self, folder: Path) -> None:
         """Remove a checkpoint; killed meanwhile, it is not taken for a damaged one. What cannot be removed stays."""
-        dropped = folder.with_name(f".{folder.name}.dropped")
+        dropped = folder.with_name(f".{folder.name}{DROPPED}")
         with suppress(OSError):
             os.replace(folder, dropped)
             shutil.rmtree(dropped)

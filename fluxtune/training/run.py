@@ -257,6 +257,7 @@ def _phases(
             checkpoint=None if checkpoint is None else run.within(checkpoint),
             accepted=sorted(ready.accepted - {Refusal.CHANGED_DATA}),
         )
+        outputs.tidy(first_step)
     processes.hand_out(Task(ready, checkpoint, run.result_path(outputs.name)).as_json())
     if outputs.previews_are_due(first_step):
         # Those before the first step; or those that a run was killed or stopped in.

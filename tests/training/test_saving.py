@@ -24,7 +24,7 @@ from fluxtune.manifests import MANIFEST
 from fluxtune.runs import STATE_COPY, Run
 from fluxtune.training import checkpoint, saving
 from fluxtune.training.checkpoint import last_good_checkpoint, load_checkpoint, write_checkpoint
-from fluxtune.training.retention import Retention
+from fluxtune.training.retention import DROPPED, Retention
 from fluxtune.training.saving import Saver, patiently
 
 
@@ -218,6 +218,15 @@ def test_a_damaged_checkpoint_does_not_count_as_a_kept_one(run: Run, saver: Save
     flip(run.checkpoint_folder(2) / "state" / "optimizer.safetensors", 100)
     save(saver, 3)
     assert names(run) == ["step-000001", "step-000002", "step-000003"]
+
+
+def test_what_a_process_was_killed_in_dropping_is_dropped_by_the_next(run: Run, saver: Saver) -> None:
+    save(saver, 2, 4)
+    kept = names(run)
+    gone = shutil.copytree(run.checkpoint_folder(2), run.checkpoint_folder(1))
+    shutil.copytree(gone, gone.with_name(f".step-000000{DROPPED}"))
+    Retention(run, 2, 1).tidy(4, 4)
+    assert [path.name for path in sorted(gone.parent.iterdir())] == kept
 
 
 def test_a_checkpoint_of_the_same_step_stands_when_it_is_whole_and_is_set_aside_when_it_is_not(
