@@ -448,11 +448,12 @@ def by_set(chance: random.Random) -> Case:
         f"{key}.=5": (key,),
         f"{key[:-1]} {key[-1]}=5": (key[:-1],),
         f"{key}.deeper=5": (key, "wanted"),
-        f'"{key}"=5': ("unknown setting", key),
         f"[{key}]=5": (key,),
         f"[{section}]\n{name}=5": (section,),
         ".".join(spec.path[:-1]) + "=5" if spec.path[:-1] else "lora=5": ("section",),
     }
+    if section:  # a key of one part may be in quotes
+        texts[f'"{key}"=5'] = ("unknown setting", key)
     if typo not in NAMES:
         texts[".".join((*spec.path[:-1], typo)) + "=5"] = ("unknown setting", typo)
     if spec.kind not in ("str",) and not spec.also_choices:
