@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -33,6 +33,8 @@ class Wanted:
         size: to what it is to be cut down; None keeps all.
         scale: every layer's change is multiplied by it.
         verify: read the file back by the second reader.
+        metadata: fields of the header beside what was read; empty ones are taken out.
+        captions: keep the fields that hold words of captions, and names of folders.
     """
 
     format: LoraFormat
@@ -41,6 +43,8 @@ class Wanted:
     size: Size | None = None
     scale: float = 1.0
     verify: bool = True
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    captions: bool = False
 
 
 @dataclass(frozen=True)
@@ -120,7 +124,7 @@ def write(
     dtype = DTYPES[wanted.dtype or convention.dtype]
     made = encoded(layers, family.layer_names, convention, dtype)
     on_event(Phase("write", str(wanted.output)))
-    header = restated(metadata, made.tensors, layers, convention)
+    header = restated({**metadata, **wanted.metadata}, made.tensors, layers, convention, wanted.captions)
     error: float | None = None
 
     def verified(file: Path) -> None:

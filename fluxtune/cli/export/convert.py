@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
@@ -11,7 +11,9 @@ from fluxtune.cli.export.options import (
     Dtype,
     Energy,
     Format,
+    KeepCaptions,
     MaxSize,
+    Metadata,
     Output,
     Rank,
     Verify,
@@ -43,6 +45,8 @@ def convert(
     size: MaxSize = None,
     dtype: Dtype = None,
     scale: Annotated[float, typer.Option("--scale", metavar="X", help="Multiply what the LoRA does.")] = 1.0,
+    metadata: Metadata = None,
+    keep_captions: KeepCaptions = False,
     verify: Verify = True,
     as_json: Json = False,
 ) -> None:
@@ -55,8 +59,10 @@ def convert(
       fluxtune export runs/zorvex --format kohya
       fluxtune export zorvex.safetensors --format comfyui --output for-comfyui.safetensors
       fluxtune export from-civitai.safetensors --format diffusers --rank 16 --dtype fp16
+      fluxtune export zorvex.safetensors --metadata author=ada --metadata thumbnail=zorvex.png
     """
-    _run("export", lora, form, output, size_options(rank, energy, size, dtype), dtype, scale, verify, as_json)
+    said = _Said(metadata or [], keep_captions)
+    _run("export", lora, form, output, size_options(rank, energy, size, dtype), dtype, scale, said, verify, as_json)
 
 
 def resize(
@@ -67,6 +73,8 @@ def resize(
     form: Format = LoraFormat.DIFFUSERS,
     output: Output = None,
     dtype: Dtype = None,
+    metadata: Metadata = None,
+    keep_captions: KeepCaptions = False,
     verify: Verify = True,
     as_json: Json = False,
 ) -> None:
@@ -81,7 +89,15 @@ def resize(
     wanted = size_options(rank, energy, size, dtype)
     if wanted is None:
         raise UsageError("it is not said how small", where="fluxtune export resize", hint="--rank 8, or --energy 0.95")
-    _run("export resize", lora, form, output, wanted, dtype, 1.0, verify, as_json)
+    said = _Said(metadata or [], keep_captions)
+    _run("export resize", lora, form, output, wanted, dtype, 1.0, said, verify, as_json)
+
+
+class _Said(NamedTuple):
+    """What the header is to say."""
+
+    metadata: list[str]
+    keep_captions: bool
 
 
 def _run(
@@ -92,6 +108,7 @@ def _run(
     size: dict[str, Any] | None,
     dtype: str | None,
     scale: float,
+    said: _Said,
     verify: bool,
     as_json: bool,
 ) -> None:
@@ -103,8 +120,10 @@ def _run(
         from fluxtune.exporting.conversion import Wanted
         from fluxtune.exporting.conversion import convert as write
         from fluxtune.exporting.resizing import Size
+        from fluxtune.exporting.statements import stated
 
-        wanted = Wanted(form, target, dtype, Size(**size) if size else None, scale, verify)
+        cut = Size(**size) if size else None
+        wanted = Wanted(form, target, dtype, cut, scale, verify, stated(said.metadata), said.keep_captions)
         written = write(source, wanted, on_event)
         if as_json:
             on_event(Result(command, as_data(written)))

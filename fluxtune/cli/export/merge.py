@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fluxtune.cli.export.options import Dtype, Format, Verify, as_data, require_other, say, weighted
+from fluxtune.cli.export.options import Dtype, Format, Metadata, Verify, as_data, require_other, say, weighted
 from fluxtune.cli.options import Json
 from fluxtune.cli.render import sink
 from fluxtune.environment.device import quiet_libraries
@@ -45,6 +45,7 @@ def merge(
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of what dare drops.")] = 42,
     form: Format = LoraFormat.DIFFUSERS,
     dtype: Dtype = None,
+    metadata: Metadata = None,
     verify: Verify = True,
     as_json: Json = False,
 ) -> None:
@@ -68,9 +69,12 @@ def merge(
         quiet_libraries()
         from fluxtune.exporting.conversion import Wanted
         from fluxtune.exporting.merging import Merging, merge_files
+        from fluxtune.exporting.statements import stated
 
         merging = Merging(method, rank, density, seed)
-        written = merge_files(uses, merging, Wanted(form, output, dtype, verify=verify), on_event)
+        written = merge_files(
+            uses, merging, Wanted(form, output, dtype, verify=verify, metadata=stated(metadata or [])), on_event
+        )
         if as_json:
             on_event(Result("export merge", as_data(written)))
     if not as_json:
