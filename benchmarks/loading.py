@@ -17,17 +17,16 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import bitsandbytes  # noqa: F401  (imported here, not while a load is measured)
 import torch
-from diffusers import FluxTransformer2DModel
-from random_run import SCALES, base_of
+from own_memory import watched
+from random_files import bfl_shapes, evict, write_base, write_random, write_shards
+from random_run import SCALES
 from report import heading, publish
 from torch import nn
 from transformers import T5EncoderModel  # noqa: F401  (the same)
@@ -36,111 +35,10 @@ from fluxtune.config.memory import MemoryConfig
 from fluxtune.config.model import ModelConfig
 from fluxtune.environment.device import pick_device, versions
 from fluxtune.flux.base import open_base
-from fluxtune.flux.empty import transformer_config
-from fluxtune.flux.families import FLUX1
-from fluxtune.flux.flux1_names import NAMES
 from fluxtune.flux.load import load_transformer
 from fluxtune.memory.quantize import QuantizedPrecision, packed_tensors
-from fluxtune.nano import model_folder
 
-Shapes = Mapping[str, tuple[int, ...]]
 PRECISIONS = ("int8", "nf4")
-SHARDS = 3
-"""As FLUX.1-dev on the hub has them."""
-
-
-def write_random(file: Path, shapes: Shapes) -> None:
-    """A safetensors file of random bf16 tensors, written as they are made."""
-    header, end = {}, 0
-    for name, shape in shapes.items():
-        size = 2 * torch.Size(shape).numel()
-        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [end, end + size]}
-        end += size
-    text = json.dumps(header).encode()
-    pool = torch.randn(2**22, generator=torch.Generator().manual_seed(0)).mul_(0.02).bfloat16().view(torch.uint8)
-    with open(file, "wb") as output:
-        output.write(len(text).to_bytes(8, "little") + text)
-        for shape in shapes.values():
-            left = 2 * torch.Size(shape).numel()
-            # Another part of the pool for each run of values: no two layers are the same.
-            while left:
-                start = 2 * int(torch.randint(len(pool) // 4, ()))
-                left -= output.write(pool[start : start + min(left, len(pool) // 2)].numpy().tobytes())
-
-
-def bfl_shapes(shapes: Shapes) -> dict[str, tuple[int, ...]]:
-    """The shapes of the same transformer as ComfyUI's files have it."""
-    made: dict[str, tuple[int, ...]] = {}
-    for name, to in NAMES["transformer"].layers.items():
-        for number in range(len(shapes) if "{}" in name else 1):
-            parts = [each.format(number) for each in to]
-            for leaf in ("weight", "bias"):
-                if f"{parts[0]}.{leaf}" in shapes:
-                    each = [shapes[f"{part}.{leaf}"] for part in parts]
-                    named = "scale" if "_norm" in name else leaf
-                    made[f"{name.format(number)}.{named}"] = (sum(shape[0] for shape in each), *each[0][1:])
-    return made
-
-
-def write_base(folder: Path, scale: str) -> dict[str, tuple[int, ...]]:
-    """A base whose transformer has no weights yet, the rest of it being nano's; the shapes of those weights."""
-    shutil.copytree(model_folder(), folder, ignore=shutil.ignore_patterns("diffusion_pytorch_model.safetensors"))
-    shutil.copy(model_folder() / "vae" / "diffusion_pytorch_model.safetensors", folder / "vae")
-    config = transformer_config(FLUX1, base_of(scale).folder)
-    (folder / "transformer" / "config.json").write_text(json.dumps(config))
-    with torch.device("meta"):
-        transformer = FluxTransformer2DModel.from_config(config)
-    return {name: tuple(parameter.shape) for name, parameter in transformer.named_parameters()}
-
-
-def write_shards(folder: Path, shapes: Shapes) -> None:
-    """The weights as diffusers has them."""
-    names = list(shapes)
-    of_shard = -(-len(names) // SHARDS)
-    weight_map = {}
-    for number in range(SHARDS):
-        file = f"diffusion_pytorch_model-{number + 1:05d}-of-{SHARDS:05d}.safetensors"
-        held = names[number * of_shard : (number + 1) * of_shard]
-        write_random(folder / "transformer" / file, {name: shapes[name] for name in held})
-        weight_map.update(dict.fromkeys(held, file))
-    index = folder / "transformer" / "diffusion_pytorch_model.safetensors.index.json"
-    index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-
-
-def evict(folder: Path) -> None:
-    """Ask the system to forget what it holds of files, so that the next read is from the disk."""
-    for file in folder.rglob("*.safetensors"):
-        descriptor = os.open(file, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        os.close(descriptor)
-
-
-def anonymous() -> int:
-    """Bytes of this process's memory that is no file's."""
-    status = Path("/proc/self/status").read_text()
-    return 1024 * int(next(line for line in status.splitlines() if line.startswith("RssAnon")).split()[1])
-
-
-@contextmanager
-def watched() -> Iterator[dict[str, int]]:
-    """Measures ``anonymous`` fifty times a second; the result is whole at the end."""
-    before = anonymous()
-    seen, over = {"peak": 0, "after": 0}, threading.Event()
-
-    def watch() -> None:
-        while not over.wait(0.02):
-            seen["peak"] = max(seen["peak"], anonymous() - before)
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        yield seen
-    finally:
-        seen["after"] = anonymous() - before
-        seen["peak"] = max(seen["peak"], seen["after"])
-        over.set()
-        thread.join()
 
 
 def weight_bytes(transformer: nn.Module, precision: QuantizedPrecision) -> int:

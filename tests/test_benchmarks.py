@@ -134,6 +134,24 @@ def test_the_benchmark_of_loading_measures_shards_one_file_and_the_cache(tmp_pat
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the kernel tells no anonymous memory")
+def test_the_benchmark_of_fusing_writes_models_and_reads_a_lora_out_of_one(tmp_path: Path) -> None:
+    fusing = script("fusing")
+    figures = fusing.measure("tiny", tmp_path, fusing.run_once)
+    sizes = [command["written_bytes"] for command in figures["commands"].values()]
+    assert figures["base_bytes"] < sizes[2] < sizes[0]
+    assert sizes[1] == pytest.approx(sizes[2] / 2, rel=0.02)
+    assert sizes[3] > figures["changed_layers"] * 1000
+    assert all(command["anonymous_peak_mib"] > 0 for command in figures["commands"].values())
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the kernel tells no anonymous memory")
+def test_a_command_of_the_benchmark_of_fusing_that_fails_is_no_figure(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="exit code 2 of fluxtune export fuse"):
+        script("fusing").run_once(["export", "fuse", str(tmp_path / "none.safetensors")])
+
+
 def test_the_page_on_precisions_has_the_figures_that_were_measured() -> None:
     precisions = script("precisions")
     figures = json.loads((FOLDER / "results" / "precisions.json").read_text(encoding="utf-8"))

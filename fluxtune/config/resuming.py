@@ -74,6 +74,7 @@ ON_RESUME: dict[str, Change] = {
     "memory.vae_tiling": Change.TOLD,
     "memory.cache_quantized": Change.FREE,
     "checkpoints": Change.FREE,
+    "metadata": Change.FREE,
     "previews": Change.FREE,
     "captioning": Change.FREE,  # of pictures that come later; of the others the run has recorded the captions
 }

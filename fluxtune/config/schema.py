@@ -8,6 +8,7 @@ from fluxtune.config.checkpoints import CheckpointsConfig
 from fluxtune.config.dataset import DatasetConfig
 from fluxtune.config.lora import LoraConfig
 from fluxtune.config.memory import MemoryConfig
+from fluxtune.config.metadata import MetadataConfig
 from fluxtune.config.model import ModelConfig
 from fluxtune.config.previews import PreviewsConfig
 from fluxtune.config.tracking import TrackingConfig
@@ -30,6 +31,7 @@ class Config(Section):
     training: TrainingConfig = section(TrainingConfig, "The training loop.")
     memory: MemoryConfig = section(MemoryConfig, "What fits the card.")
     checkpoints: CheckpointsConfig = section(CheckpointsConfig, "What is saved.")
+    metadata: MetadataConfig = section(MetadataConfig, "What the LoRA file says of itself.")
     previews: PreviewsConfig = section(PreviewsConfig, "Pictures made while training.")
     tracking: TrackingConfig = section(TrackingConfig, "Where figures and previews are shown.")
     captioning: CaptioningConfig = section(CaptioningConfig, "How `fluxtune caption` captions pictures.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -38,6 +38,8 @@ class Wanted:
         scale: every layer's change is multiplied by it.
         verify: read the file back, by the second reader and by diffusers.
         denoise: the base model to compare a denoising step of, too.
+        metadata: fields of the header beside what was read; empty ones are taken out.
+        captions: keep the fields that hold words of captions, and names of folders.
     """
 
     format: LoraFormat
@@ -47,6 +49,8 @@ class Wanted:
     scale: float = 1.0
     verify: bool = True
     denoise: Base | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    captions: bool = False
 
 
 @dataclass(frozen=True)
@@ -141,7 +145,7 @@ def write(
     dtype = DTYPES[wanted.dtype or convention.dtype]
     made = encoded(layers, family.layer_names, convention, dtype)
     on_event(Phase("write", str(wanted.output)))
-    header = restated(metadata, made.tensors, layers, convention)
+    header = restated({**metadata, **wanted.metadata}, made.tensors, layers, convention, wanted.captions)
     errors: dict[str, float] = {}
 
     def verified(file: Path) -> None:

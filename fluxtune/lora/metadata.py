@@ -1,16 +1,18 @@
 """What a LoRA file says about itself: ModelSpec 1.0.1 and the ``ss_*`` keys that UIs read.
 
-Values are strings. No local path, user name or caption goes in.
+Values are strings. No local path, user name or caption goes in, but for captions' words that were asked for.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import PurePath
+from typing import Any
 
 import torch
 from safetensors.torch import save
@@ -26,7 +28,14 @@ _IMPLEMENTATION_BUT_DEV = "https://github.com/black-forest-labs/flux"
 
 @dataclass(frozen=True)
 class LoraFacts:
-    """The facts of a trained LoRA. ``base`` is a hub id or a bare name, never a path; ``resolution`` in pixels."""
+    """The facts of a trained LoRA. ``base`` is a hub id or a bare name, never a path; ``resolution`` in pixels.
+
+    Attributes:
+        author, description, license, tags: as ModelSpec has them; empty ones are left out.
+        buckets: (width, height) in pixels -> how often pictures of that size are seen in an epoch.
+        phrases: what captions say -> how often; None keeps that out of the file.
+        thumbnail: a ``data:image/`` URL.
+    """
 
     name: str
     base: str
@@ -43,6 +52,13 @@ class LoraFacts:
     finished: float
     trigger: str | None
     version: str
+    author: str = ""
+    description: str = ""
+    license: str = ""
+    tags: tuple[str, ...] = ()
+    buckets: Mapping[tuple[int, int], int] = field(default_factory=dict)
+    phrases: Mapping[str, int] | None = None
+    thumbnail: str | None = None
 
 
 def lora_metadata(facts: LoraFacts, tensors: dict[str, torch.Tensor]) -> dict[str, str]:
@@ -58,6 +74,11 @@ def lora_metadata(facts: LoraFacts, tensors: dict[str, torch.Tensor]) -> dict[st
         "modelspec.architecture": facts.architecture,
         "modelspec.implementation": _IMPLEMENTATION if "-dev/" in facts.architecture else _IMPLEMENTATION_BUT_DEV,
         "modelspec.title": facts.name,
+        "modelspec.description": facts.description
+        or f"A LoRA for {facts.base}: {facts.steps} steps on {facts.pictures} pictures.",
+        "modelspec.author": facts.author,
+        "modelspec.license": facts.license,
+        "modelspec.tags": ", ".join(facts.tags),
         "modelspec.date": finished,
         "modelspec.resolution": f"{facts.resolution}x{facts.resolution}",
         "modelspec.hash_sha256": f"0x{content}",
@@ -81,7 +102,18 @@ def lora_metadata(facts: LoraFacts, tensors: dict[str, torch.Tensor]) -> dict[st
     if facts.trigger:
         metadata["modelspec.trigger_phrase"] = facts.trigger
         metadata["modelspec.usage_hint"] = f"put {facts.trigger} into the prompt"
-    return {name: for_sharing(value) for name, value in metadata.items()}
+    if facts.buckets:
+        metadata["ss_bucket_info"] = json.dumps(_bucket_info(facts.buckets))
+    if facts.phrases is not None:
+        # Kohya's trainers have a row for each folder, by its name.
+        metadata["ss_tag_frequency"] = json.dumps({facts.name: dict(facts.phrases)}, ensure_ascii=False)
+    shared = {name: for_sharing(value) for name, value in metadata.items() if value}
+    return shared | ({_THUMBNAIL: facts.thumbnail} if facts.thumbnail else {})
+
+
+def _bucket_info(buckets: Mapping[tuple[int, int], int]) -> dict[str, Any]:
+    rows = [{"resolution": list(size), "count": count} for size, count in sorted(buckets.items())]
+    return {"buckets": {str(number): row for number, row in enumerate(rows)}}
 
 
 def restated(
@@ -89,16 +121,22 @@ def restated(
     tensors: dict[str, torch.Tensor],
     layers: Mapping[str, LoraLayer],
     convention: Convention,
+    captions: bool = False,
 ) -> dict[str, str]:
     """The header for a file that was made from one with ``metadata``: what is still true of it, and its own hashes.
 
-    Of other trainers' fields only those are carried over that programs read, and no path in them.
+    Of other trainers' fields only those are carried over that programs read, and no path in them. Empty ones go.
+
+    Args:
+        captions: also those that hold words of the captions, and the names of folders with them.
     """
+    carried = (*_CARRIED, *_NAMES, *(_OF_CAPTIONS if captions else ()))
     kept = {
         key: _without_path(value) if key in _NAMES else value
         for key, value in metadata.items()
-        if key in _CARRIED or key in _NAMES or key.startswith(("modelspec.", "fluxtune."))
+        if value and (key in carried or key.startswith(("modelspec.", "fluxtune.")))
     }
+    kept = {key: value if key == _THUMBNAIL else for_sharing(value) for key, value in kept.items()}
     serialised = save(tensors)
     content = serialised[8 + int.from_bytes(serialised[:8], "little") :]
     digest = hashlib.sha256(content).hexdigest()
@@ -132,6 +170,8 @@ def _without_path(name: str) -> str:
 
 _NAMES = ("ss_sd_model_name", "ss_output_name")
 """Fields that may hold a path; of that its last part stays."""
+_OF_CAPTIONS = ("ss_tag_frequency", "ss_training_comment")
+_THUMBNAIL = "modelspec.thumbnail"
 _CARRIED = (
     "ss_base_model_version",
     "ss_bucket_info",
@@ -144,8 +184,6 @@ _CARRIED = (
     "ss_resolution",
     "ss_seed",
     "ss_steps",
-    "ss_tag_frequency",
-    "ss_training_comment",
     "ss_training_finished_at",
     "ss_training_started_at",
 )

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 
-from fluxtune import __version__
 from fluxtune.config.schema import Config
-from fluxtune.errors import ExitCode, StorageError
+from fluxtune.errors import DataError, ExitCode, StorageError
 from fluxtune.events import Sink, Warning
 from fluxtune.files import require_space, waiting_helps
 from fluxtune.flux.denoise import Request
@@ -21,12 +18,14 @@ from fluxtune.flux.weights import DTYPES
 from fluxtune.lora.adapter import adapter_layers, as_saved, scale_of
 from fluxtune.lora.files import write_lora
 from fluxtune.lora.metadata import LoraFacts
+from fluxtune.lora.thumbnail import thumbnail_of
 from fluxtune.memory.shortage import Shortage, tried
 from fluxtune.runs import Run
 from fluxtune.training.checkpoint import Counters, size_of, take_snapshot
 from fluxtune.training.examples import Prepared
 from fluxtune.training.health import sound_steps
 from fluxtune.training.load import Loaded
+from fluxtune.training.lora_facts import lora_facts
 from fluxtune.training.preflight import Preflight
 from fluxtune.training.previews import make_previews, preview_requests
 from fluxtune.training.retention import Retention
@@ -189,7 +188,7 @@ class Outputs:
         file = self.run.result_path(self.name)
         steps = self.config.training.steps
         layers = adapter_layers(self.loaded.average.weights(), scale_of(self.config.lora))
-        facts, dtype = self._facts(steps), DTYPES[self.config.checkpoints.dtype]
+        facts, dtype = replace(self._facts(steps), thumbnail=self._thumbnail()), DTYPES[self.config.checkpoints.dtype]
 
         def write() -> str:
             self.run.require_there()
@@ -213,22 +212,22 @@ class Outputs:
         return Saver(self.run, self._retention, self.on_event)
 
     def _facts(self, step: int) -> LoraFacts:
-        config, base = self.config, self.ready.base
-        is_local = Path(os.path.expanduser(base.name)).exists()
-        return LoraFacts(
-            name=self.name,
-            base=Path(base.name).name if is_local else base.name,
-            architecture=base.family.architecture(base.embeds_guidance),
-            rank=config.lora.rank,
-            steps=step,
-            epochs=int(step / self.loaded.source.steps_per_epoch),
-            learning_rate=config.training.learning_rate,
-            optimizer=config.training.optimizer,
-            seed=config.training.seed,
-            resolution=max(config.dataset.resolution),
-            pictures=len(self.ready.pictures),
-            started=self.started,
-            finished=time.time(),
-            trigger=config.dataset.trigger,
-            version=__version__,
-        )
+        epochs = int(step / self.loaded.source.steps_per_epoch)
+        pictures, examples = self.ready.pictures, self.prepared.examples
+        return lora_facts(self.name, step, epochs, self.started, self.config, self.ready.base, pictures, examples)
+
+    def _thumbnail(self) -> str | None:
+        """The first preview of the last step, where it is wanted and there is one."""
+        steps = self.config.training.steps
+        paths = (self.run.preview_path(steps, index, each.seed) for index, each in self._requests())
+        if not self.config.metadata.thumbnail:
+            return None
+        try:
+            first = next(filter(Path.is_file, paths), None)
+            reason = "there is no preview of the last step"
+            if first is not None:
+                return thumbnail_of(first)
+        except DataError as error:
+            reason = error.message
+        self.on_event(Warning(f"the LoRA gets no thumbnail: {reason}", where="metadata.thumbnail"))
+        return None

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from fluxtune.lora.adapter import LoraLayer
+from fluxtune.lora.files import read_metadata
 from fluxtune.lora.low_rank import distance
 from fluxtune.lora.reading import read_lora_file
 
@@ -83,6 +85,9 @@ def test_for_programs_the_last_line_is_the_result(fluxtune: Fluxtune, source: Pa
         (("zorvex.safetensors", "--energy", "2"), 2, "is no share"),
         (("zorvex.safetensors", "--size", "small"), 2, "is no size"),
         (("zorvex.safetensors", "--size", "10"), 2, "rank 1 of every layer takes"),
+        (("zorvex.safetensors", "--metadata", "colour=red"), 2, "is no field and its value"),
+        (("zorvex.safetensors", "--metadata", "thumbnail=none.png"), 2, "no such picture"),
+        (("zorvex.safetensors", "--metadata", "thumbnail=text.safetensors"), 2, "text.safetensors"),
         (("resize", "zorvex.safetensors"), 2, "not said how small"),
         (("merge", "zorvex.safetensors"), 2, "--output is not given"),
         (("merge", "zorvex.safetensors:nan", "-o", "made.safetensors"), 2, "is no scale"),
@@ -194,6 +199,29 @@ def test_ties_of_a_lora_with_itself_keeps_its_largest_values(fluxtune: Fluxtune,
     scale = scales.pop()
     for path, layer in layers(source).items():
         assert distance(LoraLayer(layer.a, layer.b, scale), both[path]) < 1e-3
+
+
+def test_a_file_says_what_its_maker_wants(fluxtune: Fluxtune, source: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "red.png")
+    said = ["--metadata", "author=Ada = she", "--metadata", "trigger=", "--metadata", "thumbnail=red.png"]
+    assert fluxtune("export", "zorvex.safetensors", *said, "-o", "said.safetensors").code == 0
+    header = read_metadata(tmp_path / "said.safetensors")
+    assert (header["modelspec.author"], header["modelspec.title"]) == ("Ada = she", "zorvex")
+    assert header["modelspec.thumbnail"].startswith("data:image/jpeg;base64,")
+    assert "modelspec.trigger_phrase" not in header
+    # What was said is still said by a file that is made of that one.
+    assert fluxtune("export", "merge", "said.safetensors", "--metadata", "tags=pet", "-o", "one.safetensors").code == 0
+    assert read_metadata(tmp_path / "one.safetensors")["modelspec.tags"] == "pet"
+    fluxtune("export", "said.safetensors", "-f", "kohya", "-o", "kohya.safetensors")
+    assert read_metadata(tmp_path / "kohya.safetensors")["modelspec.author"] == "Ada = she"
+
+
+def test_words_of_captions_are_kept_only_when_that_is_asked(fluxtune: Fluxtune, tmp_path: Path) -> None:
+    lora(tmp_path / "theirs.safetensors", ss_tag_frequency='{"10_dog": {"a dog": 3}}', ss_output_name="dog")
+    for flags in ([], ["--keep-captions"]):
+        assert fluxtune("export", "theirs.safetensors", *flags, "-o", "made.safetensors").code == 0
+        header = read_metadata(tmp_path / "made.safetensors")
+        assert ("ss_tag_frequency" in header, header["ss_output_name"]) == (bool(flags), "dog")
 
 
 def test_a_lora_is_described(fluxtune: Fluxtune, source: Path) -> None:

@@ -93,7 +93,7 @@ def config_for(base: Path, pictures: Path, **changes: Any) -> Config:
         *sections, key = name.split("__")
         section = values
         for part in sections:
-            section = section[part]
+            section = section.setdefault(part, {})
         section[key] = value
     return Config.model_validate(values)
 

@@ -12,7 +12,9 @@ from fluxtune.cli.export.options import (
     Dtype,
     Energy,
     Format,
+    KeepCaptions,
     MaxSize,
+    Metadata,
     Output,
     Rank,
     TrainedOn,
@@ -47,6 +49,8 @@ def convert(
     dtype: Dtype = None,
     scale: Annotated[float, typer.Option("--scale", metavar="X", help="Multiply what the LoRA does.")] = 1.0,
     base: TrainedOn = None,
+    metadata: Metadata = None,
+    keep_captions: KeepCaptions = False,
     verify: Verify = True,
     denoise: Denoise = False,
     as_json: Json = False,
@@ -61,9 +65,11 @@ def convert(
       fluxtune export zorvex.safetensors --format comfyui --output for-comfyui.safetensors
       fluxtune export from-civitai.safetensors --format diffusers --rank 16 --dtype fp16
       fluxtune export dora.safetensors --base black-forest-labs/FLUX.1-dev --format kohya
+      fluxtune export zorvex.safetensors --metadata author=ada --metadata thumbnail=zorvex.png
     """
     cut = size_options(rank, energy, size, dtype)
-    _run("export", lora, _Asked(form, output, dtype, cut, scale, base, verify, denoise), as_json)
+    said = metadata or []
+    _run("export", lora, _Asked(form, output, dtype, cut, scale, base, said, keep_captions, verify, denoise), as_json)
 
 
 def resize(
@@ -75,6 +81,8 @@ def resize(
     output: Output = None,
     dtype: Dtype = None,
     base: TrainedOn = None,
+    metadata: Metadata = None,
+    keep_captions: KeepCaptions = False,
     verify: Verify = True,
     denoise: Denoise = False,
     as_json: Json = False,
@@ -90,11 +98,13 @@ def resize(
     cut = size_options(rank, energy, size, dtype)
     if cut is None:
         raise UsageError("it is not said how small", where="fluxtune export resize", hint="--rank 8, or --energy 0.95")
-    _run("export resize", lora, _Asked(form, output, dtype, cut, 1.0, base, verify, denoise), as_json)
+    said = metadata or []
+    asked = _Asked(form, output, dtype, cut, 1.0, base, said, keep_captions, verify, denoise)
+    _run("export resize", lora, asked, as_json)
 
 
 class _Asked(NamedTuple):
-    """How the LoRA is to be written; ``cut`` as ``size_options`` gives it."""
+    """How the LoRA is to be written; ``cut`` as ``size_options`` gives it, ``metadata`` as the header is to say it."""
 
     form: LoraFormat
     output: Path | None
@@ -102,6 +112,8 @@ class _Asked(NamedTuple):
     cut: dict[str, Any] | None
     scale: float
     base: str | None
+    metadata: list[str]
+    keep_captions: bool
     verify: bool
     denoise: bool
 
@@ -115,6 +127,7 @@ def _run(command: str, lora: Path, asked: _Asked, as_json: bool) -> None:
         from fluxtune.exporting.conversion import Wanted
         from fluxtune.exporting.conversion import convert as write
         from fluxtune.exporting.resizing import Size
+        from fluxtune.exporting.statements import stated
 
         models = bases(asked.base, asked.denoise, [source], on_event)
         wanted = Wanted(
@@ -125,6 +138,8 @@ def _run(command: str, lora: Path, asked: _Asked, as_json: bool) -> None:
             scale=asked.scale,
             verify=asked.verify,
             denoise=models.to_denoise,
+            metadata=stated(asked.metadata),
+            captions=asked.keep_captions,
         )
         written = write(source, wanted, on_event, base=models.to_read)
         if as_json:

@@ -7,7 +7,18 @@ from typing import Annotated
 
 import typer
 
-from fluxtune.cli.export.options import Denoise, Dtype, Format, TrainedOn, Verify, as_data, bases, require_other, say
+from fluxtune.cli.export.options import (
+    Denoise,
+    Dtype,
+    Format,
+    Metadata,
+    TrainedOn,
+    Verify,
+    as_data,
+    bases,
+    require_other,
+    say,
+)
 from fluxtune.cli.options import Json
 from fluxtune.cli.render import sink
 from fluxtune.environment.device import quiet_libraries
@@ -47,6 +58,7 @@ def merge(
     base: TrainedOn = None,
     form: Format = LoraFormat.DIFFUSERS,
     dtype: Dtype = None,
+    metadata: Metadata = None,
     verify: Verify = True,
     denoise: Denoise = False,
     as_json: Json = False,
@@ -71,10 +83,12 @@ def merge(
         quiet_libraries()
         from fluxtune.exporting.conversion import Wanted
         from fluxtune.exporting.merging import Merging, merge_files
+        from fluxtune.exporting.statements import stated
 
         merging = Merging(method, rank, density, seed)
         models = bases(base, denoise, [use.path for use in uses], on_event)
-        wanted = Wanted(form, output, dtype, verify=verify, denoise=models.to_denoise)
+        said = stated(metadata or [])
+        wanted = Wanted(form, output, dtype, verify=verify, denoise=models.to_denoise, metadata=said)
         written = merge_files(uses, merging, wanted, on_event, base=models.to_read)
         if as_json:
             on_event(Result("export merge", as_data(written)))

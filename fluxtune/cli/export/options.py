@@ -81,6 +81,23 @@ class Bases(NamedTuple):
     to_denoise: BaseModel | None
 
 
+Metadata: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--metadata",
+        metavar="NAME=VALUE",
+        help="What the file says of itself: title, author, description, license, tags, trigger, usage, or a picture as "
+        "thumbnail; an empty value takes it out. Can be repeated.",
+    ),
+]
+KeepCaptions: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--keep-captions",
+        help="Keep what the file has of the training captions' words, and the names of folders with them.",
+    ),
+]
+
 _UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 _BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, None: 2}
 
