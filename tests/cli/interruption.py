@@ -66,5 +66,5 @@ def interrupted(
         if reached(json.loads(line)):
             process.send_signal(number)
             break
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=300)
     return process.returncode, out, err

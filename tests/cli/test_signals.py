@@ -72,7 +72,7 @@ def start(*arguments: str, code: str = WAITING) -> subprocess.Popen[str]:
 def test_the_first_signal_asks_to_stop_and_says_so(number: signal.Signals, code: int, again: str) -> None:
     process = start()
     process.send_signal(number)
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=120)
     assert (process.returncode, out) == (0, f"{code}\n")
     assert err == f"\nstopping after this step, then saving; {again} to leave at once without saving\n"
 
@@ -83,7 +83,7 @@ def test_a_second_signal_leaves_at_once() -> None:
     assert process.stdout is not None
     assert process.stdout.readline() == "130\n"
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=20)
+    process.communicate(timeout=120)
     assert process.returncode == -signal.SIGINT
 
 
@@ -109,7 +109,7 @@ def test_before_the_work_first_asks_a_signal_interrupts_it(number: signal.Signal
 def test_threads_that_download_are_interrupted_too(number: signal.Signals, code: int) -> None:
     process = start(code=DOWNLOADING)
     process.send_signal(number)
-    _, err = process.communicate(timeout=20)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == code
     assert err.startswith("\nstopping; ")
     assert "Traceback" not in err

@@ -75,7 +75,7 @@ def started(
             process.wait()
 
 
-def ended(process: subprocess.Popen[str], seconds: float = 120) -> tuple[int, str, str]:
+def ended(process: subprocess.Popen[str], seconds: float = 300) -> tuple[int, str, str]:
     """The exit code of a process, and the rest of its streams."""
     out, err = process.communicate(timeout=seconds)
     return process.returncode, out, err
