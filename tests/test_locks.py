@@ -7,8 +7,6 @@ import json
 import os
 import shutil
 import socket
-import threading
-import time
 from itertools import product
 from pathlib import Path
 from typing import NoReturn
@@ -20,21 +18,17 @@ from fluxtune.errors import StorageError
 from fluxtune.locks import held
 
 
-def test_a_lock_that_is_just_being_written_is_left_to_its_owner(tmp_path: Path) -> None:
+def test_a_lock_that_is_just_being_written_is_left_to_its_owner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lock = tmp_path / "lock"
     with held(lock, "folder"):
         owner = lock.read_text()
     lock.touch()
-
-    def write() -> None:
-        time.sleep(0.1)
-        lock.write_text(owner)
-
-    writer = threading.Thread(target=write)
-    writer.start()
+    # It is written while the other one waits for that.
+    monkeypatch.setattr("fluxtune.locks.time.sleep", lambda _: lock.write_text(owner))
     with pytest.raises(StorageError, match="being written by process"), held(lock, "folder"):
         pass
-    writer.join()
     assert lock.read_text() == owner
 
 

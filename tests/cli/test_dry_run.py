@@ -19,9 +19,15 @@ QUICK = [
 ]
 
 
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache, so that what several dry runs ask for is simulated once."""
+    return tmp_path_factory.mktemp("simulated")
+
+
 @pytest.fixture
-def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("FLUXTUNE_CACHE", str(tmp_path / "cache"))
+def photos(own_cache: None, simulated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("FLUXTUNE_CACHE", str(simulated))
     folder = tmp_path / "photos"
     folder.mkdir()
     for index in range(3):
@@ -101,7 +107,7 @@ def test_captions_that_are_yet_to_be_written_are_no_hindrance(
 ) -> None:
     (photos / "1.txt").unlink()
     assert dry(fluxtune, tiny_flux).code == 3
-    assert dry(fluxtune, tiny_flux, "--set", 'dataset.missing_captions="caption"').code == 0
+    assert dry(fluxtune, tiny_flux, "--vram", "0.8", "--set", 'dataset.missing_captions="caption"').code == 0
 
 
 def test_the_sizes_of_a_known_model_need_no_download(
@@ -117,7 +123,10 @@ def test_the_sizes_of_a_known_model_need_no_download(
     assert 4.0 < weights / 2**30 < 4.5
 
 
-def test_after_a_run_the_time_of_such_a_run_is_known(fluxtune: Callable, photos: Path, tiny_flux: Path) -> None:
+def test_after_a_run_the_time_of_such_a_run_is_known(
+    fluxtune: Callable, photos: Path, tiny_flux: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLUXTUNE_CACHE", str(tmp_path / "cache"))
     same = [*QUICK, "--vram", "0.8", "--set=previews.every=0"]
     assert fluxtune("train", "photos", "--base", str(tiny_flux), "--steps", "2", *same).code == 0
     outcome = dry(fluxtune, tiny_flux, "--vram", "0.8", "--set=previews.every=0", "--steps", "100", "--json")

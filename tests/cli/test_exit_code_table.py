@@ -79,8 +79,10 @@ def photos(tmp_path: Path) -> Path:
     return folder
 
 
-NANO = ("train", "--preset", "nano", "--set", "training.device=cpu")
+NANO = ("train", "--preset", "nano", "--set=training.device=cpu", "--set=memory.modulation=card")
 WILD = (
+    "previews.every=0",
+    "dataset.crops=1",
     "training.learning_rate=1.0",
     "training.weight_decay=10.0",
     "training.max_grad_norm=0.0",

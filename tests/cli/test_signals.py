@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from interruption import interrupted
+from interruption import interrupted, interrupted_here
 
 from fluxtune.cli.signals import stop_requests
 from fluxtune.errors import ExitCode, Stopped
@@ -72,7 +72,7 @@ def start(*arguments: str, code: str = WAITING) -> subprocess.Popen[str]:
 def test_the_first_signal_asks_to_stop_and_says_so(number: signal.Signals, code: int, again: str) -> None:
     process = start()
     process.send_signal(number)
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=120)
     assert (process.returncode, out) == (0, f"{code}\n")
     assert err == f"\nstopping after this step, then saving; {again} to leave at once without saving\n"
 
@@ -83,7 +83,7 @@ def test_a_second_signal_leaves_at_once() -> None:
     assert process.stdout is not None
     assert process.stdout.readline() == "130\n"
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=20)
+    process.communicate(timeout=120)
     assert process.returncode == -signal.SIGINT
 
 
@@ -109,7 +109,7 @@ def test_before_the_work_first_asks_a_signal_interrupts_it(number: signal.Signal
 def test_threads_that_download_are_interrupted_too(number: signal.Signals, code: int) -> None:
     process = start(code=DOWNLOADING)
     process.send_signal(number)
-    _, err = process.communicate(timeout=20)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == code
     assert err.startswith("\nstopping; ")
     assert "Traceback" not in err
@@ -138,8 +138,8 @@ def test_training_is_interrupted_before_its_first_step(
     settings = [*precisions, "training.optimizer=adamw", "training.device=cpu", "dataset.resolution=64"]
     arguments = ["train", str(pictures), "--base", str(tiny_flux), "-o", "run", "--json"]
     arguments += [f"--set={setting}" for setting in settings]
-    code, out, err = interrupted(arguments, tmp_path, lambda event: event.get("name") == phase)
-    assert (code, "Traceback" in err) == (130, False)
+    code, out = interrupted_here(arguments, tmp_path, lambda event: event.get("name") == phase)
+    assert code == 130
     records = [json.loads(line) for line in out.splitlines()]
     assert not [record for record in records if record["event"] == "step"]
     last = records[-1]
@@ -174,21 +174,20 @@ def test_a_signal_while_a_checkpoint_is_written_lets_it_be_whole(
 
 
 def test_a_signal_amid_previews_stops_there_and_saves(tiny_flux: Path, pictures: Path, tmp_path: Path) -> None:
-    # Previews that would take minutes.
     settings = ["checkpoints.every=0", "previews.every=2", "previews.steps=2", f"previews.seeds={list(range(200))}"]
     arguments = [*train_command(tiny_flux, pictures, *settings), "--json"]
     # Those before the first step are as many: the run is interrupted in them, and goes on with fewer.
-    code, _, _ = interrupted(arguments, tmp_path, lambda event: event["event"] == "preview")
+    code, _ = interrupted_here(arguments, tmp_path, lambda event: event["event"] == "preview")
     assert code == 130
     resume = ["train", "--resume", "run", "--set=previews.seeds=[1]", "--json"]
-    code, _, _ = interrupted(resume, tmp_path, lambda event: event["event"] == "step")
+    code, _ = interrupted_here(resume, tmp_path, lambda event: event["event"] == "step")
     assert code == 130
     done = Run.open(tmp_path / "run").state.step
     resume[3] = f"--set=previews.seeds={list(range(200))}"
-    code, out, _ = interrupted(resume, tmp_path, lambda event: event["event"] == "preview", signal.SIGTERM)
+    code, out = interrupted_here(resume, tmp_path, lambda event: event["event"] == "preview", signal.SIGTERM)
     assert code == 143
     run = Run.open(tmp_path / "run")
     assert run.state.status == "stopped" and run.state.step >= done
     last = json.loads(out.splitlines()[-1])
     assert (last["event"], last["code"], last["hint"]) == ("error", 143, "go on with: fluxtune train --resume run")
-    assert len(list((tmp_path / "run" / "previews").rglob("*.png"))) < 300
+    assert len(list((tmp_path / "run" / "previews").rglob("*.png"))) < 10

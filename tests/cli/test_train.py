@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from interruption import interrupted
+from interruption import interrupted, interrupted_here
 from typer.main import get_command
 
 from fluxtune.cli.app import app
@@ -254,7 +254,7 @@ def test_the_command_that_is_told_goes_on_with_a_run_in_spite_of_errors_that_wer
 ) -> None:
     (pictures / "1.png").write_bytes(b"damaged")
     arguments = ["train", str(pictures), "--base", str(tiny_flux), "-o", "run", *QUICK, "--accept", "data", "--json"]
-    _, out, _ = interrupted(arguments, tmp_path, lambda event: event["event"] == "step")
+    _, out = interrupted_here(arguments, tmp_path, lambda event: event["event"] == "step")
     told = json.loads(out.splitlines()[-1])["hint"].partition("go on with: fluxtune ")[2]
     done = Run.open(tmp_path / "run").state.step
     outcome = fluxtune(*shlex.split(told), "--steps", str(done + 1))

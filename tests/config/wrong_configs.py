@@ -329,7 +329,7 @@ def wrong_structure(chance: random.Random) -> Mistake:
             ("dataset.folders.repeat",),
             f"[dataset]\nfolders = [\n  {{ path = 'a' }},\n  {MARK}{{ path = 'b', repeat = 2 }},\n]\n",
         ),
-        ("a dotted key in quotes", ("unknown setting",), f'{MARK}"{key}" = 1\n'),
+        ("a dotted key in quotes", ("unknown setting" if "." in key else key,), f'{MARK}"{key}" = 1\n'),
         ("an empty key", ("unknown setting", '""'), f'[{section}]\n{MARK}"" = 1\n'),
         ("null", ("value",), f"{MARK}{key} = {chance.choice(['null', 'None', 'nil', '', '~', '-', 'undefined'])}\n"),
     ]

@@ -33,7 +33,7 @@ def test_the_next_results_are_made_while_one_is_used() -> None:
     works = {0: lambda: None, 1: lambda: None, 2: third.set}
     with closing(ahead(lambda item: works[item](), range(3), threads=1, waiting=3)) as results:
         next(results)
-        assert third.wait(timeout=10)
+        assert third.wait(timeout=120)
 
 
 def test_an_error_comes_at_its_place_and_the_threads_end() -> None:

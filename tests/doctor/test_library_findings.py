@@ -14,12 +14,6 @@ from fluxtune.environment.card import Card, Graphics
 NO_CARD = Graphics(False)
 
 
-def test_the_libraries_of_the_tests_are_well() -> None:
-    (imports,) = check_imports(ask("libraries"))
-    (bits,) = check_bitsandbytes(ask("bitsandbytes"), NO_CARD)
-    assert (imports.severity, bits.severity) == ("ok", "ok"), (imports.message, bits.message)
-
-
 def test_a_torchvision_that_does_not_fit_is_to_go(package: Callable[..., None]) -> None:
     package("torchvision", "raise RuntimeError('operator torchvision::nms does not exist')")
     (finding,) = check_imports(ask("libraries"))

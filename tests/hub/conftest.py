@@ -65,7 +65,7 @@ def ask(hub: Hub, tmp_path: Path) -> Ask:
         clean = {key: value for key, value in clean.items() if not key.startswith(("HF_", "HUGGING"))}
         environment = {**clean, "HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "hf"), **(env or {})}
         call = [sys.executable, "-c", _ASK, json.dumps({"base": base, **arguments})]
-        done = subprocess.run(call, env=environment, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(call, env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
         answer = json.loads(done.stdout.splitlines()[-1])
         folder = Path(answer.pop("folder")) if answer["folder"] else (answer.pop("folder"), None)[1]

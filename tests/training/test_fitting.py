@@ -32,10 +32,16 @@ def base(tiny_flux: Path) -> Base:
     return open_base(ModelConfig(base=str(tiny_flux)))
 
 
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache, so that what several tests ask for is simulated once."""
+    return tmp_path_factory.mktemp("simulated")
+
+
 @pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("FLUXTUNE_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+def cache(own_cache: None, simulated: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("FLUXTUNE_CACHE", str(simulated))
+    return simulated
 
 
 def open_config(tiny_flux: Path, pictures: Path, **memory: object) -> Config:
@@ -52,9 +58,11 @@ def test_without_a_card_or_a_budget_nothing_is_recomputed_and_nothing_simulated(
     assert (memory.modulation, memory.recompute) == ("card", "none")
 
 
-def test_a_run_records_the_plan_that_it_follows(tiny_flux: Path, few_pictures: Path, cache: Path) -> None:
+def test_a_run_records_the_plan_that_it_follows(
+    tiny_flux: Path, few_pictures: Path, tmp_path: Path, cache: Path
+) -> None:
     run = train_in(
-        cache.parent / "mug",
+        tmp_path / "mug",
         open_config(tiny_flux, few_pictures, budget=ENOUGH),
         cache=cache,
         origins={"memory.recompute": "x"},
@@ -70,10 +78,10 @@ def test_a_run_records_the_plan_that_it_follows(tiny_flux: Path, few_pictures: P
     assert plan.summary in (run.folder / "run.json").read_text()
 
 
-def test_a_resumed_run_keeps_its_plan(tiny_flux: Path, few_pictures: Path, cache: Path) -> None:
+def test_a_resumed_run_keeps_its_plan(tiny_flux: Path, few_pictures: Path, tmp_path: Path, cache: Path) -> None:
     from fluxtune.cli.train import _resolve_again
 
-    folder = cache.parent / "mug"
+    folder = tmp_path / "mug"
     train_in(folder, open_config(tiny_flux, few_pictures, budget=ENOUGH), cache=cache)
     pinned = _resolve_again(folder, None, None, {}, ["training.steps=3"])
     assert pinned.config.memory.recompute == "none"
@@ -108,9 +116,11 @@ def test_what_cannot_fit_is_refused_before_anything_is_captioned(
         train(config, output=tmp_path / "mug", caption_bare=never)
 
 
-def test_what_does_not_fit_is_tried_where_that_is_accepted(tiny_flux: Path, few_pictures: Path, cache: Path) -> None:
+def test_what_does_not_fit_is_tried_where_that_is_accepted(
+    tiny_flux: Path, few_pictures: Path, tmp_path: Path, cache: Path
+) -> None:
     config = plain_config(tiny_flux, few_pictures, memory__budget=TOO_LITTLE, training__steps=1)
-    run = train_in(cache.parent / "mug", config, cache=cache, accept={Refusal.MEMORY})
+    run = train_in(tmp_path / "mug", config, cache=cache, accept={Refusal.MEMORY})
     assert any("GiB are there" in warning.message for warning in run.seen(Warning))
     assert '"memory"' in (run.folder / "run.json").read_text()
     assert run.seen(Result)

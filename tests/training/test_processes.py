@@ -17,7 +17,7 @@ from tiny_runs import Trained, config_for, plain_config, stop_after, train_in
 
 from fluxtune.config.schema import Config
 from fluxtune.errors import ExitCode, Stopped, UsageError
-from fluxtune.events import Step, Warning
+from fluxtune.events import RolledBack, Step, Warning
 from fluxtune.runs import Run
 from fluxtune.training.processes import ALONE, dealt, tell_shares
 
@@ -106,6 +106,36 @@ def test_what_another_process_fails_of_is_what_the_run_fails_of(
     assert "error: " in err and "process 2 of 2 failed: " in err
     assert Run.open(run).state.status == "failed"
     assert not (run / "lock").exists()
+
+
+def test_two_processes_go_back_together_as_one_with_twice_the_accumulation(
+    tiny_flux: Path, few_pictures: Path, tmp_path: Path, cache: Path
+) -> None:
+    # With these every step multiplies the weights by -9, until no gradient is finite.
+    blown_up: dict[str, object] = {
+        "training__learning_rate": 1.0,
+        "training__weight_decay": 10.0,
+        "training__max_grad_norm": 0.0,
+        "training__ema_decay": 0.0,
+        "training__steps": 50,
+        "training__divergence": {"patience": 1, "learning_rate_factor": 0.1},
+        "checkpoints__every": 10,
+        "checkpoints__keep": 1,
+    }
+    one = train_in(
+        tmp_path / "one" / "mug", settings(tiny_flux, few_pictures, training__accumulation=2, **blown_up), cache=cache
+    )
+    (back,) = one.seen(RolledBack)
+    run, file = tmp_path / "two" / "mug", written(settings(tiny_flux, few_pictures, **blown_up), tmp_path)
+    with started(2, ["train", "--config", str(file), "-o", str(run), "--json"], cache) as both:
+        (code, out, err), helper = ended(both[0]), ended(both[1])
+    assert (code, helper) == (0, (0, "", "")), err
+    records = [json.loads(line) for line in out.splitlines()]
+    assert [each["step"] for each in records if each["event"] == "rolled_back"] == [back.step]
+    steps = [each["step"] for each in records if each["event"] == "step"]
+    assert steps == [step.step for step in one.seen(Step)]
+    assert steps.count(back.step + 1) == 2
+    assert farthest(run / "mug.safetensors", one.file) == 0
 
 
 @pytest.mark.slow

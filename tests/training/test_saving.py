@@ -63,7 +63,7 @@ def held_writing(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     go_on = threading.Event()
 
     def write(*arguments: object) -> None:
-        go_on.wait(10)
+        go_on.wait(300)
         write_checkpoint(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(saving, "write_checkpoint", write)
