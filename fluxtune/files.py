@@ -192,6 +192,8 @@ def json_lines(path: Path) -> Iterator[dict[str, Any]]:
     Raises:
         StorageError: the file cannot be read.
     """
+    if is_special(path):
+        raise StorageError("this is a pipe or a device, not a file", where=str(path), hint="remove it")
     with storage_errors(path), suppress(FileNotFoundError), open(path, "rb") as file:
         for line in file:
             try:
@@ -200,6 +202,15 @@ def json_lines(path: Path) -> Iterator[dict[str, Any]]:
                 continue
             if isinstance(value, dict):
                 yield value
+
+
+def is_special(path: Path) -> bool:
+    """Whether a path is a pipe, a device or a socket: to open one may be to wait for ever, or to read without end."""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):  # a ValueError of a name with a zero byte in it
+        return False
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
 
 
 def sync_folder(folder: Path) -> None:

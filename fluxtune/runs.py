@@ -25,6 +25,7 @@ from datetime import UTC, datetime
 from glob import escape
 from pathlib import Path
 from shlex import quote
+from stat import S_ISDIR, S_ISLNK, S_ISREG
 from typing import Any, Literal
 
 from fluxtune import files
@@ -129,7 +130,7 @@ class Run:
         """
         path = folder / "run.json"
         with files.storage_errors(folder):
-            if not path.is_file() and not (folder / "config.toml").is_file():
+            if not _is_run(folder):
                 seen = "holds no run.json" if folder.is_dir() else "does not exist"
                 raise StorageError(
                     f"not a run folder: it {seen}",
@@ -260,8 +261,10 @@ class Run:
         or removing when it died is cleared away.
 
         Raises:
-            StorageError: another process is writing this run, or a link in it leads out of it.
+            StorageError: another process is writing this run, a link in it leads out of it, it holds a pipe, or its
+                name is no text.
         """
+        _require_text_name(self.folder)
         _require_no_way_out(self.folder)
         with held(self.folder / "lock", "run"):
             _clear_left_over(self.folder)
@@ -274,7 +277,8 @@ def step_of(checkpoint: Path) -> int:
 
 
 def _require_no_way_out(folder: Path) -> None:
-    """Refuse a run folder with a link that leads out of it: what is written there would be written elsewhere."""
+    """Refuse a run folder with a link that leads out of it, for what is written there would be written elsewhere, or
+    with what is neither file nor folder."""
 
     def refuse(error: OSError) -> None:
         raise error
@@ -283,11 +287,21 @@ def _require_no_way_out(folder: Path) -> None:
         inside = folder.resolve()
         for place, folders, names in os.walk(folder, onerror=refuse):
             for path in (Path(place, name) for name in (*folders, *names)):
-                if path.is_symlink() and not path.resolve().is_relative_to(inside):
+                try:
+                    mode = path.lstat().st_mode
+                except FileNotFoundError:  # whoever holds the lock writes and removes meanwhile
+                    continue
+                if S_ISLNK(mode) and not path.resolve().is_relative_to(inside):
                     raise StorageError(
                         "a link in the run folder leads out of it, and a run writes nowhere else",
                         where=str(path),
                         hint="put the file or folder itself in its place",
+                    )
+                if not (S_ISREG(mode) or S_ISDIR(mode) or S_ISLNK(mode)):
+                    raise StorageError(
+                        "this is a pipe, a device or a socket, and a run is written to files alone",
+                        where=str(path),
+                        hint="remove it",
                     )
             # Trackers link to their own logs in there.
             folders[:] = [name for name in folders if Path(place, name) != folder / TRACKING]
@@ -310,17 +324,34 @@ def _clear_left_over(folder: Path) -> None:
 
 
 def require_unused(folder: Path) -> None:
-    """Refuse a run folder that exists, before the work that would end in it.
+    """Refuse a run folder that exists, or whose name is none for a LoRA, before the work that would end in it.
 
     Raises:
-        StorageError: the folder exists.
+        StorageError: so it is.
     """
     # A link that leads nowhere is in the way too.
     if os.path.lexists(folder):
+        other = "choose another --output"
+        if _is_run(folder):
+            other = f"go on with that run: fluxtune train --resume {quote(str(folder))}; or {other}"
         raise StorageError(
-            "the run folder exists already, and a run never writes over another one",
-            where=str(folder),
-            hint=f"go on with that run: fluxtune train --resume {quote(str(folder))}; or choose another --output",
+            "the run folder exists already, and a run never writes over another one", where=str(folder), hint=other
+        )
+    _require_text_name(folder)
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "run.json").is_file() or (folder / "config.toml").is_file()
+
+
+def _require_text_name(folder: Path) -> None:
+    """Refuse a run folder whose name cannot be that of a LoRA, nor be written into its file."""
+    name = folder.resolve().name
+    if not name.isprintable():
+        raise StorageError(
+            "the name of the run folder is no text: it holds control characters or is no UTF-8",
+            where=os.fsencode(folder).decode("utf-8", "replace"),
+            hint="give it another name",
         )
 
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
 from fluxtune import events
-from fluxtune.cli.streams import write_line
+from fluxtune.cli.streams import Lasting, write_line
 from fluxtune.errors import FluxtuneError
 from fluxtune.sentences import ending, printable, printable_lines, progress_figures, sentence, step_figures
 
@@ -160,7 +160,7 @@ def _print_labelled(console: Console, text: str, bold_label: bool = False) -> No
 def _console() -> Console:
     from rich.console import Console
 
-    return Console(stderr=True)
+    return Console(file=Lasting(sys.stderr))  # type: ignore[arg-type]
 
 
 def is_terminal(stream: TextIO) -> bool:

@@ -1,5 +1,5 @@
-"""Ctrl-C and SIGTERM: the first asks the work to stop at a good place, the second leaves at once. A limit of time asks
-as a first one does."""
+"""Ctrl-C and SIGTERM: the first asks the work to stop at a good place, the second leaves at once. A terminal that is
+closed (SIGHUP) and a limit of time ask as a first one does."""
 
 from __future__ import annotations
 
@@ -7,22 +7,30 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import Any
 
 from fluxtune.cli.time_limit import TimeLimit
 from fluxtune.errors import ExitCode, Stopped
 from fluxtune.events import Event, Sink
 
-_CODES = {signal.SIGINT: ExitCode.INTERRUPTED, signal.SIGTERM: ExitCode.TERMINATED}
+_HANG_UP = getattr(signal, "SIGHUP", None)
+"""Windows has none."""
+_CODES = {
+    signal.SIGINT: ExitCode.INTERRUPTED,
+    signal.SIGTERM: ExitCode.TERMINATED,
+    **({_HANG_UP: ExitCode.TERMINATED} if _HANG_UP else {}),
+}
 _STDERR = 2
 _SHOW_CURSOR = "\x1b[?25h"
 
 
 @contextmanager
 def termination_as_interruption() -> Iterator[Callable[[], ExitCode]]:
-    """While this is open, SIGTERM interrupts the work as Ctrl-C does, so that what is half made is cleared away.
+    """While this is open, SIGTERM and SIGHUP interrupt the work as Ctrl-C does, so that what is half made is cleared
+    away.
 
     Yields:
         What an interruption ends with: called, it answers the exit code of the signal that came.
@@ -31,16 +39,28 @@ def termination_as_interruption() -> Iterator[Callable[[], ExitCode]]:
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         came.append(number)
-        signal.signal(number, signal.SIG_DFL)
+        _take_no_more([number])
         raise KeyboardInterrupt
 
     alone = threading.current_thread() is threading.main_thread()
-    previous = signal.signal(signal.SIGTERM, interrupt) if alone else None
+    ending = [number for number in _heard() if number != signal.SIGINT] if alone else []
+    previous = {number: signal.signal(number, interrupt) for number in ending}
     try:
         yield lambda: ExitCode.TERMINATED if came else ExitCode.INTERRUPTED
     finally:
-        if alone:
-            signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _heard() -> list[int]:
+    """The signals that ask for a stop; under nohup the end of the terminal is none."""
+    return [number for number in _CODES if number != _HANG_UP or signal.getsignal(number) is not signal.SIG_IGN]
+
+
+def _take_no_more(numbers: Iterable[int]) -> None:
+    """From now on these end the process at once, but for SIGHUP: of one terminal that is closed two or more come."""
+    for number in numbers:
+        signal.signal(number, signal.SIG_IGN if number == _HANG_UP else signal.SIG_DFL)
 
 
 class StopRequests:
@@ -116,14 +136,16 @@ def stop_requests(
 
     def request(number: int, frame: FrameType | None) -> None:
         requests.requested = _CODES[signal.Signals(number)]
-        for each in _CODES:
-            signal.signal(each, signal.SIG_DFL)
+        _take_no_more(previous)
         if not silently:
-            os.write(_STDERR, _notice(number, requests.asked).encode())
+            with suppress(OSError):  # the terminal may be gone
+                os.write(_STDERR, _notice(number, requests.asked).encode())
         if not requests.asked:
             raise KeyboardInterrupt
 
-    previous = {number: signal.signal(number, request) for number in _CODES}
+    previous: dict[int, Any] = {number: signal.getsignal(number) for number in _heard()}
+    for number in previous:
+        signal.signal(number, request)
     try:
         yield requests
     except KeyboardInterrupt:

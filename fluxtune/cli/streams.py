@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import sys
-from typing import TextIO
+from typing import Any, TextIO
 
 from fluxtune.cli.failures import storage_error
 from fluxtune.errors import StorageError
@@ -27,6 +29,31 @@ def write_line(stream: TextIO, text: str) -> None:
         stream.flush()
     except OSError as error:
         _leave(stream, error)
+
+
+class Lasting:
+    """A stream for a library that writes by itself: as with ``write_line``, the work goes on when it takes no more."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write text, or lose it."""
+        try:
+            return self._stream.write(text)
+        except OSError as error:
+            _leave(self._stream, error)
+            return len(text)
+
+    def flush(self) -> None:
+        """Write out what waits, or lose it."""
+        try:
+            self._stream.flush()
+        except OSError as error:
+            _leave(self._stream, error)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def finish() -> StorageError | None:
@@ -55,7 +82,13 @@ def nobody_reads(stream: TextIO) -> bool:
     return False
 
 
+def _is_reader_gone(stream: TextIO, error: OSError) -> bool:
+    """Whether whoever read closed the pipe, or the terminal."""
+    terminal_closed = error.errno == errno.EIO and stat.S_ISCHR(os.fstat(stream.fileno()).st_mode)
+    return isinstance(error, BrokenPipeError) or terminal_closed
+
+
 def _leave(stream: TextIO, error: OSError) -> None:
-    if not isinstance(error, BrokenPipeError):
+    if not _is_reader_gone(stream, error):
         _refused.append((stream.name.strip("<>"), error))
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -21,7 +21,7 @@ class Config(Section):
     name: str = setting(
         "",
         "Name of the LoRA and its file; empty means the name of the run folder.",
-        form="letters, digits, spaces, dots, dashes and underscores, beginning with a letter or digit",
+        form="up to 100 letters, digits, spaces, dots, dashes and underscores, beginning with a letter or digit",
         pattern=r"^([A-Za-z0-9][A-Za-z0-9._ -]*)?$",
         max_length=100,
     )

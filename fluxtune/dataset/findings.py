@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, TypeAlias
 
 from fluxtune.config.descriptions.documents import Remark
@@ -148,6 +149,16 @@ def found(
     """A finding of a check, with that check's severity and hint unless others are given."""
     known = CHECKS[check]
     return Finding(severity or known.severity, check, message, where, hint or known.hint or None, picture)
+
+
+def found_special(file: Path) -> Finding:
+    """The finding that a pipe, a device or a socket is, which is left out: to open it may be to wait for ever."""
+    return found(
+        "unread-kind",
+        "this is a pipe, a device or a socket, not a file",
+        where=str(file),
+        hint="take it out of the folder",
+    )
 
 
 def found_in(error: DataError, picture: str | None = None) -> Finding:

@@ -10,11 +10,12 @@ from pathlib import Path
 
 from fluxtune.config.dataset import FolderConfig
 from fluxtune.dataset.captions import stem_of
-from fluxtune.dataset.findings import found
+from fluxtune.dataset.findings import found, found_special
 from fluxtune.dataset.masks import Masks
 from fluxtune.dataset.sources import Captions
 from fluxtune.errors import some_names
 from fluxtune.events import Finding
+from fluxtune.files import is_special
 
 _RUN_MARKS = {"run.json", "config.toml"}
 """What every run folder holds (``runs.py``)."""
@@ -161,7 +162,7 @@ def _files_below(root: Path, nested: bool, findings: list[Finding]) -> list[Path
             folders.clear()
             continue
         files += [Path(parent, name) for name in names if not name.startswith(".")]
-    named = [file for file in files if _is_unicode(file, findings)]
+    named = [file for file in files if _is_unicode(file, findings) and _is_file(file, findings)]
     return sorted(named, key=lambda file: [natural_key(part) for part in file.relative_to(root).parts])
 
 
@@ -170,6 +171,14 @@ def _is_unicode(file: Path, findings: list[Finding]) -> bool:
     if (readable := _readable(str(file))) == str(file):
         return True
     findings.append(found("bad-name", "the file's name is not valid UTF-8", where=readable))
+    return False
+
+
+def _is_file(file: Path, findings: list[Finding]) -> bool:
+    """Whether a name is one to read. What it is a link to counts; one to nowhere is told where it is read."""
+    if not is_special(file):
+        return True
+    findings.append(found_special(file))
     return False
 
 

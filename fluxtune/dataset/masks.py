@@ -12,10 +12,11 @@ from PIL import Image
 
 from fluxtune.config.dataset import FolderConfig
 from fluxtune.dataset.captions import stem_of
-from fluxtune.dataset.findings import found
+from fluxtune.dataset.findings import found, found_special
 from fluxtune.dataset.images import Crop, Size, crop_box, read_mask
 from fluxtune.errors import DataError
 from fluxtune.events import Finding
+from fluxtune.files import is_special
 
 if TYPE_CHECKING:
     import torch
@@ -48,7 +49,9 @@ class Masks:
                 hint = "masks = auto, alpha, none, or a folder"
                 findings.append(found("no-folder", message, where=str(root), hint=hint))
             else:
-                masks = [file for file in _files_below(root, findings) if _is_picture(file)]
+                named = [file for file in _files_below(root, findings) if _is_picture(file)]
+                findings += map(found_special, filter(is_special, named))
+                masks = [file for file in named if not is_special(file)]
                 if not masks:
                     message = "there are no masks in this folder"
                     findings.append(found("no-pictures", message, where=str(root), severity="warning"))

@@ -196,7 +196,7 @@ def last_good_checkpoint(run: Run, on_event: Sink) -> Path | None:
         damage = damage_of(folder)
         if damage is None:
             return folder
-        on_event(Warning(f"checkpoint skipped: {damage.message}", damage.where, "the one before it is used"))
+        on_event(Warning(f"checkpoint skipped: {damage.message}", damage.where))
         set_aside(folder)
     return None
 

@@ -34,10 +34,11 @@ def settings_of(run: Path) -> Resolved:
     """
     file = run / "config.toml"
     if not file.is_file():
+        within = next((quote(str(each)) for each in run.parents if (each / "config.toml").is_file()), None)
         raise UsageError(
-            "not a run folder: it has no config.toml",
+            "not a run folder: it has no config.toml" if run.exists() else "there is no such folder",
             where=str(run),
-            hint="give the folder that `fluxtune train` made, or --resume latest",
+            hint=f"give {within or 'the folder that `fluxtune train` made'}, or --resume latest",
         )
     layer = read_layer(file, str(file))
     if problems := problems_of(layer):

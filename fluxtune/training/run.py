@@ -28,6 +28,7 @@ from fluxtune.events import (
     RunStarted,
     Sink,
     Step,
+    Warning,
     as_record,
     ignore,
 )
@@ -354,10 +355,14 @@ def _saved_without_others(clocked: _Clocked, saved: SavedState) -> Iterator[None
 
 
 def _checkpoint_to_go_on_from(run: Run, on_event: Sink) -> Path | None:
-    """The newest whole checkpoint; None where there is none yet."""
+    """The newest whole checkpoint; None where there is none."""
+    done = run.state.step
     folder = last_good_checkpoint(run, on_event)
-    if folder is None:
-        on_event(Phase("resume", "no checkpoint yet: starting at the first step"))
+    if folder is None and done:
+        message = f"no whole checkpoint is left of the {done} steps that were done: starting at the first step again"
+        on_event(Warning(message, str(run.folder), "where you have a copy of one, stop this and put it back"))
+    elif folder is None:
+        on_event(Phase("resume", "no checkpoint: starting at the first step"))
     return folder
 
 

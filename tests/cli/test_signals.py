@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 from interruption import interrupted, interrupted_here
 
-from fluxtune.cli.signals import stop_requests
+from fluxtune.cli.signals import stop_requests, termination_as_interruption
 from fluxtune.errors import ExitCode, Stopped
 from fluxtune.events import Event, Phase
 from fluxtune.manifests import verify_manifest
@@ -49,6 +50,8 @@ except Stopped as stopped:
     sys.exit(int(stopped.exit_code))
 """
 
+fcntl = pytest.importorskip("fcntl")
+termios = pytest.importorskip("termios")
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals are sent otherwise there")
 
 
@@ -87,16 +90,65 @@ def test_a_second_signal_leaves_at_once() -> None:
     assert process.returncode == -signal.SIGINT
 
 
+def test_a_terminal_that_is_closed_asks_to_stop_however_often_it_says_so() -> None:
+    process = start("stay")
+    assert process.stdout is not None
+    process.send_signal(signal.SIGHUP)
+    assert process.stdout.readline() == "143\n"
+    process.send_signal(signal.SIGHUP)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(timeout=0.5)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=20)
+    assert process.returncode == -signal.SIGTERM
+
+
+def test_under_nohup_the_end_of_the_terminal_asks_nothing() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with termination_as_interruption(), stop_requests() as should_stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert should_stop() is None
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_run_whose_terminal_is_closed_is_saved(tiny_flux: Path, pictures: Path, tmp_path: Path) -> None:
+    arguments = train_command(tiny_flux, pictures, "training.steps=5000", "checkpoints.every=0", "previews.every=0")
+    terminal, within = os.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "fluxtune", *arguments],
+        stdin=within,
+        stdout=within,
+        stderr=within,
+        cwd=tmp_path,
+        # A session of its own, whose terminal this is.
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    ) as process:
+        os.close(within)
+        shown = b""
+        while b" 1/5000" not in shown:
+            shown += os.read(terminal, 4096)
+        os.close(terminal)
+        assert process.wait(timeout=60) == 143
+    run = Run.open(tmp_path / "run")
+    assert (run.state.status, run.state.checkpoint) == ("stopped", f"checkpoints/step-{run.state.step:06d}")
+    verify_manifest(run.folder / str(run.state.checkpoint))
+
+
 def test_before_and_afterwards_signals_are_what_they_were() -> None:
-    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in numbers]
     with stop_requests() as should_stop:
         assert should_stop() is None
         signal.raise_signal(signal.SIGTERM)
         assert should_stop() == ExitCode.TERMINATED
-    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+    assert [signal.getsignal(number) for number in numbers] == before
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143)])
 def test_before_the_work_first_asks_a_signal_interrupts_it(number: signal.Signals, code: int) -> None:
     before = signal.getsignal(number)
     with pytest.raises(Stopped, match="interrupted") as stop, stop_requests():

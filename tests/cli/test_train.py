@@ -212,8 +212,17 @@ def test_resume_of_something_else_says_so(fluxtune: Callable, tmp_path: Path) ->
     outcome = fluxtune("train", "--resume", "nowhere")
     assert (outcome.code, outcome.err.splitlines()[0]) == (
         2,
-        "error: nowhere: not a run folder: it has no config.toml",
+        "error: nowhere: there is no such folder",
     )
+    checkpoint = tmp_path / "run" / "checkpoints" / "step-000002"
+    checkpoint.mkdir(parents=True)
+    (tmp_path / "run" / "config.toml").touch()
+    outcome = fluxtune("train", "--resume", str(checkpoint))
+    assert (outcome.code, outcome.err.splitlines()[0]) == (
+        2,
+        f"error: {checkpoint}: not a run folder: it has no config.toml",
+    )
+    assert f"hint: give {tmp_path / 'run'}, or --resume latest" in outcome.err
     assert fluxtune("train", "--resume", "latest").code == 6
 
 
@@ -267,7 +276,7 @@ def test_an_existing_output_is_never_written_over(
     (tmp_path / "mine").mkdir()
     outcome = fluxtune("train", str(pictures), "--base", str(tiny_flux), "--output", "mine", *QUICK)
     assert outcome.code == 6
-    assert "fluxtune train --resume mine" in outcome.err
+    assert outcome.err.endswith("\n\nhint: choose another --output\n")
 
 
 def test_settings_that_are_unset_are_shown_as_comments(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

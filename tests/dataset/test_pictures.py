@@ -55,6 +55,21 @@ def test_pictures_come_in_natural_order_through_nested_folders(tmp_path: Path, c
     ]  # fmt: skip
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has neither pipes nor devices in folders")
+def test_pipes_and_devices_are_left_out_and_told_instead_of_waited_for(tmp_path: Path) -> None:
+    data, masks = tmp_path / "data", tmp_path / "masks"
+    captioned(data / "dog.png")
+    masks.mkdir()
+    for pipe in (data / "pipe.png", data / "pipe.txt", data / "metadata.jsonl", masks / "dog.png"):
+        os.mkfifo(pipe)
+    (data / "device.png").symlink_to("/dev/zero")
+    events: list[Event] = []
+    config = DatasetConfig(folders=[FolderConfig(path=str(data), masks=str(masks))])
+    assert [each.name for each in read_folders(config, events.append)] == ["dog.png"]
+    [told] = [each for each in events if isinstance(each, Warning) and "kind that is not read" in each.message]
+    assert told.message.startswith("5 files")
+
+
 def test_hidden_files_and_other_files_are_not_pictures(tmp_path: Path, config_for: ConfigFor) -> None:
     captioned(tmp_path / "dog.png")
     for name in ("._dog.png", ".thumbnails/dog.png", "notes.md", "model.safetensors"):

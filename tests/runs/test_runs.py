@@ -70,6 +70,23 @@ def test_an_existing_folder_is_never_taken_for_a_new_run(run: Run) -> None:
     assert run.config_path.read_text() == "name = 'cat'\n"
 
 
+def test_a_folder_that_holds_no_run_is_not_offered_to_go_on_with(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="exists already") as error:
+        Run.create(tmp_path, "", {}, {})
+    assert error.value.hint == "choose another --output"
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\x1b[31m", "a\udcff", "a\u202eb"])
+def test_a_run_folder_whose_name_is_no_text_is_refused_also_when_it_was_renamed(run: Run, name: str) -> None:
+    folder = run.folder.with_name(name)
+    with pytest.raises(StorageError, match="the name of the run folder is no text") as error:
+        Run.create(folder, "", {}, {})
+    (error.value.where or "").encode("utf-8")
+    run.folder.rename(folder)
+    with pytest.raises(StorageError, match="the name of the run folder is no text"), Run.open(folder).locked():
+        pass
+
+
 def test_a_run_folder_that_cannot_be_made_is_a_storage_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="cannot make the run folder"):
@@ -301,6 +318,16 @@ def test_a_run_folder_with_a_link_that_leads_out_of_it_is_not_written(run: Run, 
         pass
     assert error.value.where == str(place)
     assert not list((tmp_path / "precious").iterdir())
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no pipes in folders")
+@pytest.mark.parametrize("name", ["lock", "log.txt", "captions.jsonl", "checkpoints/step-000250/state/x.safetensors"])
+def test_a_run_folder_with_a_pipe_in_it_is_refused_instead_of_waited_for(run: Run, name: str) -> None:
+    checkpoint(run, 250)
+    os.mkfifo(run.folder / name)
+    with pytest.raises(StorageError, match="this is a pipe, a device or a socket") as error, run.locked():
+        pass
+    assert error.value.where == str(run.folder / name)
 
 
 def test_a_run_folder_that_is_reached_through_a_link_or_has_one_within_is_written(run: Run, tmp_path: Path) -> None:
