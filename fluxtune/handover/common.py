@@ -35,6 +35,7 @@ WITHOUT = {
     "checkpoints": "it keeps the files as it does by itself",
     "previews": "it makes previews as it does by itself",
     "tracking": "it has settings of its own",
+    "metadata": "`fluxtune export FILE --metadata` states it in the file that it makes",
     "captioning": "captions are written before a data set goes there",
 }
 """Setting or section -> what the other trainer does."""
