@@ -7,6 +7,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from fluxtune.cli.export.card import card
 from fluxtune.cli.export.convert import convert, resize
 from fluxtune.cli.export.dataset import dataset
 from fluxtune.cli.export.fuse import extract, fuse
@@ -26,6 +27,7 @@ Examples:
   fluxtune export merge style.safetensors:0.8 zorvex.safetensors --output both.safetensors
   fluxtune export fuse zorvex.safetensors --format comfyui --output zorvex-flux.safetensors
   fluxtune export dataset photos --format kohya --output for-kohya
+  fluxtune export card runs/zorvex --push ada/zorvex-flux-lora
 """
 _DEFAULT = "convert"
 
@@ -47,6 +49,7 @@ app.command("extract")(extract)
 app.command("fuse")(fuse)
 app.command("inspect")(inspect)
 app.command("dataset")(dataset)
+app.command("card")(card)
 
 
 @app.callback(invoke_without_command=True)
