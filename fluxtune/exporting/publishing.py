@@ -69,7 +69,7 @@ def source_of(named: Path, pictures: Sequence[Path], captions: bool, on_event: S
     lora = lora_in(named)
     run = Run.open(lora.parent if (lora.parent / "config.toml").is_file() else lora.parent.parent.parent)
     resolved = resolve(
-        preset=None, config_file=run.config_path, flags={}, sets=[], working_folder=run.folder, data_sets=False
+        preset=None, config_file=run.config_path, flags={}, sets=[], working_folder=Path.cwd(), data_sets=False
     )
     shown = [Picture(path, _own_prompt(path)) for path in pictures]
     return Source(lora, resolved.config, shown or _previews(run, lora, resolved.config, captions, on_event))

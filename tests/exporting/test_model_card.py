@@ -56,9 +56,7 @@ def parts_of(text: str) -> tuple[dict[str, Any], str]:
 
 
 def code_of(text: str, language: str) -> str:
-    (block,) = [
-        token.content for token in MarkdownIt().parse(text) if token.type == "fence" and token.info == language
-    ]
+    (block,) = [token.content for token in MarkdownIt().parse(text) if token.type == "fence" and token.info == language]
     return block
 
 
