@@ -7,10 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fluxtune.errors import FluxtuneError, HubError, UsageError
 from fluxtune.events import Phase, Sink, Warning
 from fluxtune.hub.refusals import TOKENS_PAGE, status_of
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
 
 _AGAIN = "run the command again: nothing was committed"
 
@@ -95,12 +99,10 @@ def push(folder: Path, repository: str, public: bool, message: str, on_event: Si
         return Pushed(f"{api.endpoint}/{repository}", commit.oid, private)
 
 
-def _is_private(api: object, repository: str) -> bool | None:
+def _is_private(api: HfApi, repository: str) -> bool | None:
     """None where there is no such repository, as far as the token may see."""
-    from huggingface_hub import HfApi
     from huggingface_hub.errors import RepositoryNotFoundError
 
-    assert isinstance(api, HfApi)
     try:
         return bool(api.model_info(repository).private)
     except RepositoryNotFoundError as error:

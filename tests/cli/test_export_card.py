@@ -23,6 +23,7 @@ from upload_hub import COMMIT, UploadHub, handler
 
 from fluxtune.config.layers import resolve, to_toml
 from fluxtune.events import Preview
+from fluxtune.manifests import MANIFEST
 from fluxtune.runs import Run
 
 Fluxtune = Callable[..., Any]
@@ -97,6 +98,17 @@ def test_a_run_shows_its_last_previews_and_its_settings(fluxtune: Fluxtune, tmp_
     assert header_of(tmp_path / "card/README.md")["widget"][0]["text"] == "a secret garden"
     assert "| Alpha | 8 |" in text
     assert str(tmp_path) not in text
+
+
+def test_a_checkpoint_shows_the_previews_of_its_step(fluxtune: Fluxtune, tmp_path: Path) -> None:
+    run = run_with_previews(tmp_path / "run", previews__prompts=["a secret garden"])
+    checkpoint = run / "checkpoints" / "step-000250"
+    checkpoint.mkdir(parents=True)
+    lora(checkpoint / "zorvex.safetensors")
+    (checkpoint / MANIFEST).write_text("{}")
+    assert fluxtune("export", "card", str(checkpoint), "--output", "card").code == 0
+    with Image.open(tmp_path / "card/images/00.png") as picture:
+        assert picture.getpixel((0, 0)) == (250, 0, 0)
 
 
 def test_captions_are_told_only_when_that_is_asked(fluxtune: Fluxtune, tmp_path: Path) -> None:

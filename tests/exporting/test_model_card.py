@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
+from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 
 from fluxtune.exporting.model_card import Card, Sample, text_of
@@ -77,6 +78,11 @@ def test_the_hub_reads_base_model_licence_trigger_and_pictures() -> None:
             {"text": "-", "output": {"url": "images/01.png"}},
         ],
     }
+
+
+def test_the_hubs_own_client_reads_the_header() -> None:
+    read = ModelCard(text_of(CARD)).data
+    assert (read.base_model, read.license_name, read.tags[-1]) == (DEV, "flux-1-dev-non-commercial-license", "dog")
 
 
 def test_people_read_how_it_is_used_trained_and_known() -> None:
