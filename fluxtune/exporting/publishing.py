@@ -22,6 +22,7 @@ from fluxtune.exporting.inspection import Inspection, inspect
 from fluxtune.exporting.model_card import Card, Sample, text_of
 from fluxtune.flux.families import FLUX1
 from fluxtune.hub.licenses import LICENSES, License
+from fluxtune.lora.metadata import OF_DATA
 from fluxtune.runs import Run, lora_in
 
 README = "README.md"
@@ -96,6 +97,14 @@ def write_card_folder(
     files.require_new_folder(destination, "the card")
     on_event(Phase("card", str(source.lora)))
     found = inspect(source.lora)
+    if told := sorted(set(OF_DATA) & set(found.metadata)):
+        on_event(
+            Warning(
+                f"the LoRA's header tells words of captions or names of folders: {', '.join(told)}",
+                where=str(source.lora),
+                hint="to leave them out, make the card of what `fluxtune export` writes of it",
+            )
+        )
     with files.whole_folder(destination) as folder, files.storage_errors(destination):
         samples = []
         for number, picture in enumerate(source.pictures):

@@ -120,6 +120,14 @@ def test_captions_are_told_only_when_that_is_asked(fluxtune: Fluxtune, tmp_path:
     assert header_of(tmp_path / "told/README.md")["widget"][0]["text"] == "a secret garden"
 
 
+def test_a_header_that_tells_of_the_data_is_warned_of(fluxtune: Fluxtune, tmp_path: Path) -> None:
+    lora(tmp_path / "theirs.safetensors", ss_tag_frequency='{"10_dog": {}}', ss_dataset_dirs="{}")
+    told = "names of folders: ss_dataset_dirs, ss_tag_frequency"
+    assert told in fluxtune("export", "card", "theirs.safetensors").err
+    fluxtune("export", "theirs.safetensors", "-o", "clean.safetensors")
+    assert "names of folders" not in fluxtune("export", "card", "clean.safetensors").err
+
+
 @pytest.mark.parametrize(
     ("said", "flags", "wanted"),
     [
