@@ -121,6 +121,12 @@ class StorageError(FluxtuneError):
     exit_code = ExitCode.STORAGE
 
 
+class HubError(FluxtuneError):
+    """Nothing can be put on the hub: it refuses, cannot be reached, or is switched off."""
+
+    exit_code = ExitCode.STORAGE
+
+
 class DivergedError(FluxtuneError):
     """The loss or the gradients stopped being finite."""
 

@@ -6,8 +6,10 @@ from fluxtune.config.base import Section, setting
 
 
 class MetadataConfig(Section):
-    """Fields of the file's header that user interfaces and sites show. No path, file name or caption is among them
-    unless it is asked for here."""
+    """What user interfaces and sites show of the file.
+
+    No path, file name or caption is in its header unless it is asked for here.
+    """
 
     author: str = setting("", "Who made the LoRA; empty says nothing of that.", max_length=200)
     description: str = setting(

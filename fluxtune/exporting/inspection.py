@@ -39,7 +39,8 @@ class Inspection:
 
     Attributes:
         blocks: block, ``double 0`` to ``single 37`` or ``outside``, -> norm of its change.
-        hashes: ``sha256`` of the file, the ``autov2`` and ``autov3`` that sites show, and what kohya's header holds.
+        hashes: ``sha256`` of the file, the ``autov2`` and ``autov3`` that sites show, and ``header``, by which user
+            interfaces know a file whose header has one (`sshs_model_hash`).
     """
 
     file: str
@@ -63,6 +64,7 @@ def inspect(path: Path, family: Family = FLUX1) -> Inspection:
         UsageError, StorageError, BaseModelError: as ``read_lora_file``.
     """
     lora = read_lora_file(path, family)
+    stated = lora.metadata.get("sshs_model_hash")
     by_group: dict[str, list[LoraLayer]] = {}
     by_block: dict[str, list[LoraLayer]] = {}
     for name, layer in sorted(lora.layers.items(), key=lambda each: _place(each[0])):
@@ -79,7 +81,7 @@ def inspect(path: Path, family: Family = FLUX1) -> Inspection:
         groups=[_group(name, layers) for name, layers in by_group.items()],
         blocks={name: _together(layers) for name, layers in by_block.items()},
         trigger=lora.metadata.get("modelspec.trigger_phrase"),
-        hashes=hashes_of(path),
+        hashes={**hashes_of(path), **({"header": stated} if stated else {})},
         metadata=dict(sorted(lora.metadata.items())),
     )
 
@@ -88,7 +90,8 @@ def hashes_of(path: Path) -> dict[str, str]:
     """The hashes by which sites and UIs know a file.
 
     ``autov2``: the first ten digits of the file's SHA-256. ``autov3``: the first twelve of the SHA-256 of the tensors'
-    bytes alone, as kohya's `sshs_model_hash` is over them.
+    bytes alone, over which `sshs_model_hash` is, too (kohya's sd-scripts, `train_util.py`); another header does not
+    change it.
     """
     whole = sha256_of(path)
     digest = hashlib.sha256()

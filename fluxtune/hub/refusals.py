@@ -30,7 +30,7 @@ def _explained(error: Exception, model: str, revision: str | None, kind: ModelKi
     from huggingface_hub import errors, get_token
 
     page = f"https://huggingface.co/{model}"
-    status = _status(error)
+    status = status_of(error)
     if isinstance(error, errors.GatedRepoError) and status == 403:
         return BaseModelError(
             f"{model} is gated, and the account of your token has not accepted its licence",
@@ -90,7 +90,7 @@ def _broken_off(error: Exception, model: str, status: int | None, kind: ModelKin
     )
 
 
-def _status(error: BaseException) -> int | None:
+def status_of(error: BaseException) -> int | None:
     """The HTTP status behind a hub error, also where the hub's client wrapped the error in another one."""
     from huggingface_hub.errors import HfHubHTTPError
 

@@ -171,6 +171,8 @@ def _without_path(name: str) -> str:
 _NAMES = ("ss_sd_model_name", "ss_output_name")
 """Fields that may hold a path; of that its last part stays."""
 _OF_CAPTIONS = ("ss_tag_frequency", "ss_training_comment")
+OF_DATA = (*_OF_CAPTIONS, "ss_dataset_dirs", "ss_reg_dataset_dirs", "ss_datasets")
+"""Fields in which trainers' files hold captions' words, and names of folders and files."""
 _THUMBNAIL = "modelspec.thumbnail"
 _CARRIED = (
     "ss_base_model_version",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -237,6 +238,25 @@ def test_a_description_for_programs_has_the_hashes(fluxtune: Fluxtune, source: P
     assert data["hashes"]["autov2"] == data["hashes"]["sha256"][:10].upper()
     assert data["blocks"].keys() == {"double 0", "single 1", "outside"}
     assert data["groups"][0]["ranks"] == {"4": 2}
+
+
+def test_a_header_with_another_hash_is_told(fluxtune: Fluxtune, source: Path, tmp_path: Path) -> None:
+    fluxtune("export", "zorvex.safetensors", "-o", "right.safetensors")
+    assert "in the place of AutoV3" not in fluxtune("export", "inspect", "right.safetensors").out
+    # As some trainers wrote it: the hash of nothing.
+    lora(tmp_path / "wrong.safetensors", sshs_model_hash=hashlib.sha256(b"").hexdigest())
+    assert "says e3b0c44298fc in the place of AutoV3" in fluxtune("export", "inspect", "wrong.safetensors").out
+
+
+def test_the_hashes_are_those_of_the_published_definitions(fluxtune: Fluxtune, source: Path) -> None:
+    data = fluxtune("export", "inspect", "zorvex.safetensors", "--json").records()[-1]["data"]
+    content = source.read_bytes()
+    tensors = content[8 + int.from_bytes(content[:8], "little") :]
+    assert data["hashes"] == {
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "autov2": hashlib.sha256(content).hexdigest()[:10].upper(),
+        "autov3": hashlib.sha256(tensors).hexdigest()[:12].upper(),
+    }
 
 
 def test_names_and_headers_cannot_speak_to_the_terminal(fluxtune: Fluxtune, tmp_path: Path) -> None:

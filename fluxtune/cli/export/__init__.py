@@ -7,6 +7,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from fluxtune.cli.export.card import card
 from fluxtune.cli.export.config import config
 from fluxtune.cli.export.convert import convert, resize
 from fluxtune.cli.export.dataset import dataset
@@ -28,6 +29,7 @@ Examples:
   fluxtune export fuse zorvex.safetensors --format comfyui --output zorvex-flux.safetensors
   fluxtune export dataset photos --format kohya --output for-kohya
   fluxtune export config photos --preset 24gb --to ai-toolkit --output for-ai-toolkit
+  fluxtune export card runs/zorvex --push ada/zorvex-flux-lora
 """
 _DEFAULT = "convert"
 
@@ -50,6 +52,7 @@ app.command("fuse")(fuse)
 app.command("inspect")(inspect)
 app.command("dataset")(dataset)
 app.command("config")(config)
+app.command("card")(card)
 
 
 @app.callback(invoke_without_command=True)

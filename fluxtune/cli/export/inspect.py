@@ -58,6 +58,9 @@ def _lines(found: Inspection) -> Iterator[str]:
         yield f"  trigger     {found.trigger}"
     yield f"  SHA-256     {found.hashes['sha256']}"
     yield f"  AutoV2      {found.hashes['autov2']}    AutoV3  {found.hashes['autov3']}"
+    header = found.hashes.get("header", "")
+    if header and not header.lower().startswith(found.hashes["autov3"].lower()):
+        yield f"  header      says {header[:12]} in the place of AutoV3: Forge and others know the file by that"
     yield ""
     width = max(len(group.name) for group in found.groups)
     yield f"  {'layers':<{width}}  number  rank        alpha       change"
