@@ -346,7 +346,8 @@ def test_no_line_of_the_program_opens_pickles_or_trusts_code() -> None:
     sources = {
         file.relative_to(root).as_posix(): file.read_text(encoding="utf-8")
         for file in root.rglob("*.py")
-        if "recipes" not in file.parts
+        # A model card shows a program for its reader to run.
+        if "recipes" not in file.parts and file.name != "model_card.py"
     }
     pickles = r"(?<!save_file\()torch\.load\(|import pickle|pickle\.loads?\(|np\.load\(|joblib\.load"
     forbidden = rf"{pickles}|trust_remote_code\W+True|weights_only=False"
