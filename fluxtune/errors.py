@@ -34,7 +34,7 @@ class ExitCode(IntEnum):
     STRICT = 9, "warnings under --strict"
     STOPPED_EARLY = 75, "stopped early as asked; can be resumed"
     INTERRUPTED = 130, "SIGINT (Ctrl-C)"
-    TERMINATED = 143, "SIGTERM"
+    TERMINATED = 143, "SIGTERM, or the terminal was closed"
 
 
 class Refusal(StrEnum):

@@ -48,8 +48,9 @@ def write_with(path: Path, write: Callable[[Path], None], make_folder: bool = Tr
         make_folder: with those that it lies in; otherwise it must be there.
 
     Raises:
-        StorageError: the folder cannot be made or the file cannot be written.
+        StorageError: the folder cannot be made, the file cannot be written, or a device or pipe has its name.
     """
+    refuse_special(path)
     temporary = partial_of(path)
     with storage_errors(path):
         if make_folder:
@@ -192,8 +193,7 @@ def json_lines(path: Path) -> Iterator[dict[str, Any]]:
     Raises:
         StorageError: the file cannot be read.
     """
-    if is_special(path):
-        raise StorageError("this is a pipe or a device, not a file", where=str(path), hint="remove it")
+    refuse_special(path)
     with storage_errors(path), suppress(FileNotFoundError), open(path, "rb") as file:
         for line in file:
             try:
@@ -211,6 +211,16 @@ def is_special(path: Path) -> bool:
     except (OSError, ValueError):  # a ValueError of a name with a zero byte in it
         return False
     return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+
+
+def refuse_special(path: Path) -> None:
+    """Refuse what is no file: reading may never end, and a rename would put a file in the place of a device.
+
+    Raises:
+        StorageError: it is a pipe, a device or a socket.
+    """
+    if is_special(path):
+        raise StorageError("this is a pipe or a device, not a file", where=str(path), hint="name a file")
 
 
 def sync_folder(folder: Path) -> None:
