@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fluxtune.cli.options import ConfigFile, Json, Preset, Sets, given, setting_flag
+from fluxtune.cli.options import ClassWord, ConfigFile, Json, Preset, Sets, Trigger, given, setting_flag
 from fluxtune.cli.render import is_terminal, sink, write_line
 from fluxtune.cli.signals import stop_requests
 from fluxtune.config.layers import resolve
@@ -47,8 +47,8 @@ def caption(
             autocompletion=complete_captioner,
         ),
     ] = None,
-    trigger: Annotated[str | None, setting_flag("dataset.trigger", "--trigger", "-t", metavar="WORD")] = None,
-    class_word: Annotated[str | None, setting_flag("dataset.class_word", "--class-word", metavar="WORD")] = None,
+    trigger: Trigger = None,
+    class_word: ClassWord = None,
     existing: Annotated[
         str | None, setting_flag("captioning.existing", "--existing", metavar="keep|skip|overwrite")
     ] = None,

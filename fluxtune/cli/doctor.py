@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 import typer
 
-from fluxtune.cli.options import Json, setting_flag
+from fluxtune.cli.options import Base, Json
 from fluxtune.cli.render import is_terminal, sink, write_line
 from fluxtune.cli.train import RUNS
 from fluxtune.config.settings import field_of
@@ -24,7 +24,7 @@ _STYLES = {"ok": "green", "note": "cyan", "warning": "bold yellow", "error": "bo
 
 
 def doctor(
-    base: Annotated[str | None, setting_flag("model.base", "--base", "-b", metavar="ID|FOLDER|nano")] = None,
+    base: Base = None,
     as_json: Json = False,
 ) -> None:
     """Look at card, driver, torch, libraries, memory, disks and hub, and say what mends what is wrong.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from textwrap import shorten
 from typing import Annotated, Any, TypeAlias
@@ -11,6 +12,7 @@ import typer
 from fluxtune.config.documents import parse_value
 from fluxtune.config.presets import listing
 from fluxtune.config.settings import field_of, settings, shown
+from fluxtune.errors import Refusal, UsageError
 
 
 def setting_flag(key: str, *names: str, metavar: str, **more: Any) -> Any:
@@ -32,6 +34,20 @@ def given(flags: dict[str, tuple[str, str | list[str] | None]]) -> dict[str, tup
     """
     used = {key: (flag, value) for key, (flag, value) in flags.items() if value is not None and value != []}
     return {key: (flag, _read(key, value)) for key, (flag, value) in used.items()}
+
+
+def require_data_alone(accept: Collection[Refusal]) -> None:
+    """Of an export only pictures and captions can be accepted in spite of their errors.
+
+    Raises:
+        UsageError: something else is to be accepted.
+    """
+    if other := set(accept) - {Refusal.DATA}:
+        raise UsageError(
+            f"an export is refused for its pictures and captions alone, not for {', '.join(other)}",
+            where="--accept",
+            hint="--accept data",
+        )
 
 
 def _read(key: str, value: str | list[str]) -> object:
@@ -80,3 +96,16 @@ Json: TypeAlias = Annotated[
     bool, typer.Option("--json", help="Write JSON lines on stdout, for programs; the last is the result or the error.")
 ]
 Base: TypeAlias = Annotated[str | None, setting_flag("model.base", "--base", "-b", metavar="ID|FOLDER|nano")]
+Name: TypeAlias = Annotated[str | None, setting_flag("name", "--name", "-n", metavar="NAME")]
+Trigger: TypeAlias = Annotated[str | None, setting_flag("dataset.trigger", "--trigger", "-t", metavar="WORD")]
+ClassWord: TypeAlias = Annotated[str | None, setting_flag("dataset.class_word", "--class-word", metavar="WORD")]
+Resolution: TypeAlias = Annotated[
+    list[str] | None, setting_flag("dataset.resolution", "--resolution", metavar="PIXELS")
+]
+Steps: TypeAlias = Annotated[str | None, setting_flag("training.steps", "--steps", "-s", metavar="N")]
+Rank: TypeAlias = Annotated[str | None, setting_flag("lora.rank", "--rank", "-r", metavar="N")]
+LearningRate: TypeAlias = Annotated[
+    str | None, setting_flag("training.learning_rate", "--learning-rate", "--lr", metavar="X")
+]
+BatchSize: TypeAlias = Annotated[str | None, setting_flag("training.batch_size", "--batch-size", metavar="N")]
+Seed: TypeAlias = Annotated[str | None, setting_flag("training.seed", "--seed", metavar="N")]

@@ -13,10 +13,19 @@ import typer
 from fluxtune.cli.explain import explain
 from fluxtune.cli.options import (
     Base,
+    BatchSize,
+    ClassWord,
     ConfigFile,
     Json,
+    LearningRate,
+    Name,
     Preset,
+    Rank,
+    Resolution,
+    Seed,
     Sets,
+    Steps,
+    Trigger,
     given,
     setting_flag,
 )
@@ -55,21 +64,17 @@ def train(
         Path | None,
         typer.Option("--output", "-o", metavar="RUN", help="The run folder to make; by default runs/NAME."),
     ] = None,
-    name: Annotated[str | None, setting_flag("name", "--name", "-n", metavar="NAME")] = None,
+    name: Name = None,
     base: Base = None,
-    trigger: Annotated[str | None, setting_flag("dataset.trigger", "--trigger", "-t", metavar="WORD")] = None,
-    class_word: Annotated[str | None, setting_flag("dataset.class_word", "--class-word", metavar="WORD")] = None,
-    resolution: Annotated[
-        list[str] | None, setting_flag("dataset.resolution", "--resolution", metavar="PIXELS")
-    ] = None,
-    steps: Annotated[str | None, setting_flag("training.steps", "--steps", "-s", metavar="N")] = None,
-    rank: Annotated[str | None, setting_flag("lora.rank", "--rank", "-r", metavar="N")] = None,
-    learning_rate: Annotated[
-        str | None, setting_flag("training.learning_rate", "--learning-rate", "--lr", metavar="X")
-    ] = None,
-    batch_size: Annotated[str | None, setting_flag("training.batch_size", "--batch-size", metavar="N")] = None,
+    trigger: Trigger = None,
+    class_word: ClassWord = None,
+    resolution: Resolution = None,
+    steps: Steps = None,
+    rank: Rank = None,
+    learning_rate: LearningRate = None,
+    batch_size: BatchSize = None,
     vram: Annotated[str | None, setting_flag("memory.budget", "--vram", metavar="GIB")] = None,
-    seed: Annotated[str | None, setting_flag("training.seed", "--seed", metavar="N")] = None,
+    seed: Seed = None,
     init_from: Annotated[str | None, setting_flag("lora.init_from", "--init-from", metavar="FILE")] = None,
     resume: Annotated[
         str | None,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fluxtune.cli.findings import write_mends, write_report
-from fluxtune.cli.options import Base, ConfigFile, Json, Preset, Sets, given, setting_flag
+from fluxtune.cli.options import Base, ConfigFile, Json, Preset, Resolution, Sets, Trigger, given
 from fluxtune.cli.render import sink, write_line
 from fluxtune.config.descriptions.reading import folders_of
 from fluxtune.config.layers import Resolved, resolve
@@ -38,10 +38,8 @@ def validate(
     config_file: ConfigFile = None,
     sets: Sets = None,
     base: Base = None,
-    trigger: Annotated[str | None, setting_flag("dataset.trigger", "--trigger", "-t", metavar="WORD")] = None,
-    resolution: Annotated[
-        list[str] | None, setting_flag("dataset.resolution", "--resolution", metavar="PIXELS")
-    ] = None,
+    trigger: Trigger = None,
+    resolution: Resolution = None,
     fix: Annotated[
         Path | None,
         typer.Option(

@@ -1,6 +1,6 @@
 """One denoising step of the base model, with a LoRA as it was read and as it was written.
 
-The step is one of a small picture on the processor: a second or so of a small model, and not a minute of FLUX.1-dev.
+The step is one of a small picture, on the processor.
 """
 
 from __future__ import annotations

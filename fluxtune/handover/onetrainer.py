@@ -14,7 +14,7 @@ from fluxtune.handover import layers, noise, technical
 from fluxtune.handover.common import WITHOUT
 from fluxtune.handover.given import Given
 from fluxtune.handover.pace import epochs_of, run_name, steps_of
-from fluxtune.handover.rules import Fixed, Rule, Trainer, Values, Wanted, named, nested, same
+from fluxtune.handover.rules import Fixed, Rule, Trainer, Values, Wanted, alpha_of_one, named, nested, same
 
 FILE = "onetrainer.json"
 SAMPLES = "samples.json"
@@ -317,13 +317,7 @@ RULES = (
           otherwise="int8", note="`INT_8` is bitsandbytes', as `int8`."),
     _text_precision(),
     same("lora_rank", "lora.rank", 16),
-    Rule(
-        ("lora_alpha",),
-        ("lora.alpha",),
-        lambda wanted: {"lora_alpha": wanted.alpha},
-        lambda given: {"lora.alpha": float(given.number("lora_alpha", 1.0))},
-        "Unset is written out as the rank.",
-    ),
+    alpha_of_one("lora_alpha"),
     same("dropout_probability", "lora.dropout", 0.0),
     Rule(("layer_filter", "layer_filter_preset"), ("lora.targets",), _write_targets, _read_targets,
          "Words in names; `proj_out` is the last layer's name, too."),

@@ -155,6 +155,17 @@ def same(theirs: str, ours: str, usual: Any, note: str = "") -> Rule:
     return Rule((theirs,), (ours,), lambda wanted: {theirs: wanted[ours]}, read, note)
 
 
+def alpha_of_one(theirs: str) -> Rule:
+    """The alpha of a trainer that takes 1 where none is given; here none is the rank."""
+    return Rule(
+        (theirs,),
+        ("lora.alpha",),
+        lambda wanted: {theirs: wanted.alpha},
+        lambda given: {"lora.alpha": float(given.number(theirs, 1.0))},
+        "Unset is written out as the rank.",
+    )
+
+
 def named(
     theirs: str,
     ours: str,

@@ -13,7 +13,7 @@ from fluxtune.handover import noise, sd_scripts_layers, technical
 from fluxtune.handover.common import WITHOUT
 from fluxtune.handover.given import Given
 from fluxtune.handover.pace import adamw, diffusers_schedule, run_name, steps_of
-from fluxtune.handover.rules import Fixed, Rule, Trainer, Values, Wanted, named, nested, same
+from fluxtune.handover.rules import Fixed, Rule, Trainer, Values, Wanted, alpha_of_one, named, nested, same
 
 FILE = "sd-scripts.toml"
 PROMPTS = "sample_prompts.txt"
@@ -198,13 +198,7 @@ RULES = (
         "It has 8-bit floats alone.",
     ),
     same("network_dim", "lora.rank", 4),
-    Rule(
-        ("network_alpha",),
-        ("lora.alpha",),
-        lambda wanted: {"network_alpha": wanted.alpha},
-        lambda given: {"lora.alpha": float(given.number("network_alpha", 1.0))},
-        "Unset is written out as the rank.",
-    ),
+    alpha_of_one("network_alpha"),
     same("network_dropout", "lora.dropout", 0.0),
     Rule(
         ("network_args",),

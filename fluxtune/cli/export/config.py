@@ -10,7 +10,24 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fluxtune.cli.options import Base, ConfigFile, Json, Preset, Sets, given, setting_flag
+from fluxtune.cli.options import (
+    Base,
+    BatchSize,
+    ClassWord,
+    ConfigFile,
+    Json,
+    LearningRate,
+    Name,
+    Preset,
+    Rank,
+    Resolution,
+    Seed,
+    Sets,
+    Steps,
+    Trigger,
+    given,
+    require_data_alone,
+)
 from fluxtune.cli.render import sink, write_line
 from fluxtune.config.documents import read_layer
 from fluxtune.config.layers import Resolved, resolve
@@ -43,20 +60,16 @@ def config(
     preset: Preset = None,
     config_file: ConfigFile = None,
     sets: Sets = None,
-    name: Annotated[str | None, setting_flag("name", "--name", "-n", metavar="NAME")] = None,
+    name: Name = None,
     base: Base = None,
-    trigger: Annotated[str | None, setting_flag("dataset.trigger", "--trigger", "-t", metavar="WORD")] = None,
-    class_word: Annotated[str | None, setting_flag("dataset.class_word", "--class-word", metavar="WORD")] = None,
-    resolution: Annotated[
-        list[str] | None, setting_flag("dataset.resolution", "--resolution", metavar="PIXELS")
-    ] = None,
-    steps: Annotated[str | None, setting_flag("training.steps", "--steps", "-s", metavar="N")] = None,
-    rank: Annotated[str | None, setting_flag("lora.rank", "--rank", "-r", metavar="N")] = None,
-    learning_rate: Annotated[
-        str | None, setting_flag("training.learning_rate", "--learning-rate", "--lr", metavar="X")
-    ] = None,
-    batch_size: Annotated[str | None, setting_flag("training.batch_size", "--batch-size", metavar="N")] = None,
-    seed: Annotated[str | None, setting_flag("training.seed", "--seed", metavar="N")] = None,
+    trigger: Trigger = None,
+    class_word: ClassWord = None,
+    resolution: Resolution = None,
+    steps: Steps = None,
+    rank: Rank = None,
+    learning_rate: LearningRate = None,
+    batch_size: BatchSize = None,
+    seed: Seed = None,
     accept: Annotated[
         list[Refusal] | None,
         typer.Option(
@@ -79,12 +92,7 @@ def config(
         missing = "--to" if to is None else "--output"
         hint = f"fluxtune export config photos --to {to or Target.AI_TOOLKIT} --output {output or 'there'}"
         raise UsageError(f"{missing} is not given", where="fluxtune export config", hint=hint)
-    if other := set(accept or ()) - {Refusal.DATA}:
-        raise UsageError(
-            f"an export is refused for its pictures and captions alone, not for {', '.join(other)}",
-            where="--accept",
-            hint="--accept data",
-        )
+    require_data_alone(accept or ())
     flags = given(
         {
             "name": ("--name", name),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fluxtune.cli.options import ConfigFile, Json, Sets, given, setting_flag
+from fluxtune.cli.options import ClassWord, ConfigFile, Json, Resolution, Sets, Trigger, given, require_data_alone
 from fluxtune.cli.render import sink, write_line
 from fluxtune.config.layers import Resolved, resolve
 from fluxtune.environment.device import quiet_libraries
@@ -45,11 +45,9 @@ def dataset(
     ] = False,
     config_file: ConfigFile = None,
     sets: Sets = None,
-    trigger: Annotated[str | None, setting_flag("dataset.trigger", "--trigger", "-t", metavar="WORD")] = None,
-    class_word: Annotated[str | None, setting_flag("dataset.class_word", "--class-word", metavar="WORD")] = None,
-    resolution: Annotated[
-        list[str] | None, setting_flag("dataset.resolution", "--resolution", metavar="PIXELS")
-    ] = None,
+    trigger: Trigger = None,
+    class_word: ClassWord = None,
+    resolution: Resolution = None,
     accept: Annotated[
         list[Refusal] | None,
         typer.Option(
@@ -77,12 +75,7 @@ def dataset(
             where="fluxtune export dataset",
             hint=f"fluxtune export dataset photos --format {layout or Layout.KOHYA} --output {output or 'copy'}",
         )
-    if other := set(accept or ()) - {Refusal.DATA}:
-        raise UsageError(
-            f"an export is refused for its pictures and captions alone, not for {', '.join(other)}",
-            where="--accept",
-            hint="--accept data",
-        )
+    require_data_alone(accept or ())
     flags = given(
         {
             "dataset.trigger": ("--trigger", trigger),
