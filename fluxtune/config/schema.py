@@ -10,6 +10,7 @@ from fluxtune.config.lora import LoraConfig
 from fluxtune.config.memory import MemoryConfig
 from fluxtune.config.model import ModelConfig
 from fluxtune.config.previews import PreviewsConfig
+from fluxtune.config.sampling import SamplingConfig
 from fluxtune.config.tracking import TrackingConfig
 from fluxtune.config.training import TrainingConfig
 
@@ -31,5 +32,6 @@ class Config(Section):
     memory: MemoryConfig = section(MemoryConfig, "What fits the card.")
     checkpoints: CheckpointsConfig = section(CheckpointsConfig, "What is saved.")
     previews: PreviewsConfig = section(PreviewsConfig, "Pictures made while training.")
+    sampling: SamplingConfig = section(SamplingConfig, "How `fluxtune sample` makes pictures.")
     tracking: TrackingConfig = section(TrackingConfig, "Where figures and previews are shown.")
     captioning: CaptioningConfig = section(CaptioningConfig, "How `fluxtune caption` captions pictures.")

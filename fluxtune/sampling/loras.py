@@ -7,9 +7,9 @@ error here, because a LoRA that acts in part makes pictures that mislead.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -84,12 +84,20 @@ def base_of(path: Path) -> str | None:
     return named if named == EMBEDDED or re.fullmatch(r"[\w.-]+/[\w.-]+", named) else None
 
 
-def apply_to_transformer(pipeline: Any, loras: list[Lora]) -> None:
-    """Attach the LoRAs to the pipeline's transformer, each at its scale, as ``load_lora_weights`` does.
+def acting(loras: Mapping[Path, Lora], uses: Sequence[LoraUse]) -> list[Lora]:
+    """Opened LoRAs as they are used together."""
+    return [replace(loras[use.path], scale=use.scale) for use in uses]
+
+
+def apply_to_transformer(pipeline: Any, loras: Sequence[Lora]) -> None:
+    """Make exactly these LoRAs act on the pipeline's transformer, each at its scale, as ``load_lora_weights`` does.
+
+    It can be called again with others, or with other scales.
 
     Raises:
         BaseModelError: the settings in a file's header are none of an adapter.
     """
+    pipeline.unload_lora_weights()
     names = [_adapter_name(number) for number in range(len(loras))]
     for name, lora in zip(names, loras, strict=True):
         with _told_as_settings(lora):
@@ -101,17 +109,19 @@ def apply_to_transformer(pipeline: Any, loras: list[Lora]) -> None:
                 metadata=lora.adapter,
                 low_cpu_mem_usage=True,
             )
-    pipeline.transformer.set_adapters(names, [lora.scale for lora in loras])
+    if names:
+        pipeline.transformer.set_adapters(names, [lora.scale for lora in loras])
 
 
-def apply_to_text_encoder(pipeline: Any, loras: list[Lora]) -> None:
-    """Attach what the LoRAs hold for the CLIP text encoder, each at its scale.
+def apply_to_text_encoder(pipeline: Any, loras: Sequence[Lora]) -> None:
+    """Make exactly what these LoRAs hold for the CLIP text encoder act on it, each at its scale.
 
     Raises:
         BaseModelError: the encoder lacks a layer that a LoRA changes.
     """
     from diffusers.loaders.lora_base import set_adapters_for_text_encoder
 
+    pipeline.unload_lora_weights()
     chosen = [lora for lora in loras if lora.changes_text]
     names = [_adapter_name(number) for number in range(len(chosen))]
     for name, lora in zip(names, chosen, strict=True):
@@ -132,7 +142,8 @@ def apply_to_text_encoder(pipeline: Any, loras: list[Lora]) -> None:
                 where=str(lora.path),
                 hint="choose a LoRA that was trained on this base model",
             )
-    set_adapters_for_text_encoder(names, pipeline.text_encoder, [lora.scale for lora in chosen])
+    if names:
+        set_adapters_for_text_encoder(names, pipeline.text_encoder, [lora.scale for lora in chosen])
 
 
 @contextmanager

@@ -156,7 +156,7 @@ def test_an_unfinished_run_has_no_result_to_sample(run: Run, capsys: pytest.Capt
         (["a cup", "--steps", "many"], "--steps: previews.steps"),
         (["a cup", "--lora", "absent.safetensors"], "absent.safetensors: there is no such LoRA file"),
         (["a cup", "--compare"], "there is no LoRA"),
-        (["--prompts", "absent.txt"], "absent.txt: cannot read the prompts"),
+        (["--prompts", "absent.txt"], "absent.txt: cannot read the file"),
         ([], "there is no prompt"),
         (["a cup", "--device", "cuda"], "no such option: --device"),
     ],
@@ -188,7 +188,7 @@ def test_no_library_writes_beside_fluxtunes_own_lines(working_folder: Path, lora
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [str(Path("samples", "00-seed5.png"))]
     labels = [line.partition(":")[0] for line in done.stderr.splitlines()]
-    assert labels == ["encode", "load text encoder 2", "load", "load transformer", "sample", "denoise"]
+    assert labels == ["encode", "load text encoder 2", "load", "load transformer", "sample", "denoise", "picture"]
 
 
 def test_precisions_that_are_left_to_fluxtune_are_decided_and_stand_in_the_picture() -> None:
