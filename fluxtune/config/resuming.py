@@ -75,6 +75,7 @@ ON_RESUME: dict[str, Change] = {
     "memory.cache_quantized": Change.FREE,
     "checkpoints": Change.FREE,
     "previews": Change.FREE,
+    "sampling": Change.FREE,
     "captioning": Change.FREE,  # of pictures that come later; of the others the run has recorded the captions
 }
 """Setting or section -> what changing it means; of several rows that fit a setting, the longest counts."""
