@@ -62,9 +62,7 @@ class Painting:
 def foresee_texts(painting: Painting) -> Forecast:
     """Simulates the encoding of prompts alone."""
     memory = painting.memory
-    ledger = encoding_texts(
-        painting.base, memory.text_precision, painting.dtype, painting.as_cuda, painting.capacity
-    )
+    ledger = encoding_texts(painting.base, memory.text_precision, painting.dtype, painting.as_cuda, painting.capacity)
     return Forecast(phase_peaks(ledger.moments))
 
 
@@ -102,13 +100,13 @@ def foresee_pictures(painting: Painting) -> Forecast:
         texts = {name: tensor for name, tensor in held.items() if name}
         guidance = base.family.sampling_guidance if base.embeds_guidance else None
         with torch.no_grad():
-            latents = torch.zeros(shape, dtype=dtype, device=DEVICE)
             if painting.started:
                 with ledger.phase("encode the start picture"):
                     pixels = torch.zeros(1, 3, height, width, dtype=dtype, device=DEVICE)
                     base.family.encode_image(vae, pixels, torch.Generator())
                     del pixels
             with ledger.phase("denoise"):
+                latents = torch.zeros(shape, dtype=dtype, device=DEVICE)
                 sigmas = torch.zeros(painting.batch, device=DEVICE)
                 velocity = base.family.forward(transformer, latents, sigmas, texts, guidance)
                 if painting.led_away:

@@ -18,11 +18,12 @@ from fluxtune.events import Phase, Picture, Progress, Sink, ignore
 from fluxtune.flux.base import Base, open_base
 from fluxtune.flux.denoise import Request, Start, batches_looking_ahead, generate_together
 from fluxtune.flux.load import image_pipeline, load_transformer, load_vae
-from fluxtune.flux.sizes import within
 from fluxtune.flux.weights import DTYPES
 from fluxtune.lora.files import read_metadata
 from fluxtune.memory.shortage import fits_in_memory
 from fluxtune.nano import EMBEDDED
+from fluxtune.sampling.fitting import fitted
+from fluxtune.sampling.forecast import Painting
 from fluxtune.sampling.grid import Row, draw_sheet
 from fluxtune.sampling.jobs import Job, jobs_of
 from fluxtune.sampling.layout import Sheet, laid_out
@@ -64,7 +65,7 @@ class _Session:
     told: dict[int, Told] = field(default_factory=dict)
 
 
-def sample(request: SampleRequest, on_event: Sink = ignore) -> SampleResult:
+def sample(request: SampleRequest, on_event: Sink = ignore, tries_anyway: bool = False) -> SampleResult:
     """Make the pictures of a request, each written as it comes.
 
     The request, the LoRAs, the base model and sizes are checked before any weights load. Text encoders leave memory
@@ -75,7 +76,7 @@ def sample(request: SampleRequest, on_event: Sink = ignore) -> SampleResult:
         DataError: a start picture cannot be read.
         BaseModelError: the base model is missing or wrong, or a LoRA does not fit it.
         StorageError: a picture cannot be written.
-        OutOfMemoryError: the model or a picture does not fit in memory.
+        OutOfMemoryError: the model or a picture does not fit in memory, foretold or found.
     """
     device = pick_device(request.device)
     if request.model.base != EMBEDDED:
@@ -90,8 +91,7 @@ def sample(request: SampleRequest, on_event: Sink = ignore) -> SampleResult:
     base = open_base(request.model, on_event)
     _check_same(request, base)
     _check_sizes(pictures, base)
-    capacity = capacity_of(request.memory.budget, device)
-    request = replace(request, memory=within(base, request.memory, DTYPES[request.precision], capacity))
+    request = replace(request, memory=fitted(_painting(request, pictures, base, device), on_event, tries_anyway))
     session = _Session(
         request=request,
         base=base,
@@ -105,6 +105,22 @@ def sample(request: SampleRequest, on_event: Sink = ignore) -> SampleResult:
     with fits_in_memory("sampling", _SMALLER):
         _paint(session)
     return SampleResult(list(session.paths), [_save_sheet(session, sheet) for sheet in sheets])
+
+
+def _painting(request: SampleRequest, pictures: Sequence[Wanted], base: Base, device: str) -> Painting:
+    """What decides about memory: the most of everything that a picture has."""
+    return Painting(
+        base=base,
+        memory=request.memory,
+        dtype=DTYPES[request.precision],
+        size=max(((wanted.width, wanted.height) for wanted in pictures), key=lambda size: size[0] * size[1]),
+        batch=min(request.sampling.batch_size, len(pictures)),
+        led_away=any(wanted.negative_prompt is not None for wanted in pictures),
+        started=any(wanted.start is not None for wanted in pictures),
+        lora_bytes=max(sum(use.path.stat().st_size for use in wanted.loras) for wanted in pictures),
+        as_cuda=device == "cuda" or request.memory.budget is not None,
+        capacity=capacity_of(request.memory.budget, device),
+    )
 
 
 def _as_request(wanted: Wanted, base: Base) -> Request:

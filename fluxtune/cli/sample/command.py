@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +19,12 @@ from fluxtune.events import Result, Warning
 from fluxtune.sampling.axes import read_axis
 from fluxtune.sampling.prompts import read_prompts
 from fluxtune.sampling.request import SampleRequest
+
+
+class Accepted(StrEnum):
+    """What is not refused."""
+
+    MEMORY = "memory"
 
 
 def sample(
@@ -104,6 +111,10 @@ def sample(
     form: Annotated[str | None, setting_flag("sampling.format", "--format", metavar="png|jpeg|webp")] = None,
     quality: Annotated[str | None, setting_flag("sampling.quality", "--quality", metavar="N")] = None,
     batch_size: Annotated[str | None, setting_flag("sampling.batch_size", "--batch-size", metavar="N")] = None,
+    accept: Annotated[
+        list[Accepted] | None,
+        typer.Option("--accept", metavar="memory", help="Try what is foretold not to fit in memory."),
+    ] = None,
     base: Base = None,
     preset: Preset = None,
     config_file: ConfigFile = None,
@@ -159,17 +170,17 @@ def sample(
             sized=across is not None or down is not None,
             output=output,
         )
-    _make(request, remarks, as_json)
+    _make(request, remarks, bool(accept), as_json)
 
 
-def _make(request: SampleRequest, remarks: Sequence[Warning], as_json: bool) -> None:
+def _make(request: SampleRequest, remarks: Sequence[Warning], tries_anyway: bool, as_json: bool) -> None:
     with sink(as_json) as on_event:
         quiet_libraries()
         from fluxtune.sampling.generate import sample as make
 
         for remark in remarks:
             on_event(remark)
-        made = make(request, on_event)
+        made = make(request, on_event, tries_anyway)
         files, grids = list(map(str, made.pictures)), list(map(str, made.grids))
         on_event(Result("sample", {"pictures": files, "grid": grids[0] if grids else None, "grids": grids}))
     if not as_json:
