@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -102,7 +103,7 @@ def sample(request: SampleRequest, on_event: Sink = ignore, tries_anyway: bool =
         paths=_paths(request, pictures),
         on_event=on_event,
     )
-    with fits_in_memory("sampling", _SMALLER):
+    with fits_in_memory("sampling", _SMALLER), _compiles():
         _paint(session)
     return SampleResult(list(session.paths), [_save_sheet(session, sheet) for sheet in sheets])
 
@@ -190,11 +191,29 @@ def _check_sizes(pictures: Sequence[Wanted], base: Base) -> None:
             )
 
 
+@contextmanager
+def _compiles() -> Iterator[None]:
+    """Inside, a block that cannot be compiled here is told as a setting that does not suit."""
+    from torch._dynamo.exc import TorchDynamoException
+
+    try:
+        yield
+    except TorchDynamoException as error:
+        raise UsageError(
+            f"the transformer cannot be compiled here: {str(error).partition(chr(10))[0]}",
+            where="sampling.compile",
+            hint="leave it out: --set sampling.compile=false; torch.compile needs a C++ compiler, on a card Triton",
+        ) from error
+
+
 def _load(session: _Session) -> Any:
     request, base, device = session.request, session.base, session.device
     session.on_event(Phase("load", f"{base.name} in {request.memory.base_precision} on {device}"))
     dtype = DTYPES[request.precision]
     transformer = load_transformer(base, request.memory, dtype, device, session.on_event)
+    if request.sampling.compile:
+        # Block by block: all blocks of a kind share what is compiled, and streamed ones come and go between them.
+        transformer.compile_repeated_blocks()
     return image_pipeline(base, transformer, load_vae(base, dtype, device, request.memory.vae_tiling))
 
 
