@@ -179,7 +179,7 @@ def generate(
         return tensors
 
     dtype = pipeline.transformer.dtype
-    given = {name: tensor.to(dtype) for name, tensor in text.items()}
+    given: dict[str, Any] = {name: tensor.to(dtype) for name, tensor in text.items()}
     if negative is not None:
         given |= {f"negative_{name}": tensor.to(dtype) for name, tensor in negative.items()}
         given["true_cfg_scale"] = true_guidance

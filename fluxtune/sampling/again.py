@@ -154,7 +154,7 @@ def _model_of(facts: _Facts) -> tuple[Any, ...]:
 
 
 def _settings(facts: _Facts) -> dict[str, Any]:
-    settings = {
+    settings: dict[str, Any] = {
         "memory.base_precision": facts.base_precision,
         "memory.modulation": facts.modulation,
         "memory.text_precision": facts.text_precision,
@@ -182,7 +182,7 @@ def _wanted(file: Path, facts: _Facts, loras: Sequence[Path], start: Path | None
         guidance=facts.guidance,
         negative_prompt=facts.negative_prompt,
         true_guidance=facts.true_guidance,
-        start=begin and _found(file, begin, [start] if start else [], "start picture", "--start FILE"),
+        start=_found(file, begin, [start] if start else [], "start picture", "--start FILE") if begin else None,
         strength=begin.strength if begin else 1.0,
         loras=tuple(uses),
         place=Place(facts.batch.size, facts.batch.index),

@@ -27,22 +27,23 @@ def fitted(painting: Painting, on_event: Sink, tries_anyway: bool = False) -> Me
     Raises:
         OutOfMemoryError: there is no plan that fits.
     """
-    if painting.capacity is None:
+    capacity = painting.capacity
+    if capacity is None:
         return _unlimited(painting).memory
     on_event(Phase("plan", "simulating what the pictures take in memory"))
-    text_precision = text_precision_within(painting.base, painting.memory, painting.dtype, painting.capacity)
+    text_precision = text_precision_within(painting.base, painting.memory, painting.dtype, capacity)
     painting = painting.with_memory(text_precision=text_precision)
     texts = foresee_texts(painting)
     candidate, pictures = painting, None
     for candidate in _candidates(painting):
-        if _weights(candidate) > painting.capacity:
+        if _weights(candidate) > capacity:
             continue
         pictures = foresee_pictures(candidate)
-        if pictures.reserved <= painting.capacity:
+        if pictures.reserved <= capacity:
             break
     pictures = pictures or foresee_pictures(candidate)
     forecast = Forecast((*texts.phases, *pictures.phases))
-    fits = forecast.reserved <= painting.capacity
+    fits = forecast.reserved <= capacity
     on_event(_as_event(candidate, forecast, fits))
     if not fits:
         refusal = _refusal(candidate, forecast)

@@ -45,6 +45,6 @@ def jobs_of(
     return dict(jobs)
 
 
-def _batches(numbers: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+def _batches(numbers: list[int], size: int) -> Iterator[list[int]]:
     for start in range(0, len(numbers), size):
         yield numbers[start : start + size]

@@ -78,7 +78,9 @@ def _with_names(request: SampleRequest) -> Axis:
 def _subjects(request: SampleRequest, varies_seed: bool, varies_prompt: bool) -> Iterator[Wanted]:
     """What is varied by the axes: every prompt with every seed."""
     sampling = request.sampling
-    rows = [PromptRow.model_construct(prompt="")] if varies_prompt else request.prompts
+    rows: Sequence[str | PromptRow] = (
+        [PromptRow.model_construct(prompt="", name=None)] if varies_prompt else request.prompts
+    )
     for number, given in enumerate(rows):
         row = PromptRow(prompt=given) if isinstance(given, str) else given
         first = request.seeds[0] if row.seed is None else row.seed
@@ -171,7 +173,7 @@ def _sheets(subjects: Sequence[Wanted], axes: Sequence[Axis], pictures: Sequence
             for value in down:
                 lines.append(Line(value.label, "", tuple(range(start, start + len(across)))))
                 start += len(across)
-            cells = range(start - len(across) * len(down), start)
+            cells = tuple(range(start - len(across) * len(down), start))
             told = [_shared(subject, pictures, cells), _note(subject, axes), *(value.label for value in fixed)]
             sheets.append(Sheet(", ".join(filter(None, told)), mark, headings, tuple(lines)))
     return sheets

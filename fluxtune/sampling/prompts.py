@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError
 
 from fluxtune.config.base import Section, setting
 from fluxtune.config.documents import read_text
-from fluxtune.config.positions import key_lines
+from fluxtune.config.positions import KeyPath, key_lines
 from fluxtune.config.previews import Seed, Side
 from fluxtune.config.problems import nearest
 from fluxtune.config.settings import shown
@@ -148,7 +148,9 @@ def _of_toml(text: str, source: str) -> Iterator[tuple[dict[str, Any], _Where]]:
     for number, row in enumerate(rows):
 
         def where(key: str | None, number: int = number) -> str:
-            places = (("prompts", number, key), (key,), ("prompts", number))
+            places: list[KeyPath] = [("prompts", number)]
+            if key is not None:
+                places = [("prompts", number, key), (key,), *places]
             return f"{source}:{next(lines[place] for place in places if place in lines)}"
 
         yield {**values, **row}, where

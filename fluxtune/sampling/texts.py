@@ -35,7 +35,7 @@ class Texts:
         wanted: dict[tuple[LoraUse, ...], dict[str, None]] = {}
         for picture in pictures:
             prompts = wanted.setdefault(self._changing(picture.loras), {})
-            prompts |= dict.fromkeys(filter(lambda text: text is not None, (picture.prompt, picture.negative_prompt)))
+            prompts |= dict.fromkeys(text for text in (picture.prompt, picture.negative_prompt) if text is not None)
         number = len({prompt for prompts in wanted.values() for prompt in prompts})
         on_event(Phase("encode", counted(number, "prompt")))
         pipeline = load_text_pipeline(base, request.memory, DTYPES[request.precision], device, on_event)
