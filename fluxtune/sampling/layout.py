@@ -78,9 +78,7 @@ def _with_names(request: SampleRequest) -> Axis:
 def _subjects(request: SampleRequest, varies_seed: bool, varies_prompt: bool) -> Iterator[Wanted]:
     """What is varied by the axes: every prompt with every seed."""
     sampling = request.sampling
-    rows: Sequence[str | PromptRow] = (
-        [PromptRow.model_construct(prompt="", name=None)] if varies_prompt else request.prompts
-    )
+    rows: Sequence[str | PromptRow] = [PromptRow.model_construct(prompt="")] if varies_prompt else request.prompts
     for number, given in enumerate(rows):
         row = PromptRow(prompt=given) if isinstance(given, str) else given
         first = request.seeds[0] if row.seed is None else row.seed

@@ -41,7 +41,7 @@ class PromptRow(Section):
     start: str | None = setting(None, form="a path", path="path")
     strength: float | None = setting(None, form="a number above 0 and at most 1", gt=0.0, le=1.0)
     name: str | None = Field(
-        None,
+        default=None,
         pattern=_NAME,
         max_length=60,
         json_schema_extra={"form": "letters, digits, spaces, dots, dashes and underscores, at most 60"},
