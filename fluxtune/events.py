@@ -83,6 +83,16 @@ class Preview:
 
 
 @dataclass(frozen=True)
+class Picture:
+    """``fluxtune sample`` wrote a picture, or a grid of pictures, which has neither prompt nor seed."""
+
+    event: ClassVar[str] = "picture"
+    path: str
+    prompt: str | None = None
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """A checkpoint is whole on disk. Writing it took ``seconds``; 0 where the process that wrote it was killed then."""
 
@@ -225,6 +235,7 @@ Event: TypeAlias = (
     | Progress
     | Step
     | Preview
+    | Picture
     | Checkpoint
     | Warning
     | Finding

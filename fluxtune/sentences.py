@@ -37,6 +37,8 @@ def sentence(event: events.Event) -> str | None:
             text = f"step {step_figures(event)}"
         case events.Preview():
             text = printable(f"preview at step {event.step}: {event.path}")
+        case events.Picture():
+            text = printable(f"{'grid' if event.seed is None else 'picture'}: {event.path}")
         case events.Checkpoint():
             text = printable(f"checkpoint at step {event.step}: {event.path}")
         case events.Resumed():
@@ -77,6 +79,11 @@ def progress_figures(event: events.Progress) -> str:
         figures += [rate] if event.rate is not None else []
         figures += [f"{clock(event.seconds_left)} left"] if event.seconds_left is not None else []
     return "  ".join(figures)
+
+
+def counted(number: int, noun: str) -> str:
+    """``1 picture``, ``3 pictures``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def ending(event: events.Error, between: str = "\n") -> str:

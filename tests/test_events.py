@@ -15,6 +15,7 @@ SAMPLES: dict[str, Event] = {
     "progress": events.Progress("encode captions", 1, 4, "captions", 2.0, 1.5),
     "step": events.Step(1, 10, 0.5, 1e-4, 0.1, 2.0, 4.5, 1.2),
     "preview": events.Preview(0, "a red star", 42, "runs/mug/previews/00.png"),
+    "picture": events.Picture("samples/00-seed7.png", "a cup", 7),
     "checkpoint": events.Checkpoint(5, "runs/mug/checkpoints/step-000005"),
     "warning": events.Warning("small pictures", "photos"),
     "finding": events.Finding("error", "decode", "cut off", "photos/1.png"),

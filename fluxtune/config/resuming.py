@@ -76,6 +76,7 @@ ON_RESUME: dict[str, Change] = {
     "checkpoints": Change.FREE,
     "metadata": Change.FREE,
     "previews": Change.FREE,
+    "sampling": Change.FREE,
     "captioning": Change.FREE,  # of pictures that come later; of the others the run has recorded the captions
 }
 """Setting or section -> what changing it means; of several rows that fit a setting, the longest counts."""

@@ -11,6 +11,7 @@ from fluxtune.config.memory import MemoryConfig
 from fluxtune.config.metadata import MetadataConfig
 from fluxtune.config.model import ModelConfig
 from fluxtune.config.previews import PreviewsConfig
+from fluxtune.config.sampling import SamplingConfig
 from fluxtune.config.tracking import TrackingConfig
 from fluxtune.config.training import TrainingConfig
 
@@ -33,5 +34,6 @@ class Config(Section):
     checkpoints: CheckpointsConfig = section(CheckpointsConfig, "What is saved.")
     metadata: MetadataConfig = section(MetadataConfig, "What the LoRA file says of itself.")
     previews: PreviewsConfig = section(PreviewsConfig, "Pictures made while training.")
+    sampling: SamplingConfig = section(SamplingConfig, "How `fluxtune sample` makes pictures.")
     tracking: TrackingConfig = section(TrackingConfig, "Where figures and previews are shown.")
     captioning: CaptioningConfig = section(CaptioningConfig, "How `fluxtune caption` captions pictures.")

@@ -160,38 +160,61 @@ def generate(
     height: int,
     steps: int,
     guidance: float,
-    seed: int,
-    on_step: Callable[[int, int], None] | None = None,
+    seeds: Sequence[int],
+    negative: dict[str, torch.Tensor] | None = None,
+    true_guidance: float = 1.0,
+    start: Image.Image | None = None,
+    strength: float = 1.0,
+    on_step: Callable[[], None] | None = None,
     as_latents: bool = False,
-) -> Image.Image | torch.Tensor:
-    """A picture from encoded text through ``FluxPipeline`` itself.
+) -> list[Image.Image] | torch.Tensor:
+    """Pictures from encoded text through ``FluxPipeline`` itself, or ``FluxImg2ImgPipeline`` from a start picture.
 
     Args:
         pipeline: holds transformer, VAE and scheduler; text encoders are not needed.
-        text: what ``encode_text`` returned, in any precision.
+        text: what ``encode_text`` returned, in any precision, one after the other for each picture.
         width, height: pixels, multiples of 16.
-        seed: of a CPU generator, so that every device starts from the same noise.
-        on_step: called with (done, total) after each denoising step.
-        as_latents: return patchified latents ``[1, 64, height / 16, width / 16]`` instead of a picture.
+        seeds: one for each picture, of a CPU generator, so that every device starts from the same noise.
+        negative: as ``text``, what is not wanted; each step is computed with it too, and the velocity is
+            ``negative + true_guidance * (positive - negative)`` (arXiv 2207.12598, equation 6).
+        start: of the size that is wanted; noise is added to it up to ``strength``, from 0 to 1.
+        on_step: called after each denoising step.
+        as_latents: return patchified latents ``[batch, 64, height / 16, width / 16]`` instead of pictures.
     """
 
-    def report(_: Any, index: int, __: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+    def report(_: Any, __: Any, ___: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         if on_step is not None:
-            on_step(index + 1, steps)
+            on_step()
         return tensors
 
     dtype = pipeline.transformer.dtype
+    given: dict[str, Any] = {name: tensor.to(dtype) for name, tensor in text.items()}
+    if negative is not None:
+        given |= {f"negative_{name}": tensor.to(dtype) for name, tensor in negative.items()}
+        given["true_cfg_scale"] = true_guidance
+    if start is not None:
+        pipeline = _from_pictures(pipeline)
+        given |= {"image": [start] * len(seeds), "strength": strength}
     with torch.inference_mode():
         result = pipeline(
-            **{name: tensor.to(dtype) for name, tensor in text.items()},
+            **given,
             width=width,
             height=height,
             num_inference_steps=steps,
             guidance_scale=guidance,
-            generator=torch.Generator().manual_seed(seed),
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
             callback_on_step_end=report,
             output_type="latent" if as_latents else "pil",
         )
     if as_latents:
         return unpack(result.images, height // 16, width // 16).clone()
-    return result.images[0]
+    return list(result.images)
+
+
+def _from_pictures(pipeline: Any) -> Any:
+    """The pipeline that begins with pictures, around the same parts."""
+    import diffusers
+
+    other = diffusers.FluxImg2ImgPipeline(**pipeline.components)
+    other.set_progress_bar_config(disable=True)
+    return other

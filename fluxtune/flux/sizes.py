@@ -16,26 +16,8 @@ from fluxtune.memory.quantize import QUANTIZATIONS, is_quantized
 
 CHOICES = ("bf16", "int8", "nf4")
 """What ``auto`` chooses from, the most precise first."""
-_TEXT_ACTIVATIONS, _PICTURE_ACTIVATIONS = int(0.3 * 2**30), int(2.2 * 2**30)
-"""Bytes that FLUX.1 takes beside its weights, at 512 text tokens, and for a picture of 1024 px (simulated)."""
-
-
-def within(base: Base, memory: MemoryConfig, dtype: torch.dtype, capacity: int | None) -> MemoryConfig:
-    """``memory`` with precisions in the place of ``auto``: the most precise that make pictures in ``capacity`` bytes.
-
-    Args:
-        dtype: of the computation.
-        capacity: None for as much as is wanted.
-    """
-
-    def fits(candidate: MemoryConfig) -> bool:
-        return capacity is None or transformer_bytes(base, candidate, dtype) + _PICTURE_ACTIVATIONS <= capacity
-
-    chosen = memory.model_copy(update={"text_precision": text_precision_within(base, memory, dtype, capacity)})
-    if memory.base_precision != "auto":
-        return chosen
-    candidates = [chosen.model_copy(update={"base_precision": precision}) for precision in choices(dtype)]
-    return next(filter(fits, candidates), candidates[-1])
+_TEXT_ACTIVATIONS = int(0.3 * 2**30)
+"""Bytes that FLUX.1 takes beside its weights, at 512 text tokens (simulated)."""
 
 
 def choices(dtype: torch.dtype) -> tuple[str, ...]:

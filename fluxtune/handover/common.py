@@ -34,6 +34,7 @@ WITHOUT = {
     "memory": "it has settings of its own for what fits the card",
     "checkpoints": "it keeps the files as it does by itself",
     "previews": "it makes previews as it does by itself",
+    "sampling": "pictures are made by other programs",
     "tracking": "it has settings of its own",
     "metadata": "`fluxtune export FILE --metadata` states it in the file that it makes",
     "captioning": "captions are written before a data set goes there",

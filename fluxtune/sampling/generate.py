@@ -1,121 +1,188 @@
-"""Sampling: every prompt with every seed, with the LoRAs and, to compare, without."""
+"""Sampling: the pictures of a request, one batch after the other, with the LoRAs that each of them wants."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 
 from fluxtune import files
 from fluxtune.environment.device import capacity_of, pick_device, warn_of_the_processor, warn_without_bf16
-from fluxtune.errors import UsageError
-from fluxtune.events import Phase, Progress, Sink, ignore
+from fluxtune.errors import BaseModelError, UsageError
+from fluxtune.events import Phase, Picture, Progress, Sink, ignore
 from fluxtune.flux.base import Base, open_base
-from fluxtune.flux.denoise import Request, encode_prompt, generate, looking_ahead
-from fluxtune.flux.families import Text
-from fluxtune.flux.load import free_memory, image_pipeline, load_text_pipeline, load_transformer, load_vae
-from fluxtune.flux.sizes import within
+from fluxtune.flux.denoise import Request, Start, batches_looking_ahead, generate_together
+from fluxtune.flux.load import image_pipeline, load_transformer, load_vae
 from fluxtune.flux.weights import DTYPES
 from fluxtune.lora.files import read_metadata
-from fluxtune.lora.use import spelled
+from fluxtune.lora.use import LoraUse
 from fluxtune.memory.shortage import fits_in_memory
 from fluxtune.nano import EMBEDDED
-from fluxtune.sampling.grid import Row, draw_grid
-from fluxtune.sampling.loras import Lora, apply_to_text_encoder, apply_to_transformer, open_lora
-from fluxtune.sampling.metadata import base_facts, grid_text, picture_facts, png_text
-from fluxtune.sampling.request import SampleRequest
+from fluxtune.sampling.fitting import fitted
+from fluxtune.sampling.forecast import Painting
+from fluxtune.sampling.grid import Row, draw_sheet
+from fluxtune.sampling.jobs import Job, jobs_of
+from fluxtune.sampling.layout import Sheet, laid_out
+from fluxtune.sampling.loras import Lora, acting, apply_to_transformer, open_lora
+from fluxtune.sampling.metadata import base_facts, told_of_grid, told_of_picture
+from fluxtune.sampling.picture_files import ENDINGS, Told, require_room, save
+from fluxtune.sampling.request import SampleRequest, Wanted
+from fluxtune.sampling.texts import Texts
+from fluxtune.sentences import counted
 
-Texts = dict[str, dict[str, torch.Tensor]]
 _SMALLER = "take a smaller preset (`fluxtune presets` lists them) or a smaller --size"
 
 
 @dataclass(frozen=True)
 class SampleResult:
-    """The files made. Pictures are in the order of prompts, then seeds; to compare, each without LoRA comes first."""
+    """The files made. Pictures are in the order of prompts, then seeds, then values of axes, the first fastest."""
 
     pictures: list[Path]
-    grid: Path | None
+    grids: list[Path]
+
+    @property
+    def grid(self) -> Path | None:
+        """The first grid."""
+        return self.grids[0] if self.grids else None
 
 
 @dataclass(frozen=True)
-class _Column:
-    """One way to make the pictures: which LoRAs act, the texts encoded with them, and what names them."""
+class _Session:
+    """What all pictures of a request are made with, and what came of them so far."""
 
-    heading: str
-    suffix: str
-    loras: list[Lora]
-    texts: Texts
+    request: SampleRequest
+    base: Base
+    device: str
+    loras: Mapping[Path, Lora]
+    pictures: Sequence[Wanted]
+    requests: Sequence[Request]
+    paths: Sequence[Path]
+    on_event: Sink
+    told: dict[int, Told] = field(default_factory=dict)
 
 
-def sample(request: SampleRequest, on_event: Sink = ignore) -> SampleResult:
-    """Make the pictures of a request.
+def sample(request: SampleRequest, on_event: Sink = ignore, tries_anyway: bool = False) -> SampleResult:
+    """Make the pictures of a request, each written as it comes.
 
-    The base model, the LoRAs and the size are checked before any weights load. Text encoders leave memory before
-    the transformer comes.
+    The request, the LoRAs, the base model and sizes are checked before any weights load. Text encoders leave memory
+    before the transformer comes.
 
     Raises:
-        UsageError: a size or a LoRA's path is wrong.
+        UsageError: a size, a prompt or a LoRA's path is wrong.
+        DataError: a start picture cannot be read.
         BaseModelError: the base model is missing or wrong, or a LoRA does not fit it.
         StorageError: a picture cannot be written.
-        OutOfMemoryError: the model or a picture does not fit in memory.
+        OutOfMemoryError: the model or a picture does not fit in memory, foretold or found.
     """
     device = pick_device(request.device)
     if request.model.base != EMBEDDED:
         warn_of_the_processor(device, request.device, on_event)
     warn_without_bf16(device, on_event)
+    pictures, sheets = laid_out(request)
     # Before the base model, whose download can take an hour.
-    for use in request.loras:
-        read_metadata(use.path)
+    uses = list(dict.fromkeys(use.path for wanted in pictures for use in wanted.loras))
+    for path in uses:
+        read_metadata(path)
     files.require_folder(request.output)
     base = open_base(request.model, on_event)
-    capacity = capacity_of(request.memory.budget, device)
-    request = replace(request, memory=within(base, request.memory, DTYPES[request.precision], capacity))
-    _check_size(request, base)
-    loras = [open_lora(use, base, on_event) for use in request.loras]
-    with fits_in_memory("sampling", _SMALLER):
-        return _paint(request, base, loras, device, on_event)
+    _check_same(request, base)
+    _check_sizes(pictures, base)
+    request = replace(request, memory=fitted(_painting(request, pictures, base, device), on_event, tries_anyway))
+    session = _Session(
+        request=request,
+        base=base,
+        device=device,
+        loras={path: open_lora(LoraUse(path), base, on_event) for path in uses},
+        pictures=pictures,
+        requests=[_as_request(wanted, base) for wanted in pictures],
+        paths=_paths(request, pictures),
+        on_event=on_event,
+    )
+    with fits_in_memory("sampling", _SMALLER), _compiles():
+        _paint(session)
+    return SampleResult(list(session.paths), [_save_sheet(session, sheet) for sheet in sheets])
 
 
-def _paint(request: SampleRequest, base: Base, loras: list[Lora], device: str, on_event: Sink) -> SampleResult:
-    columns = _encode(request, base, loras, device, on_event)
-    pipeline = _load(request, base, device, on_event)
-    steps = request.steps or base.sampling_steps
-    wanted = list(_pictures(request, steps))
-    on_event(Phase("sample", _counted(len(wanted) * len(columns), "picture")))
-    names = _free_names(request)
-    count_step = _step_counter(len(wanted) * len(columns) * steps, on_event)
-    of_base = base_facts(request, base)
-    made: list[list[tuple[Path, dict[str, Any]]]] = []
-    for column in columns:
-        if column.loras:
-            apply_to_transformer(pipeline, column.loras)
-        text_of = partial(_text, column, device)
-        painted = []
-        for name, picture in zip(names, looking_ahead(base, pipeline, wanted, text_of), strict=True):
-            path = request.output / f"{name}{column.suffix}.png"
-            image = generate(base, pipeline, text_of(picture.prompt), picture, count_step)
-            facts = picture_facts(request, of_base, picture, column.loras, device)
-            _save(path, image, pnginfo=png_text(facts, column.loras))
-            painted.append((path, facts))
-        made.append(painted)
-    rows = list(zip(*made, strict=True))
-    grid = _save_grid(wanted, rows, [column.heading for column in columns]) if request.compare else None
-    return SampleResult([path for row in rows for path, _ in row], grid)
+def _painting(request: SampleRequest, pictures: Sequence[Wanted], base: Base, device: str) -> Painting:
+    """What decides about memory: the most of everything that a picture has."""
+    return Painting(
+        base=base,
+        memory=request.memory,
+        dtype=DTYPES[request.precision],
+        size=max(((wanted.width, wanted.height) for wanted in pictures), key=lambda size: size[0] * size[1]),
+        batch=min(request.sampling.batch_size, len(pictures)),
+        led_away=any(wanted.negative_prompt is not None for wanted in pictures),
+        started=any(wanted.start is not None for wanted in pictures),
+        lora_bytes=max(sum(use.path.stat().st_size for use in wanted.loras) for wanted in pictures),
+        as_cuda=device == "cuda" or request.memory.budget is not None,
+        capacity=capacity_of(request.memory.budget, device),
+    )
 
 
-def _text(column: _Column, device: str, prompt: str) -> Text:
-    return {key: tensor.to(device) for key, tensor in column.texts[prompt].items()}
+def _as_request(wanted: Wanted, base: Base) -> Request:
+    return Request(
+        prompt=wanted.prompt,
+        width=wanted.width,
+        height=wanted.height,
+        steps=wanted.steps or base.sampling_steps,
+        guidance=wanted.guidance,
+        seed=wanted.seed,
+        negative_prompt=wanted.negative_prompt,
+        true_guidance=wanted.true_guidance if wanted.negative_prompt is not None else 1.0,
+        start=None if wanted.start is None else Start(wanted.start, wanted.strength),
+    )
 
 
-def _check_size(request: SampleRequest, base: Base) -> None:
+def _paint(session: _Session) -> None:
+    request, base, device, on_event = session.request, session.base, session.device, session.on_event
+    jobs = jobs_of(session.pictures, session.requests, request.sampling.batch_size)
+    _tell(session, jobs)
+    texts = Texts(session.loras)
+    texts.encode(request, base, session.pictures, device, on_event)
+    pipeline = _load(session)
+    on_event(Phase("sample", counted(len(session.pictures), "picture")))
+    count_step = _step_counter(sum(job.requests[0].steps_taken for group in jobs.values() for job in group), on_event)
+    for uses, group in jobs.items():
+        apply_to_transformer(pipeline, acting(session.loras, uses))
+        text_of = partial(texts.of, uses, device=device)
+        batches = [job.requests for job in group]
+        for job, batch in zip(group, batches_looking_ahead(base, pipeline, batches, text_of), strict=True):
+            made = generate_together(base, pipeline, text_of, batch, count_step)
+            for number, place in job.kept:
+                _save(session, number, made[place.index])
+
+
+def _tell(session: _Session, jobs: Mapping[tuple[LoraUse, ...], Sequence[Job]]) -> None:
+    """What will be told of each picture, which a file must have room for."""
+    of_base = base_facts(session.request, session.base)
+    for uses, group in jobs.items():
+        loras = acting(session.loras, uses)
+        for number, place in (kept for job in group for kept in job.kept):
+            picture, wanted = session.requests[number], session.pictures[number]
+            told = told_of_picture(session.request, of_base, picture, place, wanted, loras, session.device)
+            require_room(told, session.request.sampling.format)
+            session.told[number] = told
+
+
+def _check_same(request: SampleRequest, base: Base) -> None:
+    """Whether the base model is the one that pictures were made with before."""
+    if request.fingerprint not in (None, base_facts(request, base).get("base_fingerprint")):
+        raise BaseModelError(
+            f"the picture was made with other files than those of {base.name}",
+            where="--base",
+            hint="give the base model that it was made with: --base FOLDER",
+        )
+
+
+def _check_sizes(pictures: Sequence[Wanted], base: Base) -> None:
     multiple = base.family.side_multiple
-    for name, side in (("width", request.width), ("height", request.height)):
+    for name, side in {(name, getattr(wanted, name)): None for wanted in pictures for name in ("width", "height")}:
         if side < multiple or side % multiple:
             below = max(multiple, side // multiple * multiple)
             raise UsageError(
@@ -125,60 +192,50 @@ def _check_size(request: SampleRequest, base: Base) -> None:
             )
 
 
-def _encode(request: SampleRequest, base: Base, loras: list[Lora], device: str, on_event: Sink) -> list[_Column]:
-    """The columns to make, with their prompts encoded; the text encoders are in memory only meanwhile."""
-    on_event(Phase("encode", _counted(len(set(request.prompts)), "prompt")))
-    pipeline = load_text_pipeline(base, request.memory, DTYPES[request.precision], device, on_event)
-    columns = []
-    texts = _encode_prompts(request, base, pipeline)
-    if request.compare or not loras:
-        columns.append(_Column("without LoRA", "-without" if loras else "", [], texts))
-    if any(lora.changes_text for lora in loras):
-        apply_to_text_encoder(pipeline, loras)
-        texts = _encode_prompts(request, base, pipeline)
-    if loras:
-        columns.append(_Column(f"with {_heading(loras)}", "", loras, texts))
-    del pipeline
-    free_memory()
-    return columns
+@contextmanager
+def _compiles() -> Iterator[None]:
+    """Inside, a block that cannot be compiled here is told as a setting that does not suit."""
+    from torch._dynamo.exc import TorchDynamoException
+
+    try:
+        yield
+    except TorchDynamoException as error:
+        raise UsageError(
+            f"the transformer cannot be compiled here: {str(error).partition(chr(10))[0]}",
+            where="sampling.compile",
+            hint="leave it out: --set sampling.compile=false; torch.compile needs a C++ compiler, on a card Triton",
+        ) from error
 
 
-def _encode_prompts(request: SampleRequest, base: Base, pipeline: Any) -> Texts:
-    texts = {prompt: encode_prompt(base, pipeline, prompt) for prompt in dict.fromkeys(request.prompts)}
-    return {prompt: {key: tensor.cpu() for key, tensor in text.items()} for prompt, text in texts.items()}
-
-
-def _heading(loras: list[Lora]) -> str:
-    return " + ".join(
-        lora.name if (at := spelled(lora.scale, lora.groups)) == "1" else f"{lora.name} at {at}" for lora in loras
-    )
-
-
-def _load(request: SampleRequest, base: Base, device: str, on_event: Sink) -> Any:
-    on_event(Phase("load", f"{base.name} in {request.memory.base_precision} on {device}"))
+def _load(session: _Session) -> Any:
+    request, base, device = session.request, session.base, session.device
+    session.on_event(Phase("load", f"{base.name} in {request.memory.base_precision} on {device}"))
     dtype = DTYPES[request.precision]
-    transformer = load_transformer(base, request.memory, dtype, device, on_event)
+    transformer = load_transformer(base, request.memory, dtype, device, session.on_event)
+    if request.sampling.compile:
+        # Block by block: all blocks of a kind share what is compiled, and streamed ones come and go between them.
+        transformer.compile_repeated_blocks()
     return image_pipeline(base, transformer, load_vae(base, dtype, device, request.memory.vae_tiling))
 
 
-def _pictures(request: SampleRequest, steps: int) -> Iterator[Request]:
-    for prompt in request.prompts:
-        for seed in request.seeds:
-            yield Request(prompt, request.width, request.height, steps, request.guidance, seed)
-
-
-def _free_names(request: SampleRequest) -> list[str]:
-    """``NUMBER-seedSEED`` for each picture: prompts are numbered on from the last number in the folder."""
-    numbers = [path.name.partition("-")[0] for path in request.output.glob("*-*.png")]
+def _paths(request: SampleRequest, pictures: Sequence[Wanted]) -> list[Path]:
+    """``NUMBER-NAME-seedSEED-MARKS``: prompts are numbered on from the last number in the folder."""
+    there = request.output.glob("*-*") if request.output.is_dir() else ()
+    numbers = [path.name.partition("-")[0] for path in there if path.suffix in ENDINGS.values()]
     first = max((int(number) for number in numbers if number.isdecimal()), default=-1) + 1
-    return [f"{first + index:02d}-seed{seed}" for index in range(len(request.prompts)) for seed in request.seeds]
+    ending = ENDINGS[request.sampling.format]
+    names = [
+        "-".join(filter(None, (f"{first + each.number:02d}", each.name, f"seed{each.seed}", *each.marks)))
+        for each in pictures
+    ]
+    return [request.output / f"{name}{ending}" for name in names]
 
 
-def _step_counter(total: int, on_event: Sink) -> Callable[[int, int], None]:
-    """Turns denoising steps of single pictures into progress over all of them."""
+def _step_counter(total: int, on_event: Sink) -> Callable[[], None]:
+    """Turns denoising steps of single batches into progress over all of them."""
     started, done = time.monotonic(), 0
 
-    def count(_: int, __: int) -> None:
+    def count() -> None:
         nonlocal done
         done += 1
         rate = done / max(time.monotonic() - started, 1e-9)
@@ -187,20 +244,18 @@ def _step_counter(total: int, on_event: Sink) -> Callable[[int, int], None]:
     return count
 
 
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+def _save(session: _Session, number: int, picture: Image.Image) -> None:
+    path, wanted = session.paths[number], session.pictures[number]
+    save(path, picture, session.told[number], session.request.sampling.quality)
+    session.on_event(Picture(str(path), wanted.prompt, wanted.seed))
 
 
-def _save(path: Path, image: Image.Image, **options: Any) -> None:
-    files.write_with(path, lambda temporary: image.save(temporary, format="PNG", **options))
-
-
-def _save_grid(wanted: list[Request], rows: list[tuple[tuple[Path, dict[str, Any]], ...]], headings: list[str]) -> Path:
-    drawn = [
-        Row(picture.prompt, f"seed {picture.seed}", [Image.open(path) for path, _ in row])
-        for picture, row in zip(wanted, rows, strict=True)
-    ]
-    first, _ = rows[0][0]
-    grid = first.with_name(f"{first.name.partition('-')[0]}-compare.png")
-    _save(grid, draw_grid(drawn, headings), pnginfo=grid_text([facts for row in rows for _, facts in row]))
-    return grid
+def _save_sheet(session: _Session, sheet: Sheet) -> Path:
+    rows = [Row(line.label, line.note, [session.paths[cell] for cell in line.cells]) for line in sheet.lines]
+    first = session.paths[sheet.lines[0].cells[0]].name.partition("-")[0]
+    taken = len(list(session.request.output.glob(f"{first}-{sheet.mark}*.png")))
+    path = session.request.output / f"{first}-{sheet.mark}{f'-{taken + 1}' if taken else ''}.png"
+    told = told_of_grid([session.told[cell] for line in sheet.lines for cell in line.cells])
+    save(path, draw_sheet(rows, sheet.headings, sheet.title), told, session.request.sampling.quality)
+    session.on_event(Picture(str(path)))
+    return path

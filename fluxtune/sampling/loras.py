@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from fluxtune.lora.attached import set_acting
 from fluxtune.lora.opened import Lora, base_of, open_lora, place_in
+from fluxtune.lora.use import LoraUse
 
-__all__ = ["Lora", "apply_to_text_encoder", "apply_to_transformer", "base_of", "open_lora"]
+__all__ = ["Lora", "acting", "apply_to_text_encoder", "apply_to_transformer", "base_of", "open_lora"]
+
+
+def acting(loras: Mapping[Path, Lora], uses: Sequence[LoraUse]) -> list[Lora]:
+    """Opened LoRAs as they are used together."""
+    return [replace(loras[use.path], scale=use.scale, groups=use.groups) for use in uses]
 
 
 def apply_to_transformer(pipeline: Any, loras: Sequence[Lora]) -> None:

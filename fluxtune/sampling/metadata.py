@@ -1,4 +1,4 @@
-"""What a picture says about itself: everything needed to make it again, as PNG text."""
+"""What a picture says about itself: everything needed to make it again."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL.PngImagePlugin import PngInfo
-
 from fluxtune.environment.device import versions
+from fluxtune.files import sha256_of
 from fluxtune.flux.base import Base
 from fluxtune.flux.denoise import Request
+from fluxtune.lora.use import spelled
 from fluxtune.redaction import for_sharing, redacted
 from fluxtune.sampling.loras import Lora
-from fluxtune.sampling.request import SampleRequest
-
-SCHEMA = 1
+from fluxtune.sampling.picture_files import SCHEMA, Told
+from fluxtune.sampling.request import Place, SampleRequest, Wanted
 
 
 def base_facts(sampled: SampleRequest, base: Base) -> dict[str, Any]:
@@ -32,27 +31,39 @@ def base_facts(sampled: SampleRequest, base: Base) -> dict[str, Any]:
     }
 
 
-def picture_facts(
-    sampled: SampleRequest, base: dict[str, Any], picture: Request, loras: Sequence[Lora], device: str
-) -> dict[str, Any]:
+def told_of_picture(
+    sampled: SampleRequest,
+    base: dict[str, Any],
+    picture: Request,
+    place: Place,
+    written: Wanted,
+    loras: Sequence[Lora],
+    device: str,
+) -> Told:
     """All that decides one picture's pixels. Files go by name and SHA-256, never by path: pictures are shared.
 
     Args:
         base: from ``base_facts``.
+        written: what the picture was asked for as.
     """
-    return {
+    facts = {
         "schema": SCHEMA,
         "prompt": picture.prompt,
+        **_drawn(picture, written),
         "seed": picture.seed,
         "steps": picture.steps,
         "guidance": picture.guidance,
         "width": picture.width,
         "height": picture.height,
+        **_led_away(picture),
+        **_started(picture),
+        **({"batch": {"size": place.size, "index": place.index}} if place.size > 1 else {}),
         **base,
         "base_precision": sampled.memory.base_precision,
         "modulation": sampled.memory.modulation,
         "text_precision": sampled.memory.text_precision,
         "vae_tiling": sampled.memory.vae_tiling,
+        **({"compile": True} if sampled.sampling.compile else {}),
         "precision": sampled.precision,
         "device": device,
         "loras": [
@@ -67,38 +78,56 @@ def picture_facts(
         ],
         "versions": versions(),
     }
+    shared = redacted(facts, for_sharing)
+    if shared != facts:
+        # Another prompt than was painted cannot be painted again.
+        shared["redacted"] = True
+    return Told(shared, for_sharing(_parameters(facts, loras)))
 
 
-def png_text(facts: dict[str, Any], loras: Sequence[Lora]) -> PngInfo:
-    """PNG text of a picture: ``fluxtune`` as JSON, and ``parameters`` in the line that user interfaces show."""
-    info = PngInfo()
-    info.add_text("fluxtune", json.dumps(redacted(facts, for_sharing)))
-    info.add_text("parameters", for_sharing(_parameters(facts, loras)))
-    return info
+def told_of_grid(pictures: Sequence[Told]) -> Told:
+    """Of a grid the facts of each of its pictures, row by row."""
+    return Told({"schema": SCHEMA, "pictures": [told.facts for told in pictures]}, "")
 
 
-def grid_text(facts: Sequence[dict[str, Any]]) -> PngInfo:
-    """PNG text of a grid: ``fluxtune`` as JSON, with the facts of each of its pictures, row by row."""
-    info = PngInfo()
-    info.add_text("fluxtune", json.dumps({"schema": SCHEMA, "pictures": redacted(list(facts), for_sharing)}))
-    return info
+def _drawn(picture: Request, written: Wanted) -> dict[str, Any]:
+    """The prompt before anything was drawn from it."""
+    return {} if written.template in (None, picture.prompt) else {"template": written.template}
+
+
+def _led_away(picture: Request) -> dict[str, Any]:
+    if picture.negative_prompt is None:
+        return {}
+    return {"negative_prompt": picture.negative_prompt, "true_guidance": picture.true_guidance}
+
+
+def _started(picture: Request) -> dict[str, Any]:
+    if picture.start is None:
+        return {}
+    path = picture.start.path
+    return {"start": {"file": path.name, "sha256": sha256_of(path), "strength": picture.start.strength}}
 
 
 def _parameters(facts: dict[str, Any], loras: Sequence[Lora]) -> str:
-    """The usual form: the prompt with its LoRA tags, then one line of ``Name: value``."""
-    tags = "".join(f" <lora:{lora.path.stem}:{lora.scale:g}>" for lora in loras)
+    """The usual form: the prompt with its LoRA tags, the negative prompt, then one line of ``Name: value``."""
+    tags = "".join(f" <lora:{lora.path.stem}:{spelled(lora.scale, lora.groups)}>" for lora in loras)
+    negative = facts.get("negative_prompt")
     settings = {
         "Steps": facts["steps"],
         "Sampler": "Euler",
-        "CFG scale": 1,
+        "CFG scale": f"{facts.get('true_guidance', 1):g}",
         "Distilled CFG Scale": facts["guidance"],
         "Seed": facts["seed"],
         "Size": f"{facts['width']}x{facts['height']}",
         "Model": facts["base"].rpartition("/")[2],
     }
+    if "start" in facts:
+        settings["Denoising strength"] = facts["start"]["strength"]
     if loras:
         # User interfaces know a LoRA by the hash of its tensors, where its header has it.
         hashes = [f"{lora.path.stem}: {lora.metadata.get('sshs_model_hash', lora.sha256)[:12]}" for lora in loras]
         settings["Lora hashes"] = json.dumps(", ".join(hashes), ensure_ascii=False)
     settings["Version"] = f"fluxtune {facts['versions'].get('fluxtune', '')}".strip()
-    return f"{facts['prompt']}{tags}\n" + ", ".join(f"{name}: {value}" for name, value in settings.items())
+    lines = [f"{facts['prompt']}{tags}"]
+    lines += [f"Negative prompt: {negative}"] if negative else []
+    return "\n".join([*lines, ", ".join(f"{name}: {value}" for name, value in settings.items())])

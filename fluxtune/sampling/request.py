@@ -1,32 +1,86 @@
-"""What is asked of the sampler."""
+"""What is asked of the sampler, and the single pictures that it comes to."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from fluxtune.config.memory import MemoryConfig
 from fluxtune.config.model import ModelConfig
+from fluxtune.config.sampling import SamplingConfig
 from fluxtune.errors import UsageError
 from fluxtune.lora.use import LoraUse
+
+if TYPE_CHECKING:
+    from fluxtune.sampling.axes import Axis
+    from fluxtune.sampling.prompts import PromptRow
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a picture stood in the batch that it was made in: its last bits can depend on it."""
+
+    size: int = 1
+    index: int = 0
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One picture that is wanted: all that decides it, beside the base model and how that is held.
+
+    Attributes:
+        template: the prompt as it was written, before anything was drawn from it.
+        steps: denoising steps; None takes what the base model wants.
+        start: picture to begin with, of which ``strength`` is painted over.
+        place: in a batch; None wherever it fits.
+        number: of its prompt, which its file's name begins with.
+        name: of its prompt, if it has one.
+        marks: what tells it apart from others of its prompt and seed, for its file's name.
+    """
+
+    prompt: str
+    seed: int
+    width: int
+    height: int
+    steps: int | None
+    guidance: float
+    negative_prompt: str | None = None
+    true_guidance: float = 2.0
+    start: Path | None = None
+    strength: float = 0.6
+    loras: tuple[LoraUse, ...] = ()
+    place: Place | None = None
+    template: str | None = None
+    number: int = 0
+    name: str | None = None
+    marks: tuple[str, ...] = ()
+
+    def scaled(self, factor: float) -> Wanted:
+        """The same with all LoRAs acting so many times as strongly."""
+        return replace(self, loras=tuple(replace(use, scale=use.scale * factor) for use in self.loras))
 
 
 @dataclass(frozen=True)
 class SampleRequest:
-    """Every prompt with every seed.
+    """Every prompt with every seed, and with every value of the axes.
 
     Attributes:
+        prompts: texts, or rows that have settings of their own.
         steps: denoising steps; None takes what the base model wants.
-        width, height: in pixels.
+        width, height: in pixels; of pictures with a ``start`` and no size of their own only the area counts, unless
+            ``sized``.
         loras: act together, in this order.
         compare: also make each picture without the LoRAs, and a labelled grid of both.
+        axes: what else is varied; the first goes across a labelled grid, the second down, more make several of them.
+        again: pictures that are made as they were once; nothing else is made then.
+        fingerprint: that the files of the base model must have, if any will not do.
         output: folder of the pictures; existing ones are never overwritten.
         precision: of the computation; ``memory`` says how the weights are held.
     """
 
     model: ModelConfig
-    prompts: tuple[str, ...]
+    prompts: tuple[str | PromptRow, ...]
     seeds: tuple[int, ...]
     steps: int | None
     guidance: float
@@ -35,12 +89,18 @@ class SampleRequest:
     output: Path
     loras: tuple[LoraUse, ...] = ()
     compare: bool = False
+    axes: tuple[Axis, ...] = ()
+    start: Path | None = None
+    sized: bool = False
+    again: tuple[Wanted, ...] = ()
+    fingerprint: str | None = None
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     precision: Literal["bf16", "fp32"] = "bf16"
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     def __post_init__(self) -> None:
-        if not self.prompts:
+        if not self.prompts and not self.again and not any(axis.name == "prompt" for axis in self.axes):
             raise UsageError(
                 "there is no prompt", hint='give one: fluxtune sample "a red house"; or several: --prompts FILE'
             )

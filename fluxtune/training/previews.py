@@ -66,7 +66,7 @@ def make_previews(
     def text_of(prompt: str) -> Text:
         return {name: tensor.to(device) for name, tensor in prepared.text(prompt).items()}
 
-    def stop_if_asked(done: int, total: int) -> None:
+    def stop_if_asked() -> None:
         if should_stop() is not None:
             raise _StopAsked
 

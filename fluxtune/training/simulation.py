@@ -8,23 +8,26 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from torch import nn
 
 from fluxtune import rng
 from fluxtune.config.schema import Config
 from fluxtune.dataset.images import Size
 from fluxtune.flux.base import Base
-from fluxtune.flux.empty import empty_text_encoder, empty_transformer, empty_vae, transformer_config
-from fluxtune.flux.load import is_held_quantized, is_text_quantized, streamed_blocks, tile
-from fluxtune.flux.modulation import compute_ahead, held_numbers
+from fluxtune.flux.empty import transformer_config
+from fluxtune.flux.modulation import held_numbers
+from fluxtune.flux.simulation import (
+    claim_transformer,
+    claim_weights,
+    encoding_texts,
+    give_weights,
+    held_transformer,
+    held_vae,
+)
 from fluxtune.flux.weights import DTYPES
 from fluxtune.lora.adapter import adapter_parameters, as_saved, attach, scale_of
 from fluxtune.memory.forecast import Forecast, phase_peaks, thinned
-from fluxtune.memory.ledger import TEMPORARIES, Ledger
-from fluxtune.memory.offload import stream_blocks
-from fluxtune.memory.quantize import QuantizedPrecision, is_quantized, replace_module
-from fluxtune.memory.simulate import DEVICE, SimulatedTransfers, give_content, simulate
-from fluxtune.memory.stand_ins import QuantizedStandIn
+from fluxtune.memory.ledger import Ledger
+from fluxtune.memory.simulate import DEVICE, SimulatedTransfers, simulate
 from fluxtune.training.ema import MovingAverage
 from fluxtune.training.load import learner_of
 from fluxtune.training.modulated import settled_memory
@@ -73,7 +76,8 @@ class Work:
 
 def foresee_encoders(work: Work) -> Forecast:
     """Simulates the encoding of captions and of pictures alone."""
-    return Forecast(phase_peaks([*_encoding_captions(work).moments, *_encoding_pictures(work).moments]))
+    captions = encoding_texts(work.base, work.config.memory.text_precision, work.dtype, work.as_cuda, work.capacity)
+    return Forecast(phase_peaks([*captions.moments, *_encoding_pictures(work).moments]))
 
 
 def foresee_training(work: Work) -> Forecast:
@@ -83,41 +87,13 @@ def foresee_training(work: Work) -> Forecast:
     return Forecast(phase_peaks(moments), thinned([moment for moment in moments if moment.phase in STEP]), system)
 
 
-def _encoding_captions(work: Work) -> Ledger:
-    base, precision = work.base, work.config.memory.text_precision
-    encoders = [empty_text_encoder(base.folder, part) for part in base.text_encoders]
-    if is_quantized(precision):
-        _put_stand_ins(encoders[-1], precision, work, lambda path: is_text_quantized(path, precision))
-
-    def build(ledger: Ledger) -> list[Any]:
-        with ledger.phase("encode captions"):
-            for encoder in encoders:
-                _give_weights(encoder, DTYPES.get(precision, work.dtype))
-                _claim_weights(encoder, ledger)
-        return encoders
-
-    def step(encoders: list[Any], ledger: Ledger) -> None:
-        with ledger.phase("encode captions"), torch.no_grad(), torch.device(DEVICE):
-            for encoder, tokens in zip(encoders, base.family.text_lengths(encoders, base.text_tokens), strict=True):
-                encoder(torch.zeros(1, tokens, dtype=torch.long))
-
-    return simulate(build, step, work.as_cuda, work.capacity)
-
-
-def _empty_vae(work: Work) -> Any:
-    vae = empty_vae(work.base.folder)
-    if work.config.memory.vae_tiling:
-        tile(vae)
-    return vae
-
-
 def _encoding_pictures(work: Work) -> Ledger:
-    vae, (width, height) = _empty_vae(work), work.size
+    vae, (width, height) = held_vae(work.base, work.config.memory.vae_tiling), work.size
 
     def build(ledger: Ledger) -> Any:
         with ledger.phase("encode pictures"):
-            _give_weights(vae, work.dtype)
-            _claim_weights(vae, ledger)
+            give_weights(vae, work.dtype)
+            claim_weights(vae, ledger)
         return vae
 
     def step(vae: Any, ledger: Ledger) -> None:
@@ -149,20 +125,16 @@ def simulate_training(
     """
     work = _without_autocast(work)
     config, base = work.config, work.base
-    transformer = empty_transformer(base.family, work.transformer)
     memory, precision = settled_memory(config, base.family), config.memory.base_precision
-    if memory.modulation == "ahead":
-        compute_ahead(transformer, base.family)
-    if is_quantized(precision):
-        _put_stand_ins(transformer, precision, work, lambda path: is_held_quantized(path, base.family, memory))
+    transformer = held_transformer(base.family, work.transformer, memory, work.dtype, work.as_cuda)
     with init_empty_weights():
         attach(transformer, config.lora, base.family, rng.derive(config.training.seed, "adapter"))
-    vae = _empty_vae(work) if work.preview else None
+    vae = held_vae(base, config.memory.vae_tiling) if work.preview else None
 
     def build(ledger: Ledger) -> _Run:
         transfers = SimulatedTransfers(ledger)
         with ledger.phase("load"):
-            _load(transformer, work, ledger, transfers)
+            claim_transformer(transformer, base.family, config.memory, work.dtype, ledger, transfers)
             if system is not None:
                 modulation = held_numbers(transformer) * DTYPES.get(precision, work.dtype).itemsize
                 system.update({"modulation": modulation, "streamed blocks": transfers.held})
@@ -202,39 +174,6 @@ def _without_autocast(work: Work) -> Work:
         return work
     training = config.training.model_copy(update={"precision": "fp32"})
     return replace(work, config=config.model_copy(update={"training": training}))
-
-
-def _load(transformer: Any, work: Work, ledger: Ledger, transfers: SimulatedTransfers) -> None:
-    """The weights, and while the last of them comes its own precision beside what it is held in."""
-    memory, family = work.config.memory, work.base.family
-    precision = memory.base_precision
-    _give_weights(transformer, DTYPES.get(precision, work.dtype))
-    streamed = streamed_blocks(transformer, family, memory.streamed_blocks)
-    if streamed:
-        stream_blocks([transformer.get_submodule(block) for block in streamed], DEVICE, transfers=transfers)
-    _claim_weights(transformer, ledger)
-    if is_quantized(precision):
-        largest = max(
-            each.in_features * each.out_features for each in transformer.modules() if isinstance(each, nn.Linear)
-        )
-        for source in [torch.empty(largest, dtype=dtype, device=DEVICE) for dtype in (work.dtype, torch.float16)]:
-            ledger.claim(source, TEMPORARIES)
-
-
-def _give_weights(module: nn.Module, dtype: torch.dtype) -> None:
-    """Gives a module on the meta device weights: frozen ones in ``dtype``, those of an adapter in float32."""
-    give_content(module, lambda each: torch.float32 if each.requires_grad else dtype)
-
-
-def _claim_weights(module: nn.Module, ledger: Ledger) -> None:
-    for tensor in (*module.parameters(), *module.buffers()):
-        ledger.claim(tensor, "adapter" if tensor.requires_grad else "weights")
-
-
-def _put_stand_ins(module: nn.Module, precision: QuantizedPrecision, work: Work, wanted: Callable[[str], bool]) -> None:
-    for path, layer in list(module.named_modules()):
-        if type(layer) is nn.Linear and wanted(path):
-            replace_module(module, path, QuantizedStandIn(layer, precision, work.dtype, work.as_cuda))
 
 
 def _batch(work: Work, ledger: Ledger) -> MicroBatch:
@@ -300,8 +239,8 @@ class _Announcing:
 def _preview(run: _Run, vae: Any, work: Work, size: Size, ledger: Ledger) -> None:
     """One denoising step and the picture that comes of it, as `previews.py` makes them."""
     learner, family, (width, height) = run.learner, work.base.family, size
-    _give_weights(vae, work.dtype)
-    _claim_weights(vae, ledger)
+    give_weights(vae, work.dtype)
+    claim_weights(vae, ledger)
     shape = (1, run.batch.latents.shape[1], height // family.side_multiple, width // family.side_multiple)
     text = {name: tensor[:1] for name, tensor in run.batch.text.items()}
     file_dtype = DTYPES[work.config.checkpoints.dtype]

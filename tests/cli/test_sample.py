@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from fluxtune.cli.sample import _resolve
+from fluxtune.cli.sample.settings import Given
+from fluxtune.cli.sample.settings import resolved as resolve_for_sampling
 from fluxtune.config.layers import Resolved, resolve, to_toml
 from fluxtune.lora.use import LoraUse, lora_use
 from fluxtune.runs import Run
@@ -39,7 +40,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 
 def resolved(run: Run, preset: str | None = None, flags: dict[str, Any] | None = None) -> Resolved:
-    return _resolve(preset, None, flags or {}, [], [Path("runs/mug/mug.safetensors")])
+    return resolve_for_sampling(Given(preset, None, flags or {}, []), [Path("runs/mug/mug.safetensors")])
 
 
 def test_a_runs_settings_come_along_and_name_the_run(run: Run, tmp_path: Path) -> None:
@@ -122,7 +123,7 @@ def test_a_file_without_a_prompt_is_a_usage_error(fluxtune: Callable, tmp_path: 
 def test_a_file_of_prompts_that_is_not_there_is_a_usage_error(fluxtune: Callable) -> None:
     outcome = fluxtune("sample", "--prompts", "gone.txt", "--base", "nano")
     assert outcome.code == 2
-    assert outcome.err.startswith("error: gone.txt: cannot read the prompts: No such file or directory\n")
+    assert outcome.err.startswith("error: gone.txt: cannot read the file: no such file or directory\n")
 
 
 def test_a_size_given_in_both_ways_is_a_usage_error(fluxtune: Callable) -> None:

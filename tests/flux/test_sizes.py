@@ -9,11 +9,10 @@ from fluxtune.config.memory import MemoryConfig
 from fluxtune.config.schema import Config
 from fluxtune.flux.base import Base
 from fluxtune.flux.known import known_base
-from fluxtune.flux.sizes import text_bytes, transformer_bytes, within
+from fluxtune.flux.sizes import text_bytes, transformer_bytes
 from fluxtune.training.simulation import Work, foresee_encoders, foresee_training
 
 BF16 = torch.bfloat16
-GIB = 2**30
 
 
 @pytest.fixture(scope="module")
@@ -40,19 +39,3 @@ def test_the_transformer_takes_what_its_simulation_holds(dev: Base, precision: s
     memory = {"base_precision": precision, "modulation": modulation}
     held = simulated(dev, "update", **memory)
     assert transformer_bytes(dev, MemoryConfig.model_validate(memory), BF16) == pytest.approx(held, rel=0.01)
-
-
-@pytest.mark.parametrize(
-    ("gib", "text", "base"), [(None, "bf16", "bf16"), (40, "bf16", "bf16"), (14, "bf16", "int8"), (7, "int8", "nf4")]
-)
-def test_pictures_are_made_with_the_most_precise_that_a_card_holds(
-    dev: Base, gib: int | None, text: str, base: str
-) -> None:
-    memory = MemoryConfig(base_precision="auto", text_precision="auto", modulation="card")
-    decided = within(dev, memory, BF16, None if gib is None else gib * GIB)
-    assert (decided.text_precision, decided.base_precision) == (text, base)
-
-
-def test_what_is_set_is_left_as_it_is(dev: Base) -> None:
-    memory = MemoryConfig(base_precision="nf4", text_precision="int8")
-    assert within(dev, memory, BF16, 80 * GIB) == memory

@@ -26,9 +26,9 @@ from fluxtune.flux.base import open_base
 from fluxtune.flux.load import load_transformer, load_vae
 from fluxtune.lora.conventions import LoraFormat
 from fluxtune.lora.reading import read_start
+from fluxtune.lora.use import LoraUse
 from fluxtune.nano import captioner_folder
 from fluxtune.sampling.loras import base_of, open_lora
-from fluxtune.sampling.request import LoraUse
 from fluxtune.training.checkpoint import _stored
 
 PLAIN = MemoryConfig(base_precision="fp32", text_precision="fp32")

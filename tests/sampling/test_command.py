@@ -26,6 +26,7 @@ from fluxtune.config.schema import Config
 from fluxtune.config.training import TrainingConfig
 from fluxtune.nano import model_folder
 from fluxtune.runs import Run
+from fluxtune.sampling.picture_files import facts_in
 
 
 @pytest.fixture(autouse=True)
@@ -156,7 +157,7 @@ def test_an_unfinished_run_has_no_result_to_sample(run: Run, capsys: pytest.Capt
         (["a cup", "--steps", "many"], "--steps: previews.steps"),
         (["a cup", "--lora", "absent.safetensors"], "absent.safetensors: there is no such LoRA file"),
         (["a cup", "--compare"], "there is no LoRA"),
-        (["--prompts", "absent.txt"], "absent.txt: cannot read the prompts"),
+        (["--prompts", "absent.txt"], "absent.txt: cannot read the file"),
         ([], "there is no prompt"),
         (["a cup", "--device", "cuda"], "no such option: --device"),
     ],
@@ -188,11 +189,62 @@ def test_no_library_writes_beside_fluxtunes_own_lines(working_folder: Path, lora
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [str(Path("samples", "00-seed5.png"))]
     labels = [line.partition(":")[0] for line in done.stderr.splitlines()]
-    assert labels == ["encode", "load text encoder 2", "load", "load transformer", "sample", "denoise"]
+    assert labels == ["encode", "load text encoder 2", "load", "load transformer", "sample", "denoise", "picture"]
 
 
-def test_precisions_that_are_left_to_fluxtune_are_decided_and_stand_in_the_picture() -> None:
-    sets = ["--set=memory.base_precision=auto", "--set=memory.text_precision=auto", "--set=memory.budget=0.61"]
+def test_precisions_that_are_left_to_fluxtune_are_decided_and_stand_in_the_picture(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    sets = ["--set=memory.base_precision=auto", "--set=memory.modulation=auto", "--set=memory.budget=2"]
     assert main(["sample", "a cup", "--seed", "3", "--output", "out", *sets]) == 0
     told = facts("out/00-seed3.png")
-    assert (told["base_precision"], told["text_precision"]) == ("nf4", "nf4")
+    assert (told["base_precision"], told["text_precision"], told["modulation"]) == ("fp32", "fp32", "card")
+    assert "plan: fp32 base; at most" in capsys.readouterr().err
+
+
+def test_what_does_not_fit_the_card_is_refused_before_weights_load(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sample", "a cup", "--output", "out", "--set=memory.budget=0.601"]) == 4
+    told = capsys.readouterr().err
+    assert "of graphics memory" in told and "hint: " in told and "load" not in told.split("plan:")[0]
+    assert not Path("out").exists()
+    assert main(["sample", "a cup", "--output", "out", "--set=memory.budget=0.601", "--accept", "memory"]) == 0
+
+
+def test_checkpoints_of_an_unfinished_run_make_a_contact_sheet(
+    run: Run, lora: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for step in (1, 2):
+        folder = run.checkpoint_folder(step)
+        folder.mkdir(parents=True)
+        scale = 0.5 * step
+        tensors = {name: tensor * scale if "lora_B" in name else tensor for name, tensor in load_file(lora).items()}
+        save_file(tensors, folder / "mug.safetensors", metadata={"format": "pt"})
+        (folder / "manifest.json").write_text("{}")
+    run.update(status="stopped", result=None)
+    assert main(["sample", "--lora", f"{run.folder}:0.5", "--grid", "checkpoint=all", "--seed", "5", "--json"]) == 0
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    told = [record for record in records if record["event"] == "picture"]
+    assert [Path(record["path"]).name for record in told] == [
+        "00-seed5-step1.png",
+        "00-seed5-step2.png",
+        "00-grid.png",
+    ]
+    assert [record["prompt"] for record in told] == ["a mug", "a mug", None]
+    data = records[-1]["data"]
+    assert data["grids"] == [data["grid"]] == [told[2]["path"]]
+    used = [facts(path)["loras"][0] for path in data["pictures"]]  # type: ignore[index]
+    assert [use["scale"] for use in used] == [0.5, 0.5] and used[0]["sha256"] != used[1]["sha256"]
+
+
+def test_a_file_of_prompts_with_settings_of_their_own(working_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (working_folder / "words").mkdir()
+    (working_folder / "words" / "colour.txt").write_text("red\nblue\n")
+    rows = [{"prompt": "a __colour__ cup", "count": 2, "name": "cup"}, {"prompt": "a boat", "size": "96x64", "seed": 9}]
+    (working_folder / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    arguments = ["--prompts", "prompts.jsonl", "--wildcards", "words", "--format", "webp", "--quality", "80"]
+    assert main(["sample", *arguments]) == 0
+    printed = capsys.readouterr().out.split()
+    assert [Path(path).name for path in printed] == ["00-cup-seed5.webp", "00-cup-seed6.webp", "01-seed9.webp"]
+    assert Image.open(printed[2]).size == (96, 64)
+    told = facts_in(Path(printed[0]))
+    assert told["template"] == "a __colour__ cup" and told["prompt"] in ("a red cup", "a blue cup")

@@ -21,10 +21,11 @@ from fluxtune.exporting.methods import Checkpoint
 from fluxtune.flux.base import open_base
 from fluxtune.lora.adapter import LoraLayer
 from fluxtune.lora.conventions import LoraFormat
+from fluxtune.lora.use import LoraUse
 from fluxtune.nano import EMBEDDED, model_folder
 from fluxtune.sampling.generate import sample
 from fluxtune.sampling.loras import open_lora
-from fluxtune.sampling.request import LoraUse, SampleRequest
+from fluxtune.sampling.request import SampleRequest
 
 Requests = Callable[..., SampleRequest]
 Pictures = dict[str, np.ndarray]

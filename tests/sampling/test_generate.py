@@ -14,9 +14,10 @@ from stock_flux import PROMPT, by_hand
 from fluxtune.config.model import ModelConfig
 from fluxtune.errors import OutOfMemoryError, StorageError, UsageError
 from fluxtune.events import Progress
-from fluxtune.sampling import generate as generate_module
+from fluxtune.lora.use import LoraUse
+from fluxtune.sampling import texts as texts_module
 from fluxtune.sampling.generate import sample
-from fluxtune.sampling.request import LoraUse, SampleRequest
+from fluxtune.sampling.request import SampleRequest
 
 Requests = Callable[..., SampleRequest]
 Stock = Callable[[], Any]
@@ -127,7 +128,7 @@ def test_a_model_that_does_not_fit_in_memory_says_what_to_make_smaller(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(generate_module, "load_text_pipeline", fail)
+    monkeypatch.setattr(texts_module, "load_text_pipeline", fail)
     with pytest.raises(OutOfMemoryError, match="does not fit in memory") as failure:
         sample(request_for())
     assert failure.value.exit_code == 4

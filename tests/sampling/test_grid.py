@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFont
 
-from fluxtune.sampling.grid import PAPER, Row, draw_grid, wrapped
+from fluxtune.sampling.grid import MOST_COLUMNS, PAPER, Row, draw_grid, draw_sheet, wrapped
 
 LONG = "a photograph of the zorvex standing in front of a lighthouse at dusk with many gulls " * 4
 
@@ -54,3 +54,32 @@ def test_lines_never_exceed_the_width_and_no_word_is_lost() -> None:
     lines = wrapped(text, font, 150)
     assert all(font.getlength(line) <= 150 for line in lines)
     assert "".join(lines).replace(" ", "") == text.replace(" ", "")
+
+
+def test_many_columns_go_on_below_and_the_title_stands_above_all() -> None:
+    colours = [f"#{index:02x}40ff" for index in range(0, 250, 25)]
+    row = Row("one", "seed 1", [painted(colour, (64, 64)) for colour in colours])
+    grid = draw_sheet([row], [f"step {index}" for index in range(10)], "a title")
+    boxes = [places(grid, colour) for colour in colours]
+    assert len({top for _, top, _, _ in boxes[:MOST_COLUMNS]}) == 1
+    assert boxes[0][1] > 0 and boxes[MOST_COLUMNS][1] > boxes[0][3] and boxes[MOST_COLUMNS][0] == boxes[0][0]
+    plain = draw_sheet([row], [f"step {index}" for index in range(10)])
+    assert grid.height > plain.height
+
+
+def test_a_sheet_that_would_be_too_large_shows_its_pictures_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fluxtune.sampling.grid.MOST_PIXELS", 200_000)
+    rows = [Row("one", "", [painted("red", (400, 300)), painted("lime", (300, 400))])]
+    grid = draw_sheet(rows, ["a", "b"])
+    left, top, right, bottom = places(grid, "red")
+    assert 0 < right - left < 400
+    assert (right - left) / (bottom - top) == pytest.approx(4 / 3, rel=0.02)
+    assert grid.width * grid.height < 300_000
+
+
+def test_pictures_of_several_sizes_stay_apart() -> None:
+    rows = [Row("one", "", [painted("red", (64, 64)), painted("lime", (128, 32))])]
+    grid = draw_sheet(rows, ["a", "b"])
+    red, lime = places(grid, "red"), places(grid, "lime")
+    assert (red[2] - red[0], lime[2] - lime[0]) == (64, 128)
+    assert lime[0] >= red[0] + 128

@@ -15,8 +15,8 @@ from fluxtune.config.model import ModelConfig
 from fluxtune.errors import BaseModelError, ExitCode, StorageError, UsageError
 from fluxtune.flux.base import Base, open_base
 from fluxtune.flux.load import image_pipeline, load_text_pipeline, load_transformer, load_vae
+from fluxtune.lora.use import LoraUse
 from fluxtune.sampling.loras import apply_to_text_encoder, apply_to_transformer, base_of, open_lora
-from fluxtune.sampling.request import LoraUse
 
 FP32 = MemoryConfig(base_precision="fp32", text_precision="fp32")
 TEXT_LAYER = "text_encoder.text_model.encoder.layers.0.self_attn.q_proj"

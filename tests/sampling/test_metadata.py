@@ -10,9 +10,10 @@ from PIL import Image
 
 from fluxtune.config.model import ModelConfig
 from fluxtune.flux.base import open_base
+from fluxtune.lora.use import LoraUse
 from fluxtune.sampling.generate import sample
 from fluxtune.sampling.metadata import base_facts
-from fluxtune.sampling.request import LoraUse, SampleRequest
+from fluxtune.sampling.request import SampleRequest
 
 
 def test_a_picture_carries_what_made_it(request_for: Callable[..., SampleRequest], lora: Path) -> None:

@@ -11,8 +11,9 @@ from safetensors.torch import save_file
 from stock_flux import LAYERS, PROMPT, by_hand, lora_tensors
 
 from fluxtune.config.memory import MemoryConfig
+from fluxtune.lora.use import LoraUse
 from fluxtune.sampling.generate import sample
-from fluxtune.sampling.request import LoraUse, SampleRequest
+from fluxtune.sampling.request import SampleRequest
 
 Requests = Callable[..., SampleRequest]
 Stock = Callable[[], FluxPipeline]

@@ -17,10 +17,11 @@ from fluxtune.config.schema import Config
 from fluxtune.errors import Stopped
 from fluxtune.events import Phase, Step
 from fluxtune.flux import load
+from fluxtune.lora.use import LoraUse
 from fluxtune.memory import activations, offload
 from fluxtune.memory.activations import ActivationOffload
 from fluxtune.sampling.generate import sample
-from fluxtune.sampling.request import LoraUse, SampleRequest
+from fluxtune.sampling.request import SampleRequest
 from fluxtune.training import foresight
 
 TOGETHER: dict[str, Any] = {

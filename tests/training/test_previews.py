@@ -12,8 +12,9 @@ from fluxtune.flux.base import open_base
 from fluxtune.flux.denoise import Request, encode_prompt, generate
 from fluxtune.flux.load import image_pipeline, load_text_pipeline, load_transformer, load_vae
 from fluxtune.flux.weights import DTYPES
+from fluxtune.lora.use import LoraUse
 from fluxtune.sampling.generate import sample
-from fluxtune.sampling.request import LoraUse, SampleRequest
+from fluxtune.sampling.request import SampleRequest
 from fluxtune.training.previews import preview_requests
 
 

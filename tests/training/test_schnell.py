@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 from tiny_runs import Trained, plain_config, train_in
 
 from fluxtune.events import Warning
+from fluxtune.lora.use import LoraUse
 from fluxtune.sampling.generate import sample
-from fluxtune.sampling.request import LoraUse, SampleRequest
+from fluxtune.sampling.request import SampleRequest
 
 
 @pytest.fixture(scope="module")
