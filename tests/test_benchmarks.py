@@ -148,7 +148,7 @@ def test_the_benchmark_of_fusing_writes_models_and_reads_a_lora_out_of_one(tmp_p
 
 def test_the_page_on_lora_files_has_the_figures_of_fusing_that_were_measured() -> None:
     figures = json.loads((FOLDER / "results" / "fusing.json").read_text(encoding="utf-8"))
-    page = (FOLDER.parent / "docs" / "lora-files.md").read_text(encoding="utf-8")
+    page = (FOLDER.parent / "docs" / "loras.md").read_text(encoding="utf-8")
     for name, each in figures["commands"].items():
         memory, seconds, written = (each[key] for key in ("anonymous_peak_mib", "seconds", "written_bytes"))
         row = (name, f"{memory:,.0f}", f"{seconds:,.0f}", f"{written / 1e9:.1f}")
