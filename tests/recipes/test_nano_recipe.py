@@ -9,6 +9,7 @@ import torch
 from diffusers import FluxPipeline
 
 from fluxtune.nano.scenes import training_scene
+from fluxtune.recipes.nano.architecture import build_transformer
 from fluxtune.recipes.nano.batches import Batch
 from fluxtune.recipes.nano.distill import guided_velocity
 from fluxtune.recipes.nano.latents import pack, position_ids
@@ -16,7 +17,7 @@ from fluxtune.recipes.nano.muon import Muon, orthogonalize
 from fluxtune.recipes.nano.progress import Budget, rate_at
 from fluxtune.recipes.nano.text import ROLES, roles_of
 from fluxtune.recipes.nano.textures import texture
-from fluxtune.recipes.nano.transformer import build_transformer, velocity_and_states
+from fluxtune.recipes.nano.transformer import velocity_and_states
 from fluxtune.recipes.nano.vocabulary import build_clip_tokenizer, build_t5_tokenizer
 
 

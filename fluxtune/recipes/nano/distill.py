@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from fluxtune.recipes.nano.architecture import build_transformer
 from fluxtune.recipes.nano.batches import Batch, Batches
 from fluxtune.recipes.nano.export import assemble
 from fluxtune.recipes.nano.progress import COMPUTE, Budget, rate_at, record, require_checkpoint, save_checkpoint, say
 from fluxtune.recipes.nano.transformer import (
     BATCH,
     average_weights,
-    build_transformer,
     rotary_of,
     velocity_and_states,
 )

@@ -13,13 +13,12 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeli
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from fluxtune.recipes.nano.architecture import build_transformer
 from fluxtune.recipes.nano.text import TextEncoders
 
 
 def assemble(work: Path, transformer: dict[str, Tensor], folder: Path) -> None:
     """Writes the whole pipeline, weights as bfloat16, whole or not at all."""
-    from fluxtune.recipes.nano.transformer import build_transformer
-
     model = build_transformer()
     model.load_state_dict(transformer)
     text = TextEncoders(work / "text")

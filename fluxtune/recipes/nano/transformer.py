@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fluxtune.nano.painter import KINDS
 from fluxtune.nano.palette import BACKGROUND_COLOURS, BACKGROUND_KINDS, COLOURS
+from fluxtune.recipes.nano.architecture import build_transformer
 from fluxtune.recipes.nano.batches import Batch, Batches
 from fluxtune.recipes.nano.export import assemble
 from fluxtune.recipes.nano.muon import Muon
@@ -26,7 +27,6 @@ from fluxtune.recipes.nano.progress import (
     save_checkpoint,
     say,
 )
-from fluxtune.recipes.nano.text import CLIP_WIDTH, T5_WIDTH
 from fluxtune.recipes.nano.workers import average_gradients, first_says, rank, world
 
 BATCH = 32
@@ -40,31 +40,6 @@ TAP = 1
 """The single block after which the alignment head looks."""
 
 LABELS = (len(KINDS), 1 + len(COLOURS), len(BACKGROUND_KINDS), len(BACKGROUND_COLOURS))
-
-
-def build_transformer() -> FluxTransformer2DModel:
-    """3.2 million weights; modulation and output start at zero, so every block starts as the identity."""
-    model = FluxTransformer2DModel(
-        patch_size=1,
-        in_channels=64,
-        num_layers=2,
-        num_single_layers=5,
-        attention_head_dim=36,
-        num_attention_heads=4,
-        joint_attention_dim=T5_WIDTH,
-        pooled_projection_dim=CLIP_WIDTH,
-        guidance_embeds=True,
-        axes_dims_rope=(8, 14, 14),
-    )
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear):
-            nn.init.xavier_uniform_(module.weight)
-            nn.init.zeros_(module.bias)
-            if name == "proj_out" or name.endswith("norm_out.linear"):
-                nn.init.zeros_(module.weight)
-            elif ".norm" in name:
-                nn.init.normal_(module.weight, std=0.01)
-    return model
 
 
 class AlignmentHead(nn.Module):
