@@ -82,13 +82,16 @@ def parse_key(text: str) -> list[str] | None:
     return parts if parsed == 0 else None
 
 
-def read_text(file: Path, source: str) -> str:
+def read_text(file: Path, source: str, from_pipes: bool = False) -> str:
     """The text of a file of settings, with plain line ends, the last of them there.
+
+    Args:
+        from_pipes: a pipe or a device is read, too, as far as a file may be long.
 
     Raises:
         UsageError: it cannot be read, is too large, or is no UTF-8; ``where`` has the line.
     """
-    content = _read_bytes(file, source)
+    content = _read_bytes(file, source, from_pipes)
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -104,19 +107,22 @@ def read_text(file: Path, source: str) -> str:
     return text if text.endswith("\n") else f"{text}\n"
 
 
-def _read_bytes(file: Path, source: str) -> bytes:
+def _read_bytes(file: Path, source: str, from_pipes: bool) -> bytes:
     try:
         about = file.stat()
         # To open a pipe is to wait for who writes into it, and a device may have no end.
-        if not S_ISREG(about.st_mode) and not S_ISDIR(about.st_mode):
+        if not from_pipes and not S_ISREG(about.st_mode) and not S_ISDIR(about.st_mode):
             raise UsageError("this is no file, but a pipe or a device", where=source, hint="give a file with settings")
-        if about.st_size > _LARGEST:
+        with file.open("rb") as opened:
+            content = opened.read(_LARGEST + 1)
+        if len(content) > _LARGEST:
+            size = f"{about.st_size / 2**20:.1f} MiB" if S_ISREG(about.st_mode) else "without end"
             raise UsageError(
-                f"this is too large for settings: {about.st_size / 2**20:.1f} MiB, wanted at most {_LARGEST // 2**20}",
+                f"this is too large for settings: {size}, wanted at most {_LARGEST // 2**20} MiB",
                 where=source,
                 hint="check the path; captions go beside the pictures or into a metadata.jsonl",
             )
-        return file.read_bytes()
+        return content
     except (OSError, ValueError) as error:  # a ValueError of a path with a zero byte in it
         reason = (getattr(error, "strerror", None) or str(error)).lower()
         raise UsageError(f"cannot read the file: {reason}", where=source, hint="check the path") from error

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, ValidationError
 
 from fluxtune.config.memory import Precision
 from fluxtune.config.previews import Seed, Side
@@ -19,11 +19,20 @@ from fluxtune.files import sha256_of
 from fluxtune.lora.use import LoraUse
 from fluxtune.nano import EMBEDDED
 from fluxtune.sampling.picture_files import SCHEMA, facts_in
-from fluxtune.sampling.request import Place, Wanted
+from fluxtune.sampling.request import MOST, Place, Wanted
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _DECIDE = ("torch", "diffusers", "transformers", "peft", "bitsandbytes")
 """Packages whose version can decide the last bits of a picture."""
+
+
+def _encodable(text: str) -> str:
+    """Refuses halves of surrogate pairs, which JSON can hold and no tokenizer takes."""
+    text.encode()
+    return text
+
+
+_Text = Annotated[str, AfterValidator(_encodable)]
 _Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -53,19 +62,20 @@ class _Batch(_Fact):
 
 
 class _Facts(_Fact):
-    prompt: str
+    prompt: _Text
     seed: Seed
     width: Side
     height: Side
     steps: int = Field(ge=1, le=1000)
     guidance: float = Field(ge=0.0, le=100.0)
-    negative_prompt: str | None = None
+    negative_prompt: _Text | None = None
     true_guidance: float = Field(2.0, gt=1.0, le=100.0)
-    template: str | None = None
+    template: _Text | None = None
     start: _Start | None = None
     batch: _Batch = _Batch(size=1, index=0)
     loras: list[_Lora] = []
     base: str
+    base_files: dict[str, str] = {}
     revision: str | None = None
     base_fingerprint: str | None = None
     base_precision: Precision
@@ -85,6 +95,7 @@ class Again:
     Attributes:
         settings: that all of them were made with, by dotted key; without ``model.base`` where that is a local folder,
             of which only ``base`` tells the name.
+        base_files: part of the base model (``transformer``...) -> name of the single file that stood in for it.
         fingerprint: of the base model's files, where no hub's commit says what they are.
         remarks: what may make them come out differently here.
     """
@@ -92,11 +103,12 @@ class Again:
     pictures: tuple[Wanted, ...]
     settings: dict[str, Any]
     base: str
+    base_files: Mapping[str, str]
     fingerprint: str | None
     remarks: tuple[Warning, ...]
 
 
-def read_again(files: Sequence[Path], loras: Iterable[Path], start: Path | None) -> Again:
+def read_again(files: Sequence[Path], loras: Sequence[Path], start: Path | None) -> Again:
     """Read what pictures, or grids of pictures, say of themselves.
 
     LoRAs and start pictures are looked for among those that are named, then under their name beside the picture, in
@@ -104,7 +116,7 @@ def read_again(files: Sequence[Path], loras: Iterable[Path], start: Path | None)
 
     Raises:
         DataError: a picture cannot be read, does not say enough, or names a file that is not found.
-        UsageError: the pictures were made with different models or settings.
+        UsageError: the pictures were made with different models or settings, or without a file that is named.
     """
     told = [(file, facts) for file in files for facts in _facts_of(file)]
     first = told[0][1]
@@ -115,15 +127,36 @@ def read_again(files: Sequence[Path], loras: Iterable[Path], start: Path | None)
                 where=str(file),
                 hint="make them again one by one",
             )
-    named = list(loras)
-    pictures = tuple(_wanted(file, facts, named, start) for file, facts in told)
-    return Again(pictures, _settings(first), first.base, first.base_fingerprint, tuple(_remarks(files[0], first)))
+    pictures = tuple(_wanted(file, facts, loras, start) for file, facts in told)
+    _refuse_unused(pictures, loras, start)
+    return Again(
+        pictures,
+        _settings(first),
+        first.base,
+        first.base_files,
+        first.base_fingerprint,
+        tuple(_remarks(files[0], first)),
+    )
 
 
 def _facts_of(file: Path) -> Iterator[_Facts]:
     facts = facts_in(file)
-    for each in facts.get("pictures", [facts]):
+    pictures = facts.get("pictures", [facts])
+    if not isinstance(pictures, list) or not 0 < len(pictures) <= MOST:
+        pictures = [None]
+    for each in pictures:
         yield _checked(each, file)
+
+
+def _refuse_unused(pictures: Sequence[Wanted], loras: Sequence[Path], start: Path | None) -> None:
+    used = {use.path for wanted in pictures for use in wanted.loras} | {wanted.start for wanted in pictures}
+    for file, flag in [*((lora, "--lora") for lora in loras), *([(start, "--start")] if start else [])]:
+        if file not in used:
+            raise UsageError(
+                f"{file} is not what the picture was made with, which alone can make it again",
+                where=flag,
+                hint="leave it out; with other files a picture is another one: paint it from its prompt",
+            )
 
 
 def _checked(facts: Any, file: Path) -> _Facts:
@@ -152,7 +185,7 @@ def _checked(facts: Any, file: Path) -> _Facts:
 
 
 def _model_of(facts: _Facts) -> tuple[Any, ...]:
-    return facts.base, facts.base_fingerprint, _settings(facts)
+    return facts.base, facts.base_files, facts.base_fingerprint, _settings(facts)
 
 
 def _settings(facts: _Facts) -> dict[str, Any]:

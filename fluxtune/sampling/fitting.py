@@ -15,7 +15,8 @@ from fluxtune.events import Phase, Plan, Sink, Warning
 from fluxtune.flux.empty import transformer_config
 from fluxtune.flux.sizes import choices, text_precision_within, transformer_bytes
 from fluxtune.memory.forecast import Forecast
-from fluxtune.sampling.forecast import Painting, foresee_pictures, foresee_texts
+from fluxtune.sampling.forecasts import pictures_of, texts_of
+from fluxtune.sampling.simulation import Painting
 
 
 def fitted(painting: Painting, on_event: Sink, tries_anyway: bool = False) -> MemoryConfig:
@@ -33,15 +34,15 @@ def fitted(painting: Painting, on_event: Sink, tries_anyway: bool = False) -> Me
     on_event(Phase("plan", "simulating what the pictures take in memory"))
     text_precision = text_precision_within(painting.base, painting.memory, painting.dtype, capacity)
     painting = painting.with_memory(text_precision=text_precision)
-    texts = foresee_texts(painting)
+    texts = texts_of(painting)
     candidate, pictures = painting, None
     for candidate in _candidates(painting):
         if _weights(candidate) > capacity:
             continue
-        pictures = foresee_pictures(candidate)
+        pictures = pictures_of(candidate)
         if pictures.reserved <= capacity:
             break
-    pictures = pictures or foresee_pictures(candidate)
+    pictures = pictures or pictures_of(candidate)
     forecast = Forecast((*texts.phases, *pictures.phases))
     fits = forecast.reserved <= capacity
     on_event(_as_event(candidate, forecast, fits))
@@ -78,12 +79,13 @@ def _reliefs(painting: Painting) -> Iterator[dict[str, Any]]:
     yield {}
     if painting.memory.recompute != "auto":
         return
-    if not painting.memory.vae_tiling:
+    tiles = painting.memory.vae_tiling or not painting.to_the_bit
+    if tiles and not painting.memory.vae_tiling:
         yield {"vae_tiling": True}
     if not painting.memory.streamed_blocks:
         number = _blocks(painting)
         for share in (8, 4, 2, 1):
-            yield {"vae_tiling": True, "streamed_blocks": max(1, number // share)}
+            yield {"vae_tiling": tiles, "streamed_blocks": max(1, number // share)}
 
 
 def _weights(painting: Painting) -> int:

@@ -25,7 +25,6 @@ from fluxtune.lora.use import LoraUse
 from fluxtune.memory.shortage import fits_in_memory
 from fluxtune.nano import EMBEDDED
 from fluxtune.sampling.fitting import fitted
-from fluxtune.sampling.forecast import Painting
 from fluxtune.sampling.grid import Row, draw_sheet
 from fluxtune.sampling.jobs import Job, jobs_of
 from fluxtune.sampling.layout import Sheet, laid_out
@@ -33,6 +32,7 @@ from fluxtune.sampling.loras import Lora, acting, apply_to_transformer, open_lor
 from fluxtune.sampling.metadata import base_facts, told_of_grid, told_of_picture
 from fluxtune.sampling.picture_files import ENDINGS, Told, require_room, save
 from fluxtune.sampling.request import SampleRequest, Wanted
+from fluxtune.sampling.simulation import Painting
 from fluxtune.sampling.texts import Texts
 from fluxtune.sentences import counted
 
@@ -122,6 +122,7 @@ def _painting(request: SampleRequest, pictures: Sequence[Wanted], base: Base, de
         lora_bytes=max(sum(use.path.stat().st_size for use in wanted.loras) for wanted in pictures),
         as_cuda=device == "cuda" or request.memory.budget is not None,
         capacity=capacity_of(request.memory.budget, device),
+        to_the_bit=bool(request.again),
     )
 
 
@@ -174,9 +175,11 @@ def _check_same(request: SampleRequest, base: Base) -> None:
     """Whether the base model is the one that pictures were made with before."""
     if request.fingerprint not in (None, base_facts(request, base).get("base_fingerprint")):
         raise BaseModelError(
-            f"the picture was made with other files than those of {base.name}",
+            f"the picture was made with other files than those of {base.name}"
+            + "".join(f" and {file.name}" for file in base.files.values()),
             where="--base",
-            hint="give the base model that it was made with: --base FOLDER",
+            hint="give the base model that it was made with: --base FOLDER, and for single files in it --set "
+            "model.transformer=FILE and the like",
         )
 
 

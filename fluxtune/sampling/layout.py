@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 
 from fluxtune.dataset.images import Size, open_image
@@ -13,11 +13,9 @@ from fluxtune.errors import UsageError
 from fluxtune.lora.use import spelled
 from fluxtune.sampling.axes import COMPARISON, Axis, Value
 from fluxtune.sampling.prompts import PromptRow
-from fluxtune.sampling.request import SampleRequest, Wanted
+from fluxtune.sampling.request import MOST, SampleRequest, Wanted
 from fluxtune.sampling.wildcards import drawn
 
-MOST = 10_000
-"""Pictures of one request; more are a slip in an axis."""
 _MULTIPLE = 16
 
 
@@ -59,10 +57,12 @@ def laid_out(request: SampleRequest) -> tuple[list[Wanted], list[Sheet]]:
     names = [axis.name for axis in axes]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise UsageError(f"{twice} is an axis twice", where="--grid", hint="give all of its values at once")
-    subjects = list(_subjects(request, varies_seed="seed" in names, varies_prompt="prompt" in names))
+    counted = _subjects(request, varies_seed="seed" in names, varies_prompt="prompt" in names)
+    subjects = list(islice(counted, MOST + 1))
     total = len(subjects) * math.prod(len(axis.values) for axis in axes)
     if total > MOST:
-        raise UsageError(f"these are {total:,} pictures: at most {MOST:,} are made", hint="take fewer values or seeds")
+        number = f"{total:,}" if len(subjects) <= MOST else f"more than {MOST:,}"
+        raise UsageError(f"these are {number} pictures: at most {MOST:,} are made", hint="take fewer values or seeds")
     pictures = _renumbered([_changed(subject, values) for subject in subjects for values in _combinations(axes)])
     folder = None if request.sampling.wildcards is None else Path(request.sampling.wildcards)
     drawn_from = [_drawn(picture, folder) for picture in pictures]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ _UNICODE = b"UNICODE\0"
 """How a user comment begins whose text is UTF-16 (EXIF 2.32, 4.6.5), as user interfaces read ``parameters``."""
 _MOST_EXIF = 65_000
 """Bytes: a JPEG's EXIF has one segment, of 64 KiB."""
+
+_DAMAGED = (OSError, SyntaxError, ValueError, TypeError, LookupError, struct.error, RecursionError)
+"""What Pillow and json raise over damaged and hostile files."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,8 @@ def facts_in(path: Path) -> dict[str, Any]:
         DataError: the file is no picture, or does not say how it was made.
     """
     try:
+        if path.exists() and not path.is_file():  # to open a pipe is to wait for who writes into it
+            raise OSError(0, "it is no file")
         with Image.open(path, formats=["PNG", "JPEG", "WEBP"]) as picture:
             if picture.format == "PNG":
                 picture.load()  # what stands behind the pixels, too
@@ -75,7 +81,7 @@ def facts_in(path: Path) -> dict[str, Any]:
             else:
                 text = picture.getexif().get(ExifTags.Base.ImageDescription, "")
         facts = json.loads(text) if text else None
-    except (OSError, SyntaxError, ValueError, RecursionError, Image.DecompressionBombError) as error:
+    except (*_DAMAGED, Image.DecompressionBombError) as error:
         reason = getattr(error, "strerror", None) or "it is no PNG, JPEG or WebP picture, or it is damaged"
         raise DataError(f"cannot read the picture: {reason}", where=str(path), hint="check the path") from error
     if not isinstance(facts, dict) or "schema" not in facts:

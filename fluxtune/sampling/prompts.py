@@ -59,7 +59,7 @@ def read_prompts(file: Path) -> list[PromptRow]:
         ConfigError: with everything that is wrong with its rows, each at its line.
     """
     source = str(file)
-    text = read_text(file, source)
+    text = read_text(file, source, from_pipes=True)
     kind = file.suffix.lower()
     rows = list({".toml": _of_toml, ".jsonl": _of_json_lines}.get(kind, _of_text)(text, source))
     if not rows:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from fluxtune.sampling.axes import Axis
     from fluxtune.sampling.prompts import PromptRow
 
+MOST = 10_000
+"""Pictures of one request; more are a slip in an axis."""
+
 
 @dataclass(frozen=True)
 class Place:

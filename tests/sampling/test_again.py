@@ -9,7 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from comfy_files import bfl_vae, weights_of, write
 from PIL import ExifTags, Image
+from PIL.PngImagePlugin import PngInfo
 
 from fluxtune.cli.app import main
 from fluxtune.sampling.picture_files import facts_in
@@ -162,7 +165,11 @@ def test_what_is_not_enough_to_make_a_picture_again_is_refused_with_the_reason(
         ({"steps": 10**9}, "steps missing or wrong"),
         ({"prompt": 3, "seed": "x"}, "prompt, seed missing or wrong"),
         ({"loras": [lora]}, "loras missing or wrong"),
-        ({"pictures": "none"}, "in no form that this version knows"),
+        *(({"pictures": each}, "in no form that this version knows") for each in ("none", 5, [], {}, [[]], [None])),
+        ({"prompt": "\ud800"}, "prompt missing or wrong"),
+        ({"versions": {"torch": 2}}, "versions missing or wrong"),
+        ({"base_files": {"transformer": 1}}, "base_files missing or wrong"),
+        ({"guidance": float("nan")}, "guidance missing or wrong"),
     ):
         assert main(["sample", "--from", str(rewritten(first, **changes))]) == 3
         assert message in capsys.readouterr().err
@@ -175,7 +182,9 @@ def test_versions_that_differ_are_told(capsys: pytest.CaptureFixture[str]) -> No
     assert "was made with diffusers 0.1: with the versions here its last bits may differ" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("other", [["a cup"], ["--compare"], ["--grid", "seed=1,2"], ["--count", "2"]])
+@pytest.mark.parametrize(
+    "other", [["a cup"], ["--compare"], ["--grid", "seed=1,2"], ["--count", "2"], ["--preset", "12gb"]]
+)
 def test_what_asks_for_other_pictures_does_not_go_with_from(
     other: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -200,3 +209,66 @@ def test_other_interfaces_read_the_parameters_in_the_exif(form: str, working_fol
 def test_a_prompt_that_no_jpeg_holds_is_refused_before_it_is_painted(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sample", "a cup " * 12_000, "--format", "jpeg"]) == 2
     assert "does not fit into a JPEG" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["[]", "5", '"x"', "null", "[" * 100_000, '{"schema": 1e999}', "{" + "9" * 5000])
+def test_a_picture_that_says_something_odd_of_itself_is_refused_in_one_message(
+    text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    info = PngInfo()
+    info.add_text("fluxtune", text)
+    Image.new("RGB", (8, 8)).save("odd.png", pnginfo=info)
+    assert main(["sample", "--from", "odd.png"]) == 3
+    assert capsys.readouterr().err.startswith("error: odd.png: ")
+
+
+def test_settings_on_the_command_line_change_what_is_made_again_as_flags_do() -> None:
+    (first,) = made("a cup")
+    (again,) = made("--from", str(first), "--set", "previews.steps=1", "--set", "previews.seeds=[9]", output="again")
+    assert {**facts_in(again), "seed": 5, "steps": 2} == facts_in(first)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--set", "previews.prompts=['a boat']"], "--set: previews.prompts changes nothing of a picture"),
+        (["--batch-size", "2"], "--batch-size: sampling.batch_size changes nothing of a picture"),
+        (["--strength", "0.5"], "--strength: strength changes nothing of a picture that did not begin with a picture"),
+        (["--true-guidance", "3"], "--true-guidance: true_guidance changes nothing of a picture that has no negative"),
+        (["--start", "start.png"], "--start: start.png is not what the picture was made with"),
+        (["--lora", "mug.safetensors"], "--lora: mug.safetensors is not what the picture was made with"),
+        (["--lora", "mug.safetensors:0.5"], "--lora: --from says how strongly each LoRA acts"),
+    ],
+)
+def test_what_changes_nothing_of_what_is_made_again_is_refused(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (first,) = made("a cup", "--steps", "1")
+    assert main(["sample", "--from", str(first), *arguments]) == 2
+    assert f"error: {message}" in capsys.readouterr().err
+
+
+def test_a_single_file_that_only_settings_files_name_is_not_taken_for_what_is_made_again() -> None:
+    (first,) = made("a cup")
+    with Path("fluxtune.toml").open("a") as settings:
+        settings.write('model.transformer = "another.safetensors"\n')
+    (again,) = made("--from", str(first), output="again")
+    assert np.array_equal(pixels(first), pixels(again))
+
+
+def test_a_single_file_that_the_picture_was_made_with_must_be_named_again(
+    tiny_flux: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vae = bfl_vae(weights_of(tiny_flux, "vae"))
+    for name, brightness in (("mine.safetensors", 0.3), ("other.safetensors", 0.0)):
+        write(Path(name), {**vae, "decoder.conv_out.bias": torch.full_like(vae["decoder.conv_out.bias"], brightness)})
+    (first,) = made("a cup", "--set", "model.vae=mine.safetensors")
+    assert main(["sample", "--from", str(first)]) == 5
+    assert "was made with other files than those of" in capsys.readouterr().err
+    assert main(["sample", "--from", str(first), "--set", "model.vae=other.safetensors"]) == 5
+    assert "and other.safetensors" in capsys.readouterr().err
+    (again,) = made("--from", str(first), "--set", "model.vae=mine.safetensors", output="again")
+    assert np.array_equal(pixels(first), pixels(again))
+    (plain,) = made("a cup", output="plain")
+    (changed,) = made("--from", str(plain), "--set", "model.vae=mine.safetensors", output="changed")
+    assert np.array_equal(pixels(first), pixels(changed))

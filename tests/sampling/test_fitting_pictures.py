@@ -19,7 +19,7 @@ from fluxtune.events import Plan, Warning, ignore
 from fluxtune.flux.base import Base
 from fluxtune.flux.known import known_base
 from fluxtune.sampling.fitting import fitted
-from fluxtune.sampling.forecast import Painting, foresee_pictures, foresee_texts
+from fluxtune.sampling.simulation import Painting, foresee_pictures, foresee_texts
 
 GIB = 2**30
 TIERS = ["6gb", "8gb", "12gb", "16gb", "24gb", "24gb-bf16", "48gb", "80gb"]
@@ -109,6 +109,26 @@ def test_only_where_the_plan_is_left_open_the_vae_is_tiled_and_blocks_are_stream
     assert "--set memory.vae_tiling=true" in str(error.value.hint)
     opened = replace(closed, capacity=max(tiled, foresee_texts(closed).reserved)).with_memory(recompute="auto")
     assert fitted(opened, ignore).vae_tiling
+
+
+def test_for_a_picture_that_is_made_again_only_what_leaves_its_pixels_as_they_are_is_planned(shallow: Base) -> None:
+    memory = MemoryConfig(base_precision="bf16", text_precision="nf4", modulation="ahead", recompute="auto")
+    usual = painting(shallow, memory=memory)
+    capacity = foresee_pictures(usual).peak.bytes - 20 * 2**20
+    assert fitted(replace(usual, capacity=capacity), ignore).vae_tiling
+    decided = fitted(replace(usual, capacity=capacity, to_the_bit=True), ignore)
+    assert not decided.vae_tiling and decided.streamed_blocks > 0
+
+
+def test_what_was_foretold_once_is_kept(shallow: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = painting(shallow, memory=MemoryConfig(text_precision="nf4"), capacity=24 * GIB, batch=3)
+    first: list[Any] = []
+    again: list[Any] = []
+    fitted(work, first.append)
+    for name in ("foresee_texts", "foresee_pictures"):
+        monkeypatch.delattr(f"fluxtune.sampling.forecasts.{name}")
+    fitted(work, again.append)
+    assert again == first and any(isinstance(event, Plan) for event in first)
 
 
 def test_what_does_not_fit_is_only_warned_of_where_that_is_accepted(shallow: Base) -> None:

@@ -18,7 +18,7 @@ from fluxtune.environment.device import quiet_libraries
 from fluxtune.events import Result, Warning
 from fluxtune.sampling.axes import read_axis
 from fluxtune.sampling.prompts import read_prompts
-from fluxtune.sampling.request import SampleRequest
+from fluxtune.sampling.request import MOST, SampleRequest
 
 
 class Accepted(StrEnum):
@@ -93,6 +93,7 @@ def sample(
             "-n",
             metavar="N",
             min=1,
+            max=MOST,
             help="Pictures of each prompt, with seeds counted up from --seed.",
         ),
     ] = None,
@@ -156,7 +157,16 @@ def sample(
     layers = Given(preset, config_file, flags, sets or [])
     remarks: tuple[Warning, ...] = ()
     if again:
-        require_alone({"PROMPT": prompts, "--prompts": prompts_file, "--grid": grid, "--count": count}, compare)
+        require_alone(
+            {
+                "PROMPT": prompts,
+                "--prompts": prompts_file,
+                "--grid": grid,
+                "--count": count,
+                "--compare": compare,
+                "--preset": preset,
+            }
+        )
         request, remarks = request_again(again, layers, lora or [], start, output)
     else:
         uses = lora_uses(lora or [], grid or [])

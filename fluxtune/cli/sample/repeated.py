@@ -1,18 +1,23 @@
-"""`fluxtune sample --from`: pictures made again, with what flags say otherwise."""
+"""`fluxtune sample --from`: pictures made again, with what flags and ``--set`` say otherwise."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from fluxtune.cli.sample.asked import request_of
 from fluxtune.cli.sample.settings import Given, resolved
 from fluxtune.config.layers import Resolved
+from fluxtune.config.model import ModelConfig
 from fluxtune.errors import DataError, UsageError
 from fluxtune.events import Warning
 from fluxtune.lora.use import lora_use
 from fluxtune.sampling.request import SampleRequest, Wanted
+
+if TYPE_CHECKING:
+    from fluxtune.sampling.again import Again
 
 _OF_A_PICTURE = {
     "previews.steps": "steps",
@@ -23,21 +28,25 @@ _OF_A_PICTURE = {
     "sampling.negative_prompt": "negative_prompt",
     "sampling.strength": "strength",
 }
-"""Settings whose flags change a picture that is made again."""
+"""Settings that change a picture that is made again, where the command line gives them."""
+_SEEDS = "previews.seeds"
+_OF_ITS_FILE = ("sampling.format", "sampling.quality")
+_PARTS = ("transformer", "vae", "text_encoder", "text_encoder_2")
+"""Of a base model: those that single files of ``[model]`` can stand in for."""
 
 
-def require_alone(others: Mapping[str, object], compare: bool) -> None:
+def require_alone(others: Mapping[str, object]) -> None:
     """Refuse what says which pictures to make, where pictures say that themselves.
 
     Raises:
         UsageError: one of these was used.
     """
-    used = [name for name, value in {**others, "--compare": compare}.items() if value]
+    used = [name for name, value in others.items() if value]
     if used:
         raise UsageError(
             f"--from makes pictures as they were, and {used[0]} asks for others",
             where="--from",
-            hint=f"leave out {used[0]}; --seed, --steps, --guidance, --size and others change what is made again",
+            hint=f"leave out {used[0]}; --seed, --steps, --guidance, --size, --set and others change single settings",
         )
 
 
@@ -46,19 +55,22 @@ def request_again(
 ) -> tuple[SampleRequest, tuple[Warning, ...]]:
     """The request that makes pictures again, and what may make them come out differently.
 
+    Files of settings only say where things lie, what the files of the pictures are, and how much memory there is.
+
     Args:
         loras, start: files to look among for those that the pictures were made with.
 
     Raises:
         DataError: a picture does not say enough, or a file is not found.
-        UsageError: they cannot be made together.
+        UsageError: they cannot be made together, or something is asked for that changes nothing of them.
         ConfigError: with every mistake of every layer of settings.
     """
     from fluxtune.sampling.again import read_again
 
-    found = read_again(pictures, [lora_use(text).path for text in loras], start)
+    found = read_again(pictures, _plain(loras), start)
     told: dict[str, tuple[str, object]] = {key: ("--from", value) for key, value in found.settings.items()}
     settings = resolved(replace(given, flags={**told, **given.flags}), [])
+    _refuse_without_effect(settings, found)
     if "model.base" not in found.settings and settings.origins["model.base"] == "default":
         raise DataError(
             f"the base model of this picture is {found.base}, a folder that it does not say the place of",
@@ -69,17 +81,70 @@ def request_again(
         settings,
         prompts=(),
         count=None,
-        again=_changed(found.pictures, settings, given),
-        # Another base model that is asked for is a change, too.
-        fingerprint=None if "model.base" in found.settings and "model.base" in given.flags else found.fingerprint,
+        again=_changed(found.pictures, settings),
+        fingerprint=None if _asks_for_another_base(settings, found) else found.fingerprint,
         output=output,
     )
-    return request, found.remarks
+    return replace(request, model=_model(settings, found)), found.remarks
 
 
-def _changed(pictures: Sequence[Wanted], settings: Resolved, given: Given) -> tuple[Wanted, ...]:
-    values = {**vars(settings.config.sampling), **vars(settings.config.previews)}
-    changes = {name: values[name] for key, name in _OF_A_PICTURE.items() if key in given.flags}
-    if "previews.seeds" in given.flags:
-        changes["seed"] = settings.config.previews.seeds[0]
+def _plain(loras: Sequence[str]) -> list[Path]:
+    uses = [lora_use(text) for text in loras]
+    for use in uses:
+        if use.scale != 1 or use.groups:
+            raise UsageError(
+                "--from says how strongly each LoRA acts, and --lora only where its file is",
+                where="--lora",
+                hint=f"--lora {use.path}; with another scale, paint it from its prompt",
+            )
+    return [use.path for use in uses]
+
+
+def _asked(settings: Resolved, key: str) -> bool:
+    """Whether the command line gives a setting."""
+    return settings.origins[key].startswith("--") and settings.origins[key] != "--from"
+
+
+def _asks_for_another_base(settings: Resolved, found: Again) -> bool:
+    """What a picture names but does not hold is only shown the place of; all else is a change."""
+    another = "model.base" in found.settings and _asked(settings, "model.base")
+    return another or any(_asked(settings, f"model.{part}") for part in _PARTS if part not in found.base_files)
+
+
+def _model(settings: Resolved, found: Again) -> ModelConfig:
+    """Without the single files that only files of settings have, and the picture was made without."""
+    foreign = [part for part in _PARTS if part not in found.base_files and not _asked(settings, f"model.{part}")]
+    return settings.config.model.model_copy(update=dict.fromkeys(foreign))
+
+
+def _refuse_without_effect(settings: Resolved, found: Again) -> None:
+    effective = {*_OF_A_PICTURE, _SEEDS, *_OF_ITS_FILE, *found.settings}
+    for key, origin in settings.origins.items():
+        if _asked(settings, key) and key not in effective and not key.startswith(("model.", "memory.")):
+            raise UsageError(
+                f"{key} changes nothing of a picture that is made again", where=origin, hint="leave it out"
+            )
+
+
+def _changed(pictures: Sequence[Wanted], settings: Resolved) -> tuple[Wanted, ...]:
+    changes = dict(_changes(settings))
+    for name, needed, said in (
+        ("strength", "start", "did not begin with a picture"),
+        ("true_guidance", "negative_prompt", "has no negative prompt"),
+    ):
+        if name in changes and needed not in changes and all(getattr(each, needed) is None for each in pictures):
+            raise UsageError(
+                f"{name} changes nothing of a picture that {said}",
+                where=settings.origins[f"sampling.{name}"],
+                hint="leave it out",
+            )
     return tuple(replace(wanted, **changes) for wanted in pictures)
+
+
+def _changes(settings: Resolved) -> Iterator[tuple[str, Any]]:
+    values = {**vars(settings.config.sampling), **vars(settings.config.previews)}
+    for key, name in _OF_A_PICTURE.items():
+        if _asked(settings, key):
+            yield name, values[name]
+    if _asked(settings, _SEEDS):
+        yield "seed", settings.config.previews.seeds[0]

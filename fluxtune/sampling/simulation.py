@@ -41,6 +41,7 @@ class Painting:
         lora_bytes: of the LoRAs that act together; 0 for none.
         as_cuda: count as a graphics card does, else as the processor.
         capacity: bytes of the card that the allocator can have; None for as many as it asks for.
+        to_the_bit: nothing may be planned that changes pixels.
     """
 
     base: Base
@@ -53,6 +54,7 @@ class Painting:
     lora_bytes: int
     as_cuda: bool
     capacity: int | None
+    to_the_bit: bool = False
 
     def with_memory(self, **settings: Any) -> Painting:
         """The same with other settings of ``[memory]``."""
