@@ -104,5 +104,5 @@ def _png_text(told: Told) -> PngInfo:
 def _exif(told: Told) -> bytes:
     exif = Image.Exif()
     exif[ExifTags.Base.ImageDescription] = json.dumps(told.facts)
-    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = _UNICODE + told.parameters.encode("utf-16-be")
+    exif[ExifTags.IFD.Exif] = {ExifTags.Base.UserComment: _UNICODE + told.parameters.encode("utf-16-be")}
     return exif.tobytes()

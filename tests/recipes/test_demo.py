@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -54,8 +55,9 @@ def test_prompts_of_the_demo_fit_the_text_length() -> None:
 def test_the_demo_pictures_are_what_the_recipe_paints(tmp_path: Path) -> None:
     write_demo(tmp_path)
     for fresh in tmp_path.glob("*.png"):
-        shipped = demo_folder() / fresh.name
-        assert Image.open(shipped).tobytes() == Image.open(fresh).tobytes()
+        pictures = [np.asarray(Image.open(file)) for file in (demo_folder() / fresh.name, fresh)]
+        # Versions of Pillow differ in a pixel or two of an outline.
+        assert np.mean(pictures[0] != pictures[1]) < 1e-4
 
 
 @pytest.mark.parametrize(
