@@ -99,7 +99,9 @@ def read_start(path: Path, family: Family = FLUX1, on_event: Sink = ignore) -> d
 
 
 def told_of_reading(lora: LoraFile, on_event: Sink) -> None:
-    """Say what was not read exactly."""
+    """Say what was not read exactly, and of a LoRA that does nothing that it does."""
+    if not any(map(_acts, lora.layers.values())):
+        on_event(Warning("this LoRA changes nothing: every layer's change is zero", where=str(lora.path)))
     if lora.errors:
         worst = max(lora.errors.values())
         kinds = " and ".join(kind for kind in lora.kinds if kind != "LoRA")
@@ -110,3 +112,8 @@ def told_of_reading(lora: LoraFile, on_event: Sink) -> None:
                 where=str(lora.path),
             )
         )
+
+
+def _acts(layer: LoraLayer) -> bool:
+    grows = layer.growth is not None and bool(layer.growth.any())
+    return layer.scale != 0 and (grows or (bool(layer.a.any()) and bool(layer.b.any())))

@@ -163,3 +163,18 @@ def test_what_readers_pass_over_is_said(layers: Layers, tmp_path: Path) -> None:
 def test_another_ending_than_safetensors_is_refused(source: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"not as \.ckpt"):
         convert(source, Wanted(LoraFormat.KOHYA, tmp_path / "made.ckpt"))
+
+
+def test_a_file_without_a_header_gets_a_title_and_one_that_no_reader_takes_stays_behind(
+    layers: Layers, tmp_path: Path
+) -> None:
+    said = {"modelspec.thumbnail": "/home/somebody/pictures/zorvex.png", "modelspec.resolution": "large"}
+    written = write(layers, said, Wanted(LoraFormat.DIFFUSERS, tmp_path / "mug.safetensors"))
+    with safe_open(written.file, framework="pt") as file:
+        header = file.metadata()
+    assert header["modelspec.title"] == "mug"
+    assert "modelspec.thumbnail" not in header and "modelspec.resolution" not in header
+    kept = {"modelspec.title": "Mug", "modelspec.thumbnail": "data:image/png;base64,AA", "modelspec.resolution": "8x8"}
+    written = write(layers, kept, Wanted(LoraFormat.DIFFUSERS, tmp_path / "mug.safetensors"))
+    with safe_open(written.file, framework="pt") as file:
+        assert kept.items() <= file.metadata().items()
