@@ -24,8 +24,8 @@ from fluxtune.lora.conventions import CONVENTIONS, LoraFormat
 from fluxtune.lora.encoding import encoded
 from fluxtune.lora.files import write_tensors
 from fluxtune.lora.metadata import restated
-from fluxtune.lora.opened import require_family, require_fit, require_published
-from fluxtune.lora.reading import LoraFile, read_lora_file, told_of_reading
+from fluxtune.lora.opened import require_fit, require_published
+from fluxtune.lora.reading import LoraFile, read_lora_file, require_family, told_of_reading
 
 
 @dataclass(frozen=True)

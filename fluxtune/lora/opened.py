@@ -20,7 +20,7 @@ from fluxtune.flux.stored import weight_reader
 from fluxtune.flux.weights import shapes_of
 from fluxtune.lora.adapter import LoraLayer
 from fluxtune.lora.files import read_metadata
-from fluxtune.lora.reading import LoraFile, read_lora_file, told_of_reading
+from fluxtune.lora.reading import LoraFile, read_lora_file, require_family, told_of_reading
 from fluxtune.lora.use import LoraUse
 from fluxtune.nano import EMBEDDED
 
@@ -129,23 +129,6 @@ def place_in(tensors: Collection[str], path: str) -> str:
     layer = path.partition(".")[2]
     bare = layer.removeprefix(_ROUND_CLIP)
     return bare if f"{bare}.weight" in tensors else layer
-
-
-def require_family(path: Path, metadata: Mapping[str, str], family: Family) -> None:
-    """Refuse a LoRA whose header names another family of models.
-
-    Raises:
-        BaseModelError: it does.
-    """
-    known = re.compile(rf"{family.name}|{family.name.rstrip('0123456789')}(?![0-9])")
-    for key in ("modelspec.architecture", "ss_base_model_version"):
-        plain = re.sub(r"[^a-z0-9]", "", metadata.get(key, "").lower())
-        if plain and not known.match(plain):
-            raise BaseModelError(
-                f"this LoRA is for {metadata[key]:.80}, and not for the family {family.name}",
-                where=str(path),
-                hint="choose a LoRA of this family, or its own base model with --base",
-            )
 
 
 def require_published(lora: LoraFile, family: Family) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +89,7 @@ def read_start(path: Path, family: Family = FLUX1, on_event: Sink = ignore) -> d
         UsageError, StorageError, BaseModelError: as ``read_lora_file``; or it changes text encoders too.
     """
     lora = read_lora_file(path, family)
+    require_family(path, lora.metadata, family)
     if others := [name for name in lora.layers if not name.startswith(_TRAINED)]:
         raise BaseModelError(
             f"{len(others)} layers of this LoRA are of text encoders, which are not trained: {some_names(others)}",
@@ -96,6 +98,23 @@ def read_start(path: Path, family: Family = FLUX1, on_event: Sink = ignore) -> d
         )
     told_of_reading(lora, on_event)
     return {name.removeprefix(_TRAINED): layer for name, layer in lora.layers.items()}
+
+
+def require_family(path: Path, metadata: Mapping[str, str], family: Family) -> None:
+    """Refuse a LoRA whose header names another family of models.
+
+    Raises:
+        BaseModelError: it does.
+    """
+    known = re.compile(rf"{family.name}|{family.name.rstrip('0123456789')}(?![0-9])")
+    for key in ("modelspec.architecture", "ss_base_model_version"):
+        plain = re.sub(r"[^a-z0-9]", "", metadata.get(key, "").lower())
+        if plain and not known.match(plain):
+            raise BaseModelError(
+                f"this LoRA is for {metadata[key]:.80}, and not for the family {family.name}",
+                where=str(path),
+                hint="choose a LoRA of this family, or its own base model with --base",
+            )
 
 
 def told_of_reading(lora: LoraFile, on_event: Sink) -> None:

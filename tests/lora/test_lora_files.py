@@ -210,6 +210,13 @@ def test_a_pickle_under_the_right_name_is_refused_as_one(tmp_path: Path) -> None
         read_start(tmp_path / "mug.safetensors")
 
 
+def test_training_does_not_start_from_a_lora_whose_header_names_another_family(tmp_path: Path) -> None:
+    tensors = {f"transformer.transformer_blocks.0.attn.to_q.lora_{half}.weight": torch.ones(8, 8) for half in "AB"}
+    save_file(tensors, tmp_path / "mug.safetensors", {"ss_base_model_version": "sd3"})
+    with pytest.raises(BaseModelError, match="is for sd3"):
+        read_start(tmp_path / "mug.safetensors")
+
+
 def test_a_file_that_is_not_there_is_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no such LoRA file"):
         read_start(tmp_path / "mug.safetensors")
