@@ -139,9 +139,7 @@ def restated(
         and _FORMS.get(key, _ANY).match(value)
     }
     kept = {key: value if key == _THUMBNAIL else for_sharing(value) for key, value in kept.items()}
-    serialised = save(tensors)
-    content = serialised[8 + int.from_bytes(serialised[:8], "little") :]
-    digest = hashlib.sha256(content).hexdigest()
+    digest = tensor_hash(tensors)
     architecture = kept.setdefault("modelspec.architecture", "flux-1-dev/lora")
     ranks = {layer.a.shape[0] for layer in layers.values()}
     alphas = {layer.scale * layer.a.shape[0] if convention.alpha else layer.a.shape[0] for layer in layers.values()}
@@ -200,4 +198,4 @@ def tensor_hash(tensors: dict[str, torch.Tensor]) -> str:
     """SHA-256 over all tensor bytes as the file holds them: what ModelSpec calls ``hash_sha256``."""
     serialised = save(tensors)
     header = int.from_bytes(serialised[:8], "little")
-    return hashlib.sha256(serialised[8 + header :]).hexdigest()
+    return hashlib.sha256(memoryview(serialised)[8 + header :]).hexdigest()
