@@ -105,8 +105,12 @@ def forget_peak() -> None:
 
 
 def test_a_large_file_is_read_weight_by_weight(tmp_path: Path) -> None:
-    wide = LoraLayer(torch.ones(128, 1024), torch.ones(1024, 128), 1.0)
-    layers = {f"transformer.transformer_blocks.{number}.attn.to_q": wide for number in range(64)}
+    layers = {
+        f"transformer.transformer_blocks.{number}.attn.to_q": LoraLayer(
+            torch.ones(128, 1024), torch.ones(1024, 128), 1.0
+        )
+        for number in range(64)
+    }
     file = tmp_path / "lora.safetensors"
     save_file(encoded(layers, FLUX1.layer_names, CONVENTIONS[LoraFormat.DIFFUSERS], torch.float32).tensors, file)
     forget_peak()
