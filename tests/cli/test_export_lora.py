@@ -362,3 +362,13 @@ def test_a_lora_that_changes_nothing_is_told(fluxtune: Fluxtune, source: Path, t
     outcome = fluxtune("export", "fresh.safetensors")
     assert outcome.code == 0
     assert "warning: fresh.safetensors: this LoRA changes nothing: every layer's change is zero" in outcome.err
+
+
+def test_a_file_that_was_not_named_is_not_written_over(fluxtune: Fluxtune, source: Path, tmp_path: Path) -> None:
+    other = tmp_path / "zorvex-kohya.safetensors"
+    other.write_bytes(b"somebody else's")
+    for command in (("convert",), ("resize", "--rank", "2")):
+        outcome = fluxtune("export", *command, "zorvex.safetensors", "--format", "kohya")
+        assert (outcome.code, "this is there already" in outcome.err) == (2, True)
+    assert other.read_bytes() == b"somebody else's"
+    assert fluxtune("export", "zorvex.safetensors", "--format", "kohya", "--output", other.name).code == 0

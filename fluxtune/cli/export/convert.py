@@ -126,6 +126,8 @@ def _run(command: str, lora: Path, asked: _Asked, as_json: bool) -> None:
     source = lora_file(lora)
     target = asked.output or default_output(source, str(asked.form))
     require_other(target, [source])
+    if asked.output is None and target.exists():
+        raise UsageError("this is there already", where=str(target), hint=f"--output {target} writes over it")
     with sink(as_json) as on_event:
         quiet_libraries()
         from fluxtune.exporting.conversion import Wanted

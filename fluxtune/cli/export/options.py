@@ -29,7 +29,7 @@ Format: TypeAlias = Annotated[
 ]
 Output: TypeAlias = Annotated[
     Path | None,
-    typer.Option("--output", "-o", metavar="FILE", help="The file to write; by default NAME-FORMAT.safetensors."),
+    typer.Option("--output", "-o", metavar="FILE", help="The file to write; by default a new NAME-FORMAT.safetensors."),
 ]
 Dtype: TypeAlias = Annotated[
     Literal["fp32", "bf16", "fp16"] | None,
