@@ -21,7 +21,7 @@ from fluxtune.flux.stored import weight_reader
 from fluxtune.flux.weights import DTYPES
 from fluxtune.lora.adapter import LoraLayer
 from fluxtune.lora.conventions import CONVENTIONS, LoraFormat
-from fluxtune.lora.encoding import encoded
+from fluxtune.lora.encoding import encoded, rows_of
 from fluxtune.lora.files import write_tensors
 from fluxtune.lora.metadata import restated
 from fluxtune.lora.opened import require_fit, require_published
@@ -146,7 +146,8 @@ def write(
         layers = {path: LoraLayer(each.a, each.b, each.scale * wanted.scale) for path, each in layers.items()}
     cut: dict[str, float] = {}
     if wanted.size is not None:
-        layers, cut = resized(layers, wanted.size, on_event)
+        rows = {path: rows_of(path, each, family.layer_names, convention) for path, each in layers.items()}
+        layers, cut = resized(layers, wanted.size, rows, on_event)
     dtype = DTYPES[wanted.dtype or convention.dtype]
     made = encoded(layers, family.layer_names, convention, dtype)
     on_event(Phase("write", str(wanted.output)))
