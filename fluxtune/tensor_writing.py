@@ -88,9 +88,13 @@ class TensorWriter:
 
 
 def write_tensors(
-    path: Path, specs: Mapping[str, Spec], metadata: Mapping[str, str], fill: Callable[[TensorWriter], None]
+    path: Path,
+    specs: Mapping[str, Spec],
+    metadata: Mapping[str, str],
+    fill: Callable[[TensorWriter], None],
+    check: Callable[[Path], None] = lambda _: None,
 ) -> None:
-    """Write a file that gets its name once ``fill`` is done, and it is whole and synced.
+    """Write a file that gets its name once ``fill`` is done, ``check`` found nothing wrong in it, and it is synced.
 
     Raises:
         StorageError: it cannot be written, or is not whole at the end.
@@ -101,5 +105,6 @@ def write_tensors(
             writer = TensorWriter(file, specs, metadata)
             fill(writer)
             writer.require_whole(path)
+        check(temporary)
 
     write_with(path, write)

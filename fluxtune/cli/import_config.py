@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -76,7 +77,7 @@ def config(
         taken = take_over(file, str(file))
         write_settings(taken, target, str(file))
         for finding in map(found_in_description, taken.remarks):
-            on_event(finding)
+            on_event(replace(finding, hint="docs/moving.md says what becomes what") if finding.hint else finding)
         if as_json:
             on_event(Result("import config", _as_data(taken, target)))
     if not as_json:

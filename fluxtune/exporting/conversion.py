@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from fluxtune.errors import UsageError
+from fluxtune.errors import UsageError, VerificationError
 from fluxtune.events import Phase, Sink, Warning, ignore
 from fluxtune.exporting.denoising import compare_denoised
 from fluxtune.exporting.diffusers_reader import compare_with_diffusers
@@ -21,11 +21,11 @@ from fluxtune.flux.stored import weight_reader
 from fluxtune.flux.weights import DTYPES
 from fluxtune.lora.adapter import LoraLayer
 from fluxtune.lora.conventions import CONVENTIONS, LoraFormat
-from fluxtune.lora.encoding import encoded
+from fluxtune.lora.encoding import encoded, rows_of
 from fluxtune.lora.files import write_tensors
 from fluxtune.lora.metadata import restated
-from fluxtune.lora.opened import require_fit
-from fluxtune.lora.reading import LoraFile, read_lora_file, told_of_reading
+from fluxtune.lora.opened import require_fit, require_published
+from fluxtune.lora.reading import LoraFile, read_lora_file, require_family, told_of_reading
 
 
 @dataclass(frozen=True)
@@ -98,12 +98,17 @@ def convert(
 def read(source: Path, on_event: Sink, family: Family, base: Base | None) -> LoraFile:
     """Read a LoRA file that is to be written anew; of the base model only the layers that a DoRA needs.
 
+    Without the base model it has to fit the family's published models.
+
     Raises:
         UsageError, StorageError, BaseModelError: as ``convert``.
     """
     on_event(Phase("read", str(source)))
     lora = read_lora_file(source, family, weight_reader(base) if base else None)
-    if base is not None:
+    require_family(source, lora.metadata, family)
+    if base is None:
+        require_published(lora, family)
+    else:
         require_fit(lora, base)
     told_of_reading(lora, on_event)
     return lora
@@ -141,15 +146,18 @@ def write(
         layers = {path: LoraLayer(each.a, each.b, each.scale * wanted.scale) for path, each in layers.items()}
     cut: dict[str, float] = {}
     if wanted.size is not None:
-        layers, cut = resized(layers, wanted.size, on_event)
+        rows = {path: rows_of(path, each, family.layer_names, convention) for path, each in layers.items()}
+        layers, cut = resized(layers, wanted.size, rows, on_event)
     dtype = DTYPES[wanted.dtype or convention.dtype]
     made = encoded(layers, family.layer_names, convention, dtype)
     on_event(Phase("write", str(wanted.output)))
-    header = restated({**metadata, **wanted.metadata}, made.tensors, layers, convention, wanted.captions)
+    said = {"modelspec.title": wanted.output.stem, **metadata, **wanted.metadata}
+    header = restated(said, made.tensors, layers, convention, wanted.captions)
     errors: dict[str, float] = {}
 
+    tolerance = tolerance_of(dtype)
+
     def verified(file: Path) -> None:
-        tolerance = tolerance_of(dtype)
         if wanted.verify:
             errors["error"] = compare(file, layers, tolerance)
             if seen := read_by_diffusers(layers, wanted.format, family):
@@ -159,7 +167,14 @@ def write(
                 file, layers, wanted.format, wanted.denoise, tolerance, on_event
             )
 
-    digest = write_tensors(wanted.output, made.tensors, header, check=verified)
+    def explained(file: Path) -> None:
+        try:
+            verified(file)
+        except VerificationError as error:
+            exact = encoded(layers, family.layer_names, convention, torch.float32).tensors
+            raise (_too_small(exact, made.tensors, tolerance) or error) from None
+
+    digest = write_tensors(wanted.output, made.tensors, header, check=explained)
     return Written(
         file=wanted.output,
         sha256=digest,
@@ -177,3 +192,21 @@ def write(
 def tolerance_of(dtype: torch.dtype) -> float:
     """Relative Frobenius error that the rounding of A and B to a precision explains."""
     return 4 * torch.finfo(dtype).eps if dtype != torch.float32 else 1e-6
+
+
+def _too_small(
+    exact: Mapping[str, torch.Tensor], rounded: Mapping[str, torch.Tensor], tolerance: float
+) -> VerificationError | None:
+    """What a file cannot hold because its values are below what its precision tells apart; None where it can."""
+    lost = [
+        name
+        for name, tensor in exact.items()
+        if float((rounded[name].double() - tensor.double()).norm()) > tolerance * float(tensor.double().norm())
+    ]
+    if not lost:
+        return None
+    kind = str(rounded[lost[0]].dtype).removeprefix("torch.")
+    return VerificationError(
+        f"{len(lost)} tensors have values too small for {kind}, the first is {lost[0]}",
+        hint="take --dtype fp32, or bf16, which has smaller values than fp16",
+    )

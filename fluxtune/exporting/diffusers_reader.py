@@ -77,7 +77,7 @@ def _layers_in(state: State, parts: Collection[str]) -> tuple[dict[str, LoraLaye
     own = {key: tensor for key, tensor in state.items() if key.partition(".")[0] in parts}
     names = [key.removesuffix(".lora_A.weight") for key in own if key.endswith(".lora_A.weight")]
     pairs = {name: (f"{name}.lora_A.weight", f"{name}.lora_B.weight") for name in names}
-    found = {name: LoraLayer(own[a].float(), own[b].float(), 1.0) for name, (a, b) in pairs.items() if b in own}
+    found = {name: LoraLayer(own[a], own[b], 1.0) for name, (a, b) in pairs.items() if b in own}
     return found, sorted(set(own) - {key for name in found for key in pairs[name]})
 
 

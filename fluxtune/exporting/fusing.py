@@ -7,8 +7,8 @@ checkpoint's names, which ComfyUI loads as a diffusion model.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -82,8 +82,7 @@ def fuse(
             raise UsageError(
                 "a single file ends in .safetensors", where="--output", hint=f"--output {output}.safetensors"
             )
-        _write(output, layout, list(layout.specs), loras, on_event)
-        return _told(output, [output], layout, loras, verify, on_event)
+        return _single_file(output, layout, loras, verify, on_event)
     if named := sorted(set(base.files) - {_PART}):
         raise UsageError(
             f"a folder is written with the other parts of the base model's own folder, not with model.{named[0]}",
@@ -102,7 +101,17 @@ def fuse(
             index = {"metadata": {"total_size": total}, "weight_map": placed}
             files.write_json(folder / _PART / "diffusion_pytorch_model.safetensors.index.json", index)
         fused = _told(output, [folder / _PART / name for name in names], layout, loras, verify, on_event)
-    return Fused(**{**vars(fused), "files": [output / _PART / name for name in names]})
+    return replace(fused, files=[output / _PART / name for name in names])
+
+
+def _single_file(output: Path, layout: _Layout, loras: Loras, verify: bool, on_event: Sink) -> Fused:
+    told: list[Fused] = []
+
+    def check(file: Path) -> None:
+        told.append(_told(output, [file], layout, loras, verify, on_event))
+
+    _write(output, layout, list(layout.specs), loras, on_event, check)
+    return replace(told[0], files=[output])
 
 
 class _Layout:
@@ -146,7 +155,14 @@ def _single_names(base: Base, shapes: Mapping[str, torch.Size]) -> dict[str, tup
     return found
 
 
-def _write(path: Path, layout: _Layout, tensors: Sequence[str], loras: Loras, on_event: Sink) -> None:
+def _write(
+    path: Path,
+    layout: _Layout,
+    tensors: Sequence[str],
+    loras: Loras,
+    on_event: Sink,
+    check: Callable[[Path], None] = lambda _: None,
+) -> None:
     wanted, specs = set(tensors), layout.specs
 
     def fill(writer: TensorWriter) -> None:
@@ -155,12 +171,26 @@ def _write(path: Path, layout: _Layout, tensors: Sequence[str], loras: Loras, on
             target, row, swapped = layout.places[name]
             if target in wanted:
                 weight = _changed(name, weight, loras)
+                _require_range(name, weight, specs[target].dtype, path)
                 writer.put(target, torch.cat(weight.chunk(2)[::-1]) if swapped and target != name else weight, row)
                 done += 1
                 on_event(Progress(f"write {path.name}", done, len(wanted_sources), "tensors"))
 
     wanted_sources = [name for name, (target, _, _) in layout.places.items() if target in wanted]
-    write_tensors(path, {name: specs[name] for name in tensors}, {"format": "pt"}, fill)
+    write_tensors(path, {name: specs[name] for name in tensors}, {"format": "pt"}, fill, check)
+
+
+def _require_range(name: str, weight: torch.Tensor, dtype: torch.dtype, path: Path) -> None:
+    """Refuse values that a precision does not hold, which a cast would make infinite or cut off."""
+    largest = float(torch.stack(weight.aminmax()).abs().max()) if weight.numel() else 0.0
+    # Written so that a value that is no number fails too.
+    if not largest <= torch.finfo(dtype).max:
+        raise VerificationError(
+            f"{name} has values up to {largest:.1e} with the LoRA, and {str(dtype).removeprefix('torch.')} holds "
+            f"{torch.finfo(dtype).max:.1e} at most",
+            where=path.name,
+            hint="give the LoRA a smaller weight, or take --dtype bf16",
+        )
 
 
 def _changed(name: str, weight: torch.Tensor, loras: Loras) -> torch.Tensor:
@@ -171,7 +201,8 @@ def _changed(name: str, weight: torch.Tensor, loras: Loras) -> torch.Tensor:
         return weight
     total = weight.float()
     for layer, each in changes:
-        total = total.addmm(layer.b.float(), layer.a.float(), alpha=each * layer.scale)
+        # No number is too large to multiply a tensor by: the result is infinite then, and refused.
+        total = total.addmm(layer.b.float() * (each * layer.scale), layer.a.float())
         if layer.growth is not None:
             total += each * layer.scale * layer.growth[:, None] * weight.float()
     return total
@@ -179,12 +210,14 @@ def _changed(name: str, weight: torch.Tensor, loras: Loras) -> torch.Tensor:
 
 def _told(output: Path, paths: list[Path], layout: _Layout, loras: Loras, verify: bool, on_event: Sink) -> Fused:
     changed = {path for layers, _ in loras for path in layers}
-    error = _verified(paths, layout, loras, changed, on_event) if verify else None
+    error = _verified(output, paths, layout, loras, changed, on_event) if verify else None
     size = sum(path.stat().st_size for path in paths)
     return Fused(output, paths, len(changed), len(layout.specs), size, error)
 
 
-def _verified(paths: list[Path], layout: _Layout, loras: Loras, changed: set[str], on_event: Sink) -> float:
+def _verified(
+    output: Path, paths: list[Path], layout: _Layout, loras: Loras, changed: set[str], on_event: Sink
+) -> float:
     """The largest error of a changed weight that reads back, relative to its largest value.
 
     Raises:
@@ -209,8 +242,8 @@ def _verified(paths: list[Path], layout: _Layout, loras: Loras, changed: set[str
         if not error <= torch.finfo(layout.specs[target].dtype).eps:
             raise VerificationError(
                 f"{name} reads back otherwise, by {error:.1e} of its largest value",
-                where=str(places[target]),
-                hint="this is a bug in fluxtune, or values beyond the precision: try --dtype bf16",
+                where=str(output),
+                hint="write it again, on another disk if it stays so; else it is a bug: please report it",
             )
         worst, done = max(worst, error), done + 1
         on_event(Progress("verify", done, len(changed), "layers"))

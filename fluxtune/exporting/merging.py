@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 import torch
 
 from fluxtune import rng
+from fluxtune.errors import BaseModelError
 from fluxtune.events import Progress, Sink, ignore
 from fluxtune.exporting.conversion import Wanted, Written, read, write
 from fluxtune.exporting.methods import Method
@@ -21,6 +22,7 @@ from fluxtune.flux.base import Base
 from fluxtune.flux.families import FLUX1, Family
 from fluxtune.lora.adapter import LoraLayer
 from fluxtune.lora.low_rank import compressed, factors_of, rank_of, summed
+from fluxtune.lora.reading import LoraFile
 from fluxtune.lora.use import LoraUse
 
 Layers = Mapping[str, LoraLayer]
@@ -59,6 +61,7 @@ def merge_files(
         UsageError, StorageError, BaseModelError, VerificationError: as ``convert``.
     """
     loras = [read(use.path, on_event, family, base) for use in uses]
+    _require_same_shapes(loras)
     weighted = [
         (replace(use, scale=1.0).acting(lora.layers, family.lora_groups), use.scale)
         for use, lora in zip(uses, loras, strict=True)
@@ -79,6 +82,20 @@ def merge_files(
             facts[key] = value
     written = write(layers, {key: value for key, value in facts.items() if value}, wanted, on_event, family)
     return replace(written, cut=max(written.cut, *errors.values())) if errors else written
+
+
+def _require_same_shapes(loras: Sequence[LoraFile]) -> None:
+    seen: dict[str, tuple[list[int], LoraFile]] = {}
+    for lora in loras:
+        for path, layer in lora.layers.items():
+            own = [layer.b.shape[0], layer.a.shape[1]]
+            shape, first = seen.setdefault(path, (own, lora))
+            if own != shape:
+                raise BaseModelError(
+                    f"these LoRAs are for different models: {path} is {own} here, and {shape} in {first.path}",
+                    where=str(lora.path),
+                    hint="merge LoRAs of one base model",
+                )
 
 
 @torch.no_grad()

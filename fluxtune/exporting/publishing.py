@@ -19,7 +19,7 @@ from fluxtune.dataset.images import open_image
 from fluxtune.errors import UsageError
 from fluxtune.events import Phase, Sink, Warning
 from fluxtune.exporting.inspection import Inspection, inspect
-from fluxtune.exporting.model_card import Card, Sample, text_of
+from fluxtune.exporting.model_card import Card, Sample, line, text_of
 from fluxtune.flux.families import FLUX1
 from fluxtune.hub.licenses import LICENSES, License
 from fluxtune.lora.metadata import OF_DATA
@@ -161,7 +161,7 @@ def _license(asked: str | None, stated: str, base: str) -> License | None:
     known = LICENSES.get(base)
     if asked is None and (not stated or stated == str(known)):
         return known
-    wanted = asked or stated
+    wanted = line(asked or stated)
     same = next((each for each in LICENSES.values() if wanted == str(each)), None)
     # An identifier of the hub's is lower case, without spaces.
     return same or (License(wanted) if re.fullmatch(r"[a-z0-9.+-]+", wanted) else License("other", wanted))

@@ -29,14 +29,17 @@ class Size:
 
 
 def resized(
-    layers: Mapping[str, LoraLayer], size: Size, on_event: Sink
+    layers: Mapping[str, LoraLayer], size: Size, rows: Mapping[str, int], on_event: Sink
 ) -> tuple[dict[str, LoraLayer], dict[str, float]]:
     """The layers cut down, and the relative error of each that was.
+
+    Args:
+        rows: of each layer's B in the file, where layers may be fused.
 
     Raises:
         UsageError: not even rank 1 of every layer would fit the size.
     """
-    ranks = _ranks_within(layers, size) if size.bytes is not None else {}
+    ranks = _ranks_within(layers, size, rows) if size.bytes is not None else {}
     made, errors = {}, {}
     for done, (path, layer) in enumerate(layers.items(), 1):
         rank = ranks.get(path, size.rank)
@@ -49,10 +52,10 @@ def resized(
     return made, errors
 
 
-def _ranks_within(layers: Mapping[str, LoraLayer], size: Size) -> dict[str, int]:
+def _ranks_within(layers: Mapping[str, LoraLayer], size: Size, rows: Mapping[str, int]) -> dict[str, int]:
     """The rank of each layer with which all fit, and least is lost: each has its largest singular value at least."""
     assert size.bytes is not None
-    cost = {path: (layer.a.shape[1] + layer.b.shape[0]) * size.bytes_each for path, layer in layers.items()}
+    cost = {path: (layer.a.shape[1] + rows[path]) * size.bytes_each for path, layer in layers.items()}
     left = size.bytes - sum(cost.values())
     if left < 0:
         raise UsageError(

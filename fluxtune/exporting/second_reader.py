@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -61,6 +63,8 @@ _SWAPPED = "final_layer.adaLN_modulation.1"
 
 Change = list[tuple[int, torch.Tensor, torch.Tensor]]
 """(first row, B with the scale in it, A) of each product that is added to one weight."""
+Part = Callable[[], tuple[int, torch.Tensor, torch.Tensor]]
+"""One product of a change, made when it is needed: all of a large file's in float64 would not fit in memory."""
 
 
 def compare(path: Path, layers: Mapping[str, LoraLayer], tolerance: float) -> float:
@@ -77,12 +81,13 @@ def compare(path: Path, layers: Mapping[str, LoraLayer], tolerance: float) -> fl
         VerificationError: keys are unmatched, missing or extra, or a weight would be changed otherwise.
     """
     wanted = _of_layers(layers)
-    seen, unmatched = _of_file(path)
-    if unmatched:
-        raise _fails(path, f"{len(unmatched)} keys are known to no reader: {some_names(unmatched)}")
-    if odd := sorted(set(wanted) ^ set(seen)):
-        raise _fails(path, f"{len(odd)} layers are missing or extra: {some_names(odd)}")
-    errors = {name: _apart(wanted[name], seen[name]) for name in wanted}
+    with safe_open(path, framework="pt") as file:
+        seen, unmatched = _of_file(file)
+        if unmatched:
+            raise _fails(path, f"{len(unmatched)} keys are known to no reader: {some_names(unmatched)}")
+        if odd := sorted(set(wanted) ^ set(seen)):
+            raise _fails(path, f"{len(odd)} layers are missing or extra: {some_names(odd)}")
+        errors = {name: _apart(_made(wanted[name]), _made(seen[name])) for name in wanted}
     worst = max(errors, key=lambda name: errors[name])
     # Written so that a value that is no number fails too.
     if not errors[worst] <= tolerance:
@@ -90,16 +95,22 @@ def compare(path: Path, layers: Mapping[str, LoraLayer], tolerance: float) -> fl
     return errors[worst]
 
 
-def _of_layers(layers: Mapping[str, LoraLayer]) -> dict[str, Change]:
-    changes: dict[str, Change] = {}
+def _made(parts: Sequence[Part]) -> Change:
+    return [part() for part in parts]
+
+
+def _of_layers(layers: Mapping[str, LoraLayer]) -> dict[str, list[Part]]:
+    changes: dict[str, list[Part]] = {}
     for path, layer in layers.items():
         part, _, name = path.partition(".")
-        b = layer.b.double() * layer.scale
         target, offset = _row(name) if part == "transformer" else (path, 0)
-        if target == _SWAPPED:
-            b = torch.cat(b.chunk(2)[::-1])
-        changes.setdefault(target, []).append((offset * layer.a.shape[1], b, layer.a.double()))
+        changes.setdefault(target, []).append(partial(_of_layer, layer, offset, target == _SWAPPED))
     return changes
+
+
+def _of_layer(layer: LoraLayer, offset: int, swap: bool) -> tuple[int, torch.Tensor, torch.Tensor]:
+    b = layer.b.double() * layer.scale
+    return offset * layer.a.shape[1], torch.cat(b.chunk(2)[::-1]) if swap else b, layer.a.double()
 
 
 def _row(layer: str) -> tuple[str, int]:
@@ -111,29 +122,33 @@ def _row(layer: str) -> tuple[str, int]:
     return _ROW_OUTSIDE[layer], 0
 
 
-def _of_file(path: Path) -> tuple[dict[str, Change], list[str]]:
-    """What a file does to each weight, and its keys that mean nothing."""
-    with safe_open(path, framework="pt") as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (safe_open is no mapping)
-    changes: dict[str, Change] = {}
+def _of_file(file: Any) -> tuple[dict[str, list[Part]], list[str]]:
+    """What an open file does to each weight, and its keys that mean nothing."""
+    keys = set(file.keys())
+    changes: dict[str, list[Part]] = {}
     used: set[str] = set()
-    for key in tensors:
+    for key in sorted(keys):
         match = re.fullmatch(r"(.+)\.(lora_A|lora_down)\.weight", key)
         place = _place(match[1]) if match else None
         if match is None or place is None:
             continue
         up_key = f"{match[1]}.{'lora_B' if match[2] == 'lora_A' else 'lora_up'}.weight"
-        if up_key not in tensors:
+        if up_key not in keys:
             continue
-        used |= {key, up_key, f"{match[1]}.alpha"}
-        a, b = tensors[key].double(), tensors[up_key].double()
-        alpha = tensors.get(f"{match[1]}.alpha")
-        b = b * (1.0 if alpha is None else float(alpha) / a.shape[0])
+        alpha_key = f"{match[1]}.alpha"
+        used |= {key, up_key, alpha_key}
+        alpha = float(file.get_tensor(alpha_key)) if alpha_key in keys else None
         target, offset, swap = place
-        if swap:
-            b = torch.cat(b.chunk(2)[::-1])
-        changes.setdefault(target, []).append((offset * a.shape[1], b, a))
-    return changes, sorted(set(tensors) - used)
+        changes.setdefault(target, []).append(partial(_of_keys, file, key, up_key, alpha, offset, swap))
+    return changes, sorted(keys - used)
+
+
+def _of_keys(
+    file: Any, down: str, up: str, alpha: float | None, offset: int, swap: bool
+) -> tuple[int, torch.Tensor, torch.Tensor]:
+    a, b = file.get_tensor(down).double(), file.get_tensor(up).double()
+    b = b * (1.0 if alpha is None else alpha / a.shape[0])
+    return offset * a.shape[1], torch.cat(b.chunk(2)[::-1]) if swap else b, a
 
 
 def _place(name: str) -> tuple[str, int, bool] | None:

@@ -83,4 +83,4 @@ class LayerNames:
 
 @cache
 def _pattern(name: str) -> re.Pattern[str]:
-    return re.compile(re.escape(name.replace(".", "_")).replace(r"\{\}", r"(\d+)"))
+    return re.compile(re.escape(name.replace(".", "_")).replace(r"\{\}", r"(0|[1-9][0-9]*)"))

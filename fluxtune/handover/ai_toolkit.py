@@ -358,7 +358,8 @@ def other_model(given: Given) -> str | None:
     arch = str(given.text("model.arch") or "").partition(":")[0]
     if given.switch("model.is_flux") or arch == "flux":
         return None
-    return f"the model is {arch or given.text('model.name_or_path')}, as its arch or is_flux says"
+    named = arch or given.text("model.name_or_path")
+    return f"the model is {named}, as its arch or is_flux says" if named else "no model is named"
 
 
 TRAINER = Trainer(

@@ -31,6 +31,7 @@ Tensors: TypeAlias = Mapping[str, torch.Tensor]
 LYCORIS_RANK = 128
 """What LoHa, LoKr and DoRA layers of a higher rank are cut down to."""
 _EXACT = 1e-6
+_SHOWN = {"down": "A (down)", "up": "B (up)"}
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,10 @@ def _grouped(tensors: Tensors, names: LayerNames) -> dict[str, tuple[Layers, dic
                 unknown.append(key)
             continue
         name, target, role = meaning
-        found.setdefault(name, (target, {}))[1][role] = tensor
+        roles = found.setdefault(name, (target, {}))[1]
+        if role in roles:
+            raise UnreadableLora(f"{name} is there in two spellings, the second is {key}")
+        roles[role] = tensor
     if unknown:
         other = stranger(unknown)
         raise UnreadableLora(
@@ -118,7 +122,8 @@ def _grouped(tensors: Tensors, names: LayerNames) -> dict[str, tuple[Layers, dic
 def _without_effect(key: str, tensor: torch.Tensor) -> bool:
     """Whether a tensor that is no part of a LoRA does nothing: some programs write differences of norms and biases that
     were not trained. FLUX.1 does not use CLIP's projection."""
-    return "text_projection" in key or (key.endswith((".diff", ".diff_b")) and not bool(tensor.float().any()))
+    is_difference = key.endswith((".diff", ".diff_b", ".lora_B.bias"))
+    return "text_projection" in key or (is_difference and not bool(tensor.float().any()))
 
 
 def _layer(
@@ -139,7 +144,8 @@ def _layer(
         return "LoHa", layer, torch.zeros(len(layer.b))
     if {each.removesuffix("_a").removesuffix("_b") for each in present} == LOKR:
         return "LoKr", *lokr(name, roles, alpha, LYCORIS_RANK * len(target.parts))
-    raise UnreadableLora(f"{name} has {', '.join(sorted(present)) or 'an alpha'} alone, which makes no layer")
+    there = ", ".join(_SHOWN.get(each, each) for each in sorted(present)) or "an alpha"
+    raise UnreadableLora(f"{name} has {there} alone, which makes no layer")
 
 
 def _cut(part: LoraLayer, lost: float) -> tuple[LoraLayer, float]:
@@ -160,10 +166,12 @@ def _parts(name: str, whole: LoraLayer, target: Layers, names: LayerNames) -> li
     if len(target.parts) == 1:
         return [whole]
     widths = [names.width(path) for path in target.parts]
-    rows = whole.b.shape[0]
-    if rows % sum(widths):
-        raise UnreadableLora(f"{name} has {rows} rows, which are not {sum(widths)} parts")
-    heights = [rows // sum(widths) * width for width in widths]
+    rows, hidden = whole.b.shape[0], whole.a.shape[1]
+    if rows != sum(widths) * hidden:
+        raise UnreadableLora(
+            f"{name} has {rows} rows for an input of {hidden}: of this family it has {sum(widths)} times as many"
+        )
+    heights = [hidden * width for width in widths]
     small = _block_diagonal(whole, heights)
     if small is not None:
         return small

@@ -65,6 +65,14 @@ def encoded(
     return Encoded(tensors, left_out, errors)
 
 
+def rows_of(path: str, layer: LoraLayer, names: LayerNames, convention: Convention) -> int:
+    """Rows of the B of a file's layer: where layers are fused, those of all of them."""
+    target = names.fused(path) if convention.fused else None
+    if target is None or len(target.parts) == 1:
+        return int(layer.b.shape[0])
+    return sum(names.width(part) for part in target.parts) * int(layer.a.shape[1])
+
+
 def _tensors(key: str, layer: LoraLayer, convention: Convention, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     a, b = layer.a.to("cpu", dtype).contiguous(), layer.b.float()
     if not convention.alpha:

@@ -7,7 +7,7 @@ no alpha applies ``B @ A``; one that looks for alpha finds none and does the sam
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -74,10 +74,13 @@ def write_tensors(
             hint="the training diverged, or its values are beyond the precision of the file: take an earlier "
             "checkpoint and a lower learning rate, or another precision",
         )
-    content = _aligned(save(tensors, metadata=metadata))
+    digest = hashlib.sha256()
 
     def write(temporary: Path) -> None:
-        temporary.write_bytes(content)
+        with open(temporary, "wb") as file:
+            for piece in _aligned(save(tensors, metadata=metadata)):
+                digest.update(piece)
+                file.write(piece)
         try:
             check(temporary)
         except VerificationError as error:
@@ -85,19 +88,21 @@ def write_tensors(
             raise
 
     write_with(path, write, make_folder)
-    return hashlib.sha256(content).hexdigest()
+    return digest.hexdigest()
 
 
-def _aligned(serialised: bytes) -> bytes:
-    """The same file with its header padded with spaces, so that the tensors begin at a multiple of 64 bytes.
+def _aligned(serialised: bytes) -> Iterator[bytes | memoryview]:
+    """The same file with its header padded with spaces, so that the tensors begin at a multiple of 64 bytes; in pieces,
+    for it may be as large as the memory that is left.
 
     Readers map the file into memory, and a matrix product over unaligned weights may round another way: with this,
     a loaded LoRA gives the trained one's pictures to the bit.
     """
     length = int.from_bytes(serialised[:8], "little")
     padding = -(8 + length) % 64
-    header = serialised[8 : 8 + length] + b" " * padding
-    return (length + padding).to_bytes(8, "little") + header + serialised[8 + length :]
+    yield (length + padding).to_bytes(8, "little")
+    yield serialised[8 : 8 + length] + b" " * padding
+    yield memoryview(serialised)[8 + length :]
 
 
 def verify_lora(path: Path, layers: dict[str, LoraLayer]) -> None:

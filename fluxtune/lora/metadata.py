@@ -134,12 +134,12 @@ def restated(
     kept = {
         key: _without_path(value) if key in _NAMES else value
         for key, value in metadata.items()
-        if value and (key in carried or key.startswith(("modelspec.", "fluxtune.")))
+        if value
+        and (key in carried or key.startswith(("modelspec.", "fluxtune.")))
+        and _FORMS.get(key, _ANY).match(value)
     }
     kept = {key: value if key == _THUMBNAIL else for_sharing(value) for key, value in kept.items()}
-    serialised = save(tensors)
-    content = serialised[8 + int.from_bytes(serialised[:8], "little") :]
-    digest = hashlib.sha256(content).hexdigest()
+    digest = tensor_hash(tensors)
     architecture = kept.setdefault("modelspec.architecture", "flux-1-dev/lora")
     ranks = {layer.a.shape[0] for layer in layers.values()}
     alphas = {layer.scale * layer.a.shape[0] if convention.alpha else layer.a.shape[0] for layer in layers.values()}
@@ -174,6 +174,9 @@ _OF_CAPTIONS = ("ss_tag_frequency", "ss_training_comment")
 OF_DATA = (*_OF_CAPTIONS, "ss_dataset_dirs", "ss_reg_dataset_dirs", "ss_datasets")
 """Fields in which trainers' files hold captions' words, and names of folders and files."""
 _THUMBNAIL = "modelspec.thumbnail"
+_ANY = re.compile("")
+# SwarmUI's reader throws at another resolution, and takes no other thumbnail: a path, for instance, stays here.
+_FORMS = {_THUMBNAIL: re.compile("data:image/"), "modelspec.resolution": re.compile(r"[0-9]+x[0-9]+\Z")}
 _CARRIED = (
     "ss_base_model_version",
     "ss_bucket_info",
@@ -195,4 +198,4 @@ def tensor_hash(tensors: dict[str, torch.Tensor]) -> str:
     """SHA-256 over all tensor bytes as the file holds them: what ModelSpec calls ``hash_sha256``."""
     serialised = save(tensors)
     header = int.from_bytes(serialised[:8], "little")
-    return hashlib.sha256(serialised[8 + header :]).hexdigest()
+    return hashlib.sha256(memoryview(serialised)[8 + header :]).hexdigest()

@@ -20,7 +20,7 @@ from fluxtune.flux.stored import weight_reader
 from fluxtune.flux.weights import shapes_of
 from fluxtune.lora.adapter import LoraLayer
 from fluxtune.lora.files import read_metadata
-from fluxtune.lora.reading import LoraFile, read_lora_file, told_of_reading
+from fluxtune.lora.reading import LoraFile, read_lora_file, require_family, told_of_reading
 from fluxtune.lora.use import LoraUse
 from fluxtune.nano import EMBEDDED
 
@@ -65,7 +65,7 @@ def open_lora(use: LoraUse, base: Base, on_event: Sink = ignore) -> Lora:
         StorageError: the file is damaged.
         BaseModelError: it is no FLUX LoRA, or is made for another model.
     """
-    _refuse_other_family(use.path, read_metadata(use.path), base)
+    require_family(use.path, read_metadata(use.path), base.family)
     reader = cache(lambda: weight_reader(base))
     file = read_lora_file(use.path, base.family, lambda path: reader()(path), grows=True)
     require_fit(file, base)
@@ -131,12 +131,18 @@ def place_in(tensors: Collection[str], path: str) -> str:
     return bare if f"{bare}.weight" in tensors else layer
 
 
-def _refuse_other_family(path: Path, metadata: Mapping[str, str], base: Base) -> None:
-    for key in ("modelspec.architecture", "ss_base_model_version"):
-        plain = re.sub(r"[^a-z0-9]", "", metadata.get(key, "").lower())
-        if plain and not plain.startswith(base.family.name) and plain != "flux":
+def require_published(lora: LoraFile, family: Family) -> None:
+    """Refuse a LoRA that names more blocks than the published models have; for where the base model is not at hand.
+
+    Raises:
+        BaseModelError: it does: it is for models of another family, or for one that was made deeper.
+    """
+    for blocks, depth in zip(family.blocks, family.published_depths, strict=True):
+        found = (re.match(rf"transformer\.{blocks}\.(\d+)\.", layer) for layer in lora.layers)
+        last = max((int(match[1]) for match in found if match), default=0)
+        if last >= depth:
             raise BaseModelError(
-                f"this LoRA is for {metadata[key]}, and {base.name} is of the family {base.family.name}",
-                where=str(path),
-                hint="choose a LoRA of this family, or its own base model with --base",
+                f"this LoRA changes block {last} of {blocks}, and the published models of {family.name} have {depth}",
+                where=str(lora.path),
+                hint="it seems to be for another family; of a model that was made deeper, name that with --base",
             )

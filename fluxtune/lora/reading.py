@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +89,7 @@ def read_start(path: Path, family: Family = FLUX1, on_event: Sink = ignore) -> d
         UsageError, StorageError, BaseModelError: as ``read_lora_file``; or it changes text encoders too.
     """
     lora = read_lora_file(path, family)
+    require_family(path, lora.metadata, family)
     if others := [name for name in lora.layers if not name.startswith(_TRAINED)]:
         raise BaseModelError(
             f"{len(others)} layers of this LoRA are of text encoders, which are not trained: {some_names(others)}",
@@ -98,8 +100,27 @@ def read_start(path: Path, family: Family = FLUX1, on_event: Sink = ignore) -> d
     return {name.removeprefix(_TRAINED): layer for name, layer in lora.layers.items()}
 
 
+def require_family(path: Path, metadata: Mapping[str, str], family: Family) -> None:
+    """Refuse a LoRA whose header names another family of models.
+
+    Raises:
+        BaseModelError: it does.
+    """
+    known = re.compile(rf"{family.name}|{family.name.rstrip('0123456789')}(?![0-9])")
+    for key in ("modelspec.architecture", "ss_base_model_version"):
+        plain = re.sub(r"[^a-z0-9]", "", metadata.get(key, "").lower())
+        if plain and not known.match(plain):
+            raise BaseModelError(
+                f"this LoRA is for {metadata[key]:.80}, and not for the family {family.name}",
+                where=str(path),
+                hint="choose a LoRA of this family, or its own base model with --base",
+            )
+
+
 def told_of_reading(lora: LoraFile, on_event: Sink) -> None:
-    """Say what was not read exactly."""
+    """Say what was not read exactly, and of a LoRA that does nothing that it does."""
+    if not any(map(_acts, lora.layers.values())):
+        on_event(Warning("this LoRA changes nothing: every layer's change is zero", where=str(lora.path)))
     if lora.errors:
         worst = max(lora.errors.values())
         kinds = " and ".join(kind for kind in lora.kinds if kind != "LoRA")
@@ -110,3 +131,8 @@ def told_of_reading(lora: LoraFile, on_event: Sink) -> None:
                 where=str(lora.path),
             )
         )
+
+
+def _acts(layer: LoraLayer) -> bool:
+    grows = layer.growth is not None and bool(layer.growth.any())
+    return layer.scale != 0 and (grows or (bool(layer.a.any()) and bool(layer.b.any())))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,13 @@ def test_for_programs_the_last_line_is_the_result(fluxtune: Fluxtune, source: Pa
         (("fuse", "zorvex.safetensors", "-o", "made", "--dtype", "fp8"), 2, "diffusers loads no fp8 folders"),
         (("extract", "a", "b"), 2, "--output is not given"),
         (("inspect", "text.safetensors"), 6, "damaged"),
+        (("zorvex.safetensors", "--output", ""), 2, "is no file's name"),
+        (("merge", "zorvex.safetensors", "--output", ""), 2, "is no file's name"),
+        (("zorvex.safetensors", "--scale", "nan"), 2, "nan is no scale"),
+        (("merge", "zorvex.safetensors", "narrow.safetensors", "-o", "made.safetensors"), 5, "for different models"),
+        (("merge", "zorvex.safetensors", "narrow.safetensors", "-o", "made.safetensors", "-m", "ties"), 5, "[8, 8]"),
+        (("zorvex.safetensors", "-f", "ai-toolkit", "--scale", "1e-9"), 8, "too small for float16"),
+        (("zorvex.safetensors", "--dtype", "bf16", "--scale", "1e-40"), 8, "too small for bfloat16"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
@@ -104,10 +112,12 @@ def test_what_cannot_be_done_is_said_and_leaves_nothing(
     fluxtune: Fluxtune, source: Path, tmp_path: Path, arguments: tuple[str, ...], code: int, message: str
 ) -> None:
     (tmp_path / "text.safetensors").write_text("no tensors here")
+    narrow = {f"transformer.transformer_blocks.0.attn.to_q.lora_{half}.weight": torch.ones(8, 8) for half in "AB"}
+    save_file(narrow, tmp_path / "narrow.safetensors")
     before = sorted(path.name for path in tmp_path.iterdir())
     outcome = fluxtune("export", *arguments)
     assert (outcome.code, message in outcome.err) == (code, True), outcome.err
-    assert "hint:" in outcome.err
+    assert "hint:" in outcome.err and "this is a bug" not in outcome.err
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
@@ -289,3 +299,76 @@ def test_a_lora_is_extracted_from_a_single_file(
     outcome = fluxtune("export", "extract", str(tiny_flux), "fused.safetensors", "-r", "4", "-o", "again.safetensors")
     assert outcome.code == 0
     assert set(layers(tmp_path / "again.safetensors")) == set(layers(source))
+
+
+def test_no_file_of_a_model_that_is_read_is_written_over(
+    fluxtune: Fluxtune, source: Path, tiny_flux: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_flux, model)
+    fused = ("export", "fuse", "zorvex.safetensors", "--base", "model", "--format", "comfyui", "--dtype", "fp32")
+    assert fluxtune(*fused, "-o", "tuned.safetensors").code == 0
+    weights = next((model / "transformer").glob("*.safetensors"))
+    before = {file: file.read_bytes() for file in (weights, tmp_path / "tuned.safetensors")}
+    extract = ("export", "extract", "model", "tuned.safetensors", "--rank", "4")
+    for command, output in (
+        (extract, "tuned.safetensors"),
+        (extract, weights),
+        (extract, model / "transformer" / "new.safetensors"),
+        (("export", "extract", tiny_flux, "model", "--rank", "4"), weights),
+        (("export", "zorvex.safetensors", "--base", "model"), weights),
+        (("export", "merge", "zorvex.safetensors", "--base", "model"), weights),
+        (fused, weights),
+    ):
+        outcome = fluxtune(*map(str, (*command, "--output", output)))
+        assert outcome.code == 2, outcome.err
+        assert "would be a part of the base model" in outcome.err or "the file that is read" in outcome.err
+    assert {file: file.read_bytes() for file in before} == before
+    assert not (model / "transformer" / "new.safetensors").exists()
+    # Beside the model's parts there is room for a LoRA.
+    assert fluxtune("export", "zorvex.safetensors", "--base", "model", "-o", "model/zorvex.safetensors").code == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "header", "message"),
+    [
+        ("transformer_blocks.59.attn.to_q", {}, "changes block 59 of transformer_blocks, and the published models"),
+        ("single_transformer_blocks.38.attn.to_q", {}, "changes block 38 of single_transformer_blocks"),
+        ("transformer_blocks.0.attn.to_q", {"ss_base_model_version": "sdxl_base_v1-0"}, "is for sdxl_base_v1-0"),
+        ("transformer_blocks.0.attn.to_q", {"modelspec.architecture": "Flux.2-dev/lora"}, "is for Flux.2-dev/lora"),
+    ],
+)
+def test_a_lora_of_another_family_is_not_exported(
+    fluxtune: Fluxtune, tmp_path: Path, name: str, header: dict[str, str], message: str
+) -> None:
+    tensors = {f"transformer.{name}.lora_{half}.weight": torch.ones(64, 64) for half in "AB"}
+    save_file(tensors, tmp_path / "other.safetensors", header or None)
+    for command in ("convert", "merge"):
+        outcome = fluxtune("export", command, "other.safetensors", "-o", "made.safetensors")
+        assert (outcome.code, message in outcome.err) == (5, True), outcome.err
+    assert not (tmp_path / "made.safetensors").exists()
+
+
+@pytest.mark.parametrize("header", ["flux1", "Flux.1-dev/lora", "flux", "flux-dev/lora", "flux_kontext"])
+def test_a_lora_of_the_family_is_known_by_every_spelling(fluxtune: Fluxtune, tmp_path: Path, header: str) -> None:
+    lora(tmp_path / "mug.safetensors", ss_base_model_version=header)
+    assert fluxtune("export", "mug.safetensors").code == 0
+
+
+def test_a_lora_that_changes_nothing_is_told(fluxtune: Fluxtune, source: Path, tmp_path: Path) -> None:
+    assert "changes nothing" not in fluxtune("export", "zorvex.safetensors").err
+    tensors = {name: each * (0 if "lora_B" in name else 1) for name, each in load_file(source).items()}
+    save_file(tensors, tmp_path / "fresh.safetensors")
+    outcome = fluxtune("export", "fresh.safetensors")
+    assert outcome.code == 0
+    assert "warning: fresh.safetensors: this LoRA changes nothing: every layer's change is zero" in outcome.err
+
+
+def test_a_file_that_was_not_named_is_not_written_over(fluxtune: Fluxtune, source: Path, tmp_path: Path) -> None:
+    other = tmp_path / "zorvex-kohya.safetensors"
+    other.write_bytes(b"somebody else's")
+    for command in (("convert",), ("resize", "--rank", "2")):
+        outcome = fluxtune("export", *command, "zorvex.safetensors", "--format", "kohya")
+        assert (outcome.code, "this is there already" in outcome.err) == (2, True)
+    assert other.read_bytes() == b"somebody else's"
+    assert fluxtune("export", "zorvex.safetensors", "--format", "kohya", "--output", other.name).code == 0

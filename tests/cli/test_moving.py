@@ -152,8 +152,9 @@ def test_what_was_not_taken_over_is_a_finding_with_its_line(fluxtune: Fluxtune, 
     assert outcome.code == 0, outcome.err
     records = outcome.records()
     findings = [record for record in records if record["event"] == "finding" and record["severity"] == "warning"]
-    if line is not None:
-        assert any(each["where"].endswith(f":{line}") for each in findings), findings
+    (finding,) = findings
+    assert line is not None and finding["where"].endswith(f":{line}")
+    assert "docs/moving.md" in finding["hint"]
     assert records[-1]["data"]["origins"]["lora.rank"].startswith("network.linear, there/ai-toolkit.yaml:")
 
 

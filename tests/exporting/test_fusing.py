@@ -135,8 +135,36 @@ def test_a_weight_that_reads_back_otherwise_leaves_nothing(
         put(writer, name, tensor * 1.1 if name == "transformer_blocks.0.attn.to_q.weight" else tensor, row)
 
     monkeypatch.setattr(fusing.TensorWriter, "put", damaged)
-    with pytest.raises(VerificationError, match=r"to_q\.weight reads back otherwise"):
+    with pytest.raises(VerificationError, match=r"to_q\.weight reads back otherwise") as raised:
         fuse(base, [(layers, 1.0)], Checkpoint.DIFFUSERS, tmp_path / "fused", "fp32", ignore)
+    assert raised.value.where == str(tmp_path / "fused")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_single_file_that_reads_back_otherwise_is_not_written(
+    base: Base, layers: Layers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put = fusing.TensorWriter.put
+
+    def damaged(writer: fusing.TensorWriter, name: str, tensor: torch.Tensor, row: int = 0) -> None:
+        put(writer, name, tensor * 1.1 if "img_attn.proj.weight" in name else tensor, row)
+
+    file = tmp_path / "fused.safetensors"
+    file.write_bytes(b"what was there")
+    monkeypatch.setattr(fusing.TensorWriter, "put", damaged)
+    with pytest.raises(VerificationError, match=r"to_out\.0\.weight reads back otherwise") as raised:
+        fuse(base, [(layers, 1.0)], Checkpoint.COMFYUI, file, "fp32", ignore)
+    assert raised.value.where == str(file)
+    assert file.read_bytes() == b"what was there"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize(("dtype", "weight"), [("fp16", 1e9), ("fp8", 1e9), ("bf16", 1e300)])
+def test_values_beyond_the_precision_are_refused(
+    dtype: str, weight: float, base: Base, layers: Layers, tmp_path: Path
+) -> None:
+    with pytest.raises(VerificationError, match="has values up to"):
+        fuse(base, [(layers, weight)], Checkpoint.COMFYUI, tmp_path / "fused.safetensors", dtype, ignore)
     assert not list(tmp_path.iterdir())
 
 

@@ -339,7 +339,7 @@ def test_what_a_convention_has_no_names_for_is_told() -> None:
         ({}, "holds no layers"),
         ({"transformer.proj_out.weight": torch.ones(2, 2)}, "1 of 1 tensors are no part of a LoRA"),
         ({"lora_unet_input_blocks_1_1_proj_in.lora_down.weight": torch.ones(2, 2)}, "no part of a LoRA of this family"),
-        ({"transformer.proj_out.lora_A.weight": torch.ones(2, 2)}, "down alone, which makes no layer"),
+        ({"transformer.proj_out.lora_A.weight": torch.ones(2, 2)}, r"has A \(down\) alone, which makes no layer"),
         ({"transformer.proj_out.alpha": torch.ones(())}, "an alpha alone"),
         (
             {
@@ -360,7 +360,33 @@ def test_what_a_convention_has_no_names_for_is_told() -> None:
                 "lora_unet_single_blocks_0_linear1.lora_down.weight": torch.ones(2, 2),
                 "lora_unet_single_blocks_0_linear1.lora_up.weight": torch.ones(15, 2),
             },
-            "15 rows, which are not 7 parts",
+            "15 rows for an input of 2: of this family it has 7 times as many",
+        ),
+        (
+            {
+                "lora_unet_single_blocks_0_linear1.lora_down.weight": torch.ones(2, 2),
+                "lora_unet_single_blocks_0_linear1.lora_up.weight": torch.ones(28, 2),
+            },
+            "28 rows for an input of 2",
+        ),
+        (
+            {
+                f"transformer.proj_out.{name}": torch.ones(2, 2)
+                for name in ("lora_A.weight", "lora_A.default.weight", "lora_B.weight")
+            },
+            "proj_out is there in two spellings",
+        ),
+        (
+            {f"transformer.proj_out.{name}.weight": torch.ones(2, 2) for name in ("lora_A", "lora_B", "lora_down")},
+            "proj_out is there in two spellings",
+        ),
+        (
+            {
+                f"transformer.transformer_blocks.{number}.attn.to_q.lora_{half}.weight": torch.ones(2, 2)
+                for number in ("0", "00")
+                for half in "AB"
+            },
+            "2 of 4 tensors are no part of a LoRA",
         ),
         (
             {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -24,6 +25,7 @@ from fluxtune.cli.export.options import (
     default_output,
     lora_file,
     require_other,
+    require_outside,
     say,
     size_options,
 )
@@ -67,6 +69,8 @@ def convert(
       fluxtune export dora.safetensors --base black-forest-labs/FLUX.1-dev --format kohya
       fluxtune export zorvex.safetensors --metadata author=ada --metadata thumbnail=zorvex.png
     """
+    if not math.isfinite(scale):
+        raise UsageError(f"{scale} is no scale: wanted a finite number", where="--scale", hint="--scale 0.8")
     cut = size_options(rank, energy, size, dtype)
     said = metadata or []
     _run("export", lora, _Asked(form, output, dtype, cut, scale, base, said, keep_captions, verify, denoise), as_json)
@@ -122,6 +126,8 @@ def _run(command: str, lora: Path, asked: _Asked, as_json: bool) -> None:
     source = lora_file(lora)
     target = asked.output or default_output(source, str(asked.form))
     require_other(target, [source])
+    if asked.output is None and target.exists():
+        raise UsageError("this is there already", where=str(target), hint=f"--output {target} writes over it")
     with sink(as_json) as on_event:
         quiet_libraries()
         from fluxtune.exporting.conversion import Wanted
@@ -130,6 +136,7 @@ def _run(command: str, lora: Path, asked: _Asked, as_json: bool) -> None:
         from fluxtune.exporting.statements import stated
 
         models = bases(asked.base, asked.denoise, [source], on_event)
+        require_outside(target, *models)
         wanted = Wanted(
             format=asked.form,
             output=target,

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from fluxtune.cli.export.options import Dtype, Format, Verify, as_data, open_named, require_other, say
+from fluxtune.cli.export.options import Dtype, Format, Verify, as_data, open_named, require_other, require_outside, say
 from fluxtune.cli.options import Base, Json
 from fluxtune.cli.render import printable, sink, write_line
 from fluxtune.environment.device import quiet_libraries
@@ -64,6 +64,7 @@ def fuse(
 
         named = base or next((found for use in uses if (found := base_of(use.path))), None)
         model = open_named(named, on_event)
+        require_outside(output, model)
         read = [(open_lora(use, model, on_event).acting(), 1.0) for use in uses]
         fused = write(model, read, form, output, dtype, on_event, verify)
         if as_json:
@@ -102,6 +103,7 @@ def extract(
     """
     if output is None:
         raise UsageError("--output is not given", where="fluxtune export extract", hint="--output lora.safetensors")
+    require_other(output, [])
     with sink(as_json) as on_event:
         quiet_libraries()
         from fluxtune.exporting.conversion import Wanted, write
@@ -110,6 +112,7 @@ def extract(
         before = open_named(original, on_event)
         single = tuned if tuned.endswith(".safetensors") else None
         after = open_named(original if single else tuned, on_event, single)
+        require_outside(output, before, after)
         found = take(before, after, rank, on_event)
         facts = {
             "modelspec.title": output.stem,

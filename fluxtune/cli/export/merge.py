@@ -17,6 +17,7 @@ from fluxtune.cli.export.options import (
     as_data,
     bases,
     require_other,
+    require_outside,
     say,
 )
 from fluxtune.cli.options import Json
@@ -87,6 +88,7 @@ def merge(
 
         merging = Merging(method, rank, density, seed)
         models = bases(base, denoise, [use.path for use in uses], on_event)
+        require_outside(output, *models)
         said = stated(metadata or [])
         wanted = Wanted(form, output, dtype, verify=verify, denoise=models.to_denoise, metadata=said)
         written = merge_files(uses, merging, wanted, on_event, base=models.to_read)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import sys
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeAlias
@@ -28,7 +29,7 @@ Format: TypeAlias = Annotated[
 ]
 Output: TypeAlias = Annotated[
     Path | None,
-    typer.Option("--output", "-o", metavar="FILE", help="The file to write; by default NAME-FORMAT.safetensors."),
+    typer.Option("--output", "-o", metavar="FILE", help="The file to write; by default a new NAME-FORMAT.safetensors."),
 ]
 Dtype: TypeAlias = Annotated[
     Literal["fp32", "bf16", "fp16"] | None,
@@ -134,16 +135,36 @@ def default_output(source: Path, suffix: str) -> Path:
     return Path(f"{source.stem}-{suffix}.safetensors")
 
 
-def require_other(output: Path, sources: list[Path]) -> None:
-    """Refuse to write over what is read.
+def require_other(output: Path, sources: Iterable[Path]) -> None:
+    """Refuse to write over what is read, or to no file at all.
 
     Raises:
-        UsageError: the output is one of the sources.
+        UsageError: the output is one of the sources, or a name is missing.
     """
+    if not output.name:
+        raise UsageError(f"{str(output)!r} is no file's name", where="--output", hint="name the file to write")
     for source in sources:
         if output.exists() and source.exists() and output.samefile(source):
             raise UsageError(
                 "the output is the file that is read", where=str(output), hint="name another file with --output"
+            )
+
+
+def require_outside(output: Path, *models: BaseModel | None) -> None:
+    """Refuse to write over a file of a base model.
+
+    Raises:
+        UsageError: the output is one of its files, or would lie among its weights.
+    """
+    for model in filter(None, models):
+        require_other(output, model.files.values())
+        # In the hub's cache the files are links, which are not to be followed.
+        place, folder = output.parent.resolve() / output.name, model.folder.resolve()
+        if place.is_relative_to(folder) and (output.exists() or (folder / place.relative_to(folder).parts[0]).is_dir()):
+            raise UsageError(
+                f"the output would be a part of the base model {model.name}, which is read",
+                where=str(output),
+                hint="name a place outside of its folder with --output",
             )
 
 
