@@ -29,7 +29,7 @@ from stat import S_ISDIR, S_ISLNK, S_ISREG
 from typing import Any, Literal
 
 from fluxtune import files
-from fluxtune.errors import StorageError
+from fluxtune.errors import StorageError, UsageError
 from fluxtune.events import Event, Warning, as_record
 from fluxtune.locks import held
 from fluxtune.manifests import MANIFEST
@@ -126,13 +126,14 @@ class Run:
         A ``run.json`` that is lost or damaged is made again from its copy in a checkpoint; ``trouble`` says so then.
 
         Raises:
-            StorageError: it is not a run folder, cannot be read, or a newer fluxtune wrote it.
+            UsageError: it is not a run folder.
+            StorageError: it cannot be read, or a newer fluxtune wrote it.
         """
         path = folder / "run.json"
         with files.storage_errors(folder):
             if not _is_run(folder):
                 seen = "holds no run.json" if folder.is_dir() else "does not exist"
-                raise StorageError(
+                raise UsageError(
                     f"not a run folder: it {seen}",
                     where=str(folder),
                     hint="give the folder that `fluxtune train` made (it holds config.toml and run.json)",
@@ -359,11 +360,11 @@ def latest_run(under: Path) -> Path:
     """The run folder directly inside ``under`` that was written last.
 
     Raises:
-        StorageError: there is none.
+        UsageError: there is none.
     """
     states = [path for path in under.glob("*/run.json") if not path.parent.name.startswith(".")]
     if not states:
-        raise StorageError(
+        raise UsageError(
             "no run folders here",
             where=str(under),
             hint="give the run folder's path: fluxtune train --resume RUN",
@@ -371,23 +372,26 @@ def latest_run(under: Path) -> Path:
     return max(states, key=lambda path: path.stat().st_mtime_ns).parent
 
 
-def lora_in(folder: Path) -> Path:
-    """The LoRA in a run folder, or in the folder of one of its checkpoints.
+def lora_in(named: Path) -> Path:
+    """The LoRA that a file, a run folder, or the folder of one of its checkpoints stands for.
 
     Raises:
-        StorageError: it is neither, or the run has no result yet.
+        UsageError: it is a folder, and none of a run.
+        StorageError: the run has no result yet.
     """
-    if (folder / MANIFEST).is_file() and (kept := sorted(folder.glob("*.safetensors"))):
+    if not named.is_dir():
+        return named
+    if (named / MANIFEST).is_file() and (kept := sorted(named.glob("*.safetensors"))):
         return kept[0]
-    run = Run.open(folder)
+    run = Run.open(named)
     if run.state.result is None:
         last = "".join(f"; its last checkpoint is in {each}" for each in run.checkpoints()[-1:])
         raise StorageError(
             f"this run has no result yet{last}",
-            where=str(folder),
-            hint=f"finish it: fluxtune train --resume {quote(str(folder))}",
+            where=str(named),
+            hint=f"finish it: fluxtune train --resume {quote(str(named))}",
         )
-    return folder / run.state.result
+    return named / run.state.result
 
 
 def _write_settings(folder: Path, config_toml: str, origins: dict[str, str]) -> None:

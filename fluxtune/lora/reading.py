@@ -17,6 +17,7 @@ from fluxtune.lora.decoding import decoded
 from fluxtune.lora.dora import BaseWeight
 from fluxtune.lora.files import read_metadata
 from fluxtune.lora.matrices import WEIGHTS, UnreadableLora
+from fluxtune.runs import lora_in
 
 _HINTS = {
     "is a DoRA": "make a plain LoRA of it: fluxtune export FILE --base MODEL, the model that it was trained on",
@@ -84,14 +85,17 @@ def read_lora_file(
 def read_start(path: Path, family: Family = FLUX1, on_event: Sink = ignore) -> dict[str, LoraLayer]:
     """The layers of a LoRA that a training starts from, by the transformer's own paths.
 
+    Args:
+        path: a file, or the folder of a run or a checkpoint.
+
     Raises:
-        UsageError, StorageError, BaseModelError: as ``read_lora_file``; or it changes text encoders too.
+        UsageError, StorageError, BaseModelError: as ``lora_in`` and ``read_lora_file``; or it changes text encoders too.
     """
-    lora = read_lora_file(path, family)
+    lora = read_lora_file(lora_in(path), family)
     if others := [name for name in lora.layers if not name.startswith(_TRAINED)]:
         raise BaseModelError(
             f"{len(others)} layers of this LoRA are of text encoders, which are not trained: {some_names(others)}",
-            where=str(path),
+            where=str(lora.path),
             hint="choose a LoRA of the transformer alone",
         )
     told_of_reading(lora, on_event)

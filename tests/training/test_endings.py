@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny_runs import plain_config, stop_after, train_in
 
 from fluxtune.config.dataset import FolderConfig
 from fluxtune.config.schema import Config
 from fluxtune.errors import ConfigError, DataError, ExitCode, OutOfMemoryError, Stopped, StorageError, UsageError
-from fluxtune.events import Event, Phase, Step
+from fluxtune.events import Event, Phase, Step, Warning
 from fluxtune.runs import Run
 from fluxtune.training import loop as loop_module
 from fluxtune.training import run as run_module
@@ -179,7 +180,7 @@ def test_an_output_that_exists_is_refused_before_the_base_model_is_looked_for(
 def test_a_folder_that_is_no_run_is_not_resumed_before_the_base_model_is_looked_for(
     nowhere: Callable[..., Config], tmp_path: Path
 ) -> None:
-    with pytest.raises(StorageError, match="not a run folder"):
+    with pytest.raises(UsageError, match="not a run folder"):
         train(nowhere(), output=tmp_path / "mug", resume=tmp_path / "mug")
 
 
@@ -211,6 +212,32 @@ def test_a_lora_to_start_from_that_does_not_fit_is_told_before_anything_is_encod
     with pytest.raises(UsageError, match=f"the configuration asks for rank {config.lora.rank - 1}"):
         train(changed, output=tmp_path / "mug")
     assert not (tmp_path / "mug").exists()
+
+
+def test_the_folder_of_a_run_or_of_a_checkpoint_to_start_from_stands_for_its_lora(
+    config: Config, cache: Path, tmp_path: Path
+) -> None:
+    start = train_in(tmp_path / "start", config, cache=cache)
+    files = {"file": start.file, "run": start.folder, "checkpoint": start.folder / "checkpoints" / "step-000002"}
+    begun = {}
+    for name, file in files.items():
+        with pytest.raises(Stopped):
+            train_in(tmp_path / name, started_from(file, config), cache=cache, should_stop=stop_after(1))
+        begun[name] = load_file(tmp_path / name / "checkpoints" / "step-000001" / f"{name}.safetensors")
+    assert all(torch.equal(tensor, begun["file"][key]) for each in begun.values() for key, tensor in each.items())
+    assert any(not torch.equal(tensor, start.tensors[key]) for key, tensor in begun["file"].items())
+
+
+def test_a_run_of_more_layers_than_the_lora_has_that_it_starts_from_says_so_once(
+    config: Config, cache: Path, tmp_path: Path
+) -> None:
+    start = train_in(tmp_path / "start", config, cache=cache).file
+    run = train_in(tmp_path / "mug", started_from(start, config, targets="attention+mlp"), cache=cache)
+    told = [event for event in run.seen(Warning) if event.where == str(start)]
+    assert [event.message for event in told] == [
+        "this LoRA has 22 of the 34 layers of lora.targets: the other 12 begin at zero"
+    ]
+    assert len(run.tensors) == 2 * 34
 
 
 def test_a_resumed_run_no_longer_needs_the_lora_that_it_started_from(

@@ -22,7 +22,6 @@ from fluxtune.cli.export.options import (
     as_data,
     bases,
     default_output,
-    lora_file,
     require_other,
     say,
     size_options,
@@ -33,6 +32,7 @@ from fluxtune.environment.device import quiet_libraries
 from fluxtune.errors import UsageError
 from fluxtune.events import Result
 from fluxtune.lora.conventions import LoraFormat
+from fluxtune.runs import lora_in
 
 Lora = Annotated[
     Path, typer.Argument(metavar="LORA", help="A LoRA file of any trainer, or a run folder.", show_default=False)
@@ -119,7 +119,7 @@ class _Asked(NamedTuple):
 
 
 def _run(command: str, lora: Path, asked: _Asked, as_json: bool) -> None:
-    source = lora_file(lora)
+    source = lora_in(lora)
     target = asked.output or default_output(source, str(asked.form))
     require_other(target, [source])
     with sink(as_json) as on_event:

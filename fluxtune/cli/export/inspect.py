@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fluxtune.cli.export.options import lora_file
 from fluxtune.cli.options import Json
 from fluxtune.cli.render import json_lines, printable, write_line
 from fluxtune.environment.device import quiet_libraries
 from fluxtune.events import Result
+from fluxtune.runs import lora_in
 
 if TYPE_CHECKING:
     from fluxtune.exporting.inspection import Inspection
@@ -35,7 +35,7 @@ def inspect(
       fluxtune export inspect zorvex.safetensors
       fluxtune export inspect runs/zorvex --json
     """
-    source = lora_file(lora)
+    source = lora_in(lora)
     quiet_libraries()
     from fluxtune.exporting.inspection import as_data
     from fluxtune.exporting.inspection import inspect as look
