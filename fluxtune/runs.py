@@ -30,7 +30,7 @@ from typing import Any, Literal
 
 from fluxtune import files
 from fluxtune.errors import StorageError, UsageError
-from fluxtune.events import Event, Warning, as_record
+from fluxtune.events import Event, Step, Warning, as_record
 from fluxtune.locks import held
 from fluxtune.manifests import MANIFEST
 from fluxtune.redaction import for_sharing, redacted
@@ -42,6 +42,11 @@ STATE_COPY = "state/run.json"
 """Within a checkpoint: ``run.json`` as it was then, from which a lost one is made again."""
 ABANDONED = "abandoned-step-"
 """Begins the names of checkpoints that the run turned back from, which go when the next one is whole."""
+_AT_FIRST = {
+    *("config.toml", "origins.json", "run.json", "captions.jsonl", "lock", "events.jsonl", "log.txt"),
+    *(TRACKING, "previews", "previews/step-000000"),
+}
+"""What is in a run folder before the first step, with all that lies in ``tracking`` and the folder of pictures."""
 _LEFT_OVER = re.compile(r"\.[0-9a-f]{8}\.\d+\.partial|\.(abandoned-)?step-\d+\.(partial|dropped)")
 """Names of what a killed process was writing or removing."""
 
@@ -74,13 +79,14 @@ class RunState:
 class Run:
     """One run folder; make it with ``Run.create`` or ``Run.open``.
 
-    ``trouble`` is what its user should know of how it was found.
+    ``trouble`` is what its user should know of how it was found; ``has_stepped``, whether it was told of a step.
     """
 
     def __init__(self, folder: Path, state: RunState, trouble: Warning | None = None) -> None:
         self.folder = folder
         self.state = state
         self.trouble = trouble
+        self.has_stepped = False
         self._events = files.PatientLines(folder / "events.jsonl")
         self._log = files.PatientLines(folder / "log.txt")
 
@@ -190,6 +196,7 @@ class Run:
         Raises:
             StorageError: the run folder is gone.
         """
+        self.has_stepped |= isinstance(event, Step)
         record = redacted(record or as_record(event), for_sharing)
         # In ASCII, so that no control character of a caption reaches the terminal that shows the file.
         errors = [self._events.add(json.dumps(record))]
@@ -202,6 +209,26 @@ class Run:
         return Warning(
             f"the run goes on without its record: {error.message}; what is missed is added later", error.where
         )
+
+    def withdraw(self) -> bool:
+        """Remove the folder of a run that was refused, so that another one can be made in its place.
+
+        One in which a step was made, or that holds anything which a run does not begin with, stays.
+
+        Returns:
+            Whether it is gone.
+        """
+        aside = self.folder.with_name(f".{self.folder.name}.{os.getpid() % 10**8:08d}.partial")
+        try:
+            places = filter(Path.is_dir, (self.folder, self.folder / "previews"))
+            found = {self.within(path) for place in places for path in place.iterdir()}
+            if self.has_stepped or not found <= _AT_FIRST:
+                return False
+            os.replace(self.folder, aside)
+        except OSError:
+            return False
+        shutil.rmtree(aside, ignore_errors=True)
+        return True
 
     def require_there(self) -> None:
         """Refuse to write into a run folder that is gone, rather than make another one in its place.

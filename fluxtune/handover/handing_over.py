@@ -99,7 +99,7 @@ def hand_over(
         link, accept_errors: as for ``export_dataset``.
 
     Raises:
-        UsageError: there are no pictures, the destination is there already, or ``lora.init_from`` is a folder of no run.
+        UsageError: there are no pictures, the destination is there already, or ``lora.init_from`` is no run's folder.
         DataError: something is wrong with the pictures or captions.
         StorageError: it cannot be written.
     """

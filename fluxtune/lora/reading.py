@@ -89,7 +89,8 @@ def read_start(path: Path, family: Family = FLUX1, on_event: Sink = ignore) -> d
         path: a file, or the folder of a run or a checkpoint.
 
     Raises:
-        UsageError, StorageError, BaseModelError: as ``lora_in`` and ``read_lora_file``; or it changes text encoders too.
+        UsageError, StorageError, BaseModelError: as ``lora_in`` and ``read_lora_file``; or it changes text
+            encoders too.
     """
     lora = read_lora_file(lora_in(path), family)
     if others := [name for name in lora.layers if not name.startswith(_TRAINED)]:

@@ -18,6 +18,7 @@ from fluxtune.errors import ConfigError, DataError, ExitCode, OutOfMemoryError, 
 from fluxtune.events import Event, Phase, Step, Warning
 from fluxtune.runs import Run
 from fluxtune.training import loop as loop_module
+from fluxtune.training import relief
 from fluxtune.training import run as run_module
 from fluxtune.training.run import train
 
@@ -37,11 +38,17 @@ def config(tiny_flux: Path, few_pictures: Path) -> Config:
 
 @pytest.fixture
 def step_fails(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], None]:
-    """Make every training step raise an error."""
+    """Make every training step raise an error, but for so many micro-batches at first."""
+    real = loop_module.learn
 
-    def fail_with(error: BaseException) -> None:
-        def fail(*_: object) -> None:
-            raise error
+    def fail_with(error: BaseException, after: int = 0) -> None:
+        left = [after]
+
+        def fail(*arguments: Any) -> Any:
+            left[0] -= 1
+            if left[0] < 0:
+                raise error
+            return real(*arguments)
 
         monkeypatch.setattr(loop_module, "learn", fail)
 
@@ -79,8 +86,45 @@ def test_a_step_that_does_not_fit_in_memory_says_what_to_make_smaller(
     assert failure.value.exit_code == 4
     assert str(error) in failure.value.message
     assert "smaller preset" in str(failure.value.hint)
-    status, last = ending(tmp_path / "mug")
+    assert not (tmp_path / "mug").exists()
+
+
+def test_a_run_that_is_refused_before_its_first_step_leaves_nothing_and_is_begun_by_the_same_command(
+    tiny_flux: Path, few_pictures: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = plain_config(tiny_flux, few_pictures, training__steps=1, previews__every=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop_module, "rehearse", fail_as_if_full)
+        with pytest.raises(OutOfMemoryError):
+            train_in(tmp_path / "mug", config, cache=cache)
+    assert list(tmp_path.iterdir()) == []
+    begun = train_in(tmp_path / "mug", config, cache=cache)
+    assert [step.step for step in begun.seen(Step)] == [1]
+
+
+def test_what_is_of_use_to_somebody_is_not_removed_with_a_run_that_is_refused(
+    config: Config, cache: Path, tmp_path: Path, step_fails: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relief, "PAUSES", ())
+    step_fails(MemoryError(), after=1)
+    with pytest.raises(OutOfMemoryError):
+        train_in(tmp_path / "stepped", config, cache=cache)
+    status, last = ending(tmp_path / "stepped")
     assert (status, last["event"], last["code"]) == ("failed", "error", 4)
+
+    def put_a_note(event: Event) -> None:
+        if isinstance(event, Phase) and event.name == "train":
+            (tmp_path / "noted" / "note.txt").write_text("mine")
+
+    with pytest.raises(OutOfMemoryError), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FLUXTUNE_CACHE", str(cache))
+        train(config, output=tmp_path / "noted", on_event=put_a_note)
+    assert ending(tmp_path / "noted")[0] == "failed"
+    assert (tmp_path / "noted" / "note.txt").read_text() == "mine"
+
+
+def fail_as_if_full(*_: object) -> None:
+    raise MemoryError
 
 
 def test_pictures_that_do_not_fit_in_memory_are_no_bug(
@@ -119,7 +163,7 @@ def test_an_unexpected_failure_passes_and_is_on_record(
 def test_the_record_names_every_problem_as_the_command_does(
     config: Config, cache: Path, tmp_path: Path, step_fails: Callable[..., None]
 ) -> None:
-    step_fails(ConfigError([UsageError("one", where="a", hint="b"), UsageError("two")]))
+    step_fails(ConfigError([UsageError("one", where="a", hint="b"), UsageError("two")]), after=1)
     with pytest.raises(ConfigError):
         train_in(tmp_path / "mug", config, cache=cache)
     _, last = ending(tmp_path / "mug")
