@@ -146,7 +146,7 @@ def test_where_the_main_process_is_killed_the_others_end_and_the_run_goes_on(
     with started(2, arguments, cache) as both:
         until_step(both[0], 5)
         both[0].kill()
-        assert ended(both[1])[0] == ExitCode.DONE
+        assert ended(both[1]) == (ExitCode.DONE, "", "")
     step = Run.open(run).state.step
     with started(2, ["train", "--resume", str(run), "--steps", str(step + 3), "--json"], cache) as both:
         assert [ended(each)[0] for each in both] == [0, 0]
