@@ -51,13 +51,18 @@ class LoraFile:
 
 
 def read_lora_file(
-    path: Path, family: Family = FLUX1, base_weight: BaseWeight | None = None, grows: bool = False
+    path: Path,
+    family: Family = FLUX1,
+    base_weight: BaseWeight | None = None,
+    grows: bool = False,
+    directions: bool = False,
 ) -> LoraFile:
     """Read a LoRA in any convention that is known (``conventions.py``).
 
     Args:
         base_weight: the base model's weights, which DoRA needs.
         grows: whether the caller heeds ``LoraLayer.growth``, which makes DoRA exact.
+        directions: read a DoRA without its magnitudes, which needs no base model: not what it changes.
 
     Raises:
         UsageError: there is no such file, or it is no safetensors.
@@ -71,7 +76,7 @@ def read_lora_file(
         broken = [key for key, tensor in tensors.items() if tensor.dtype in WEIGHTS and not is_finite(tensor)]
         if broken:
             raise UnreadableLora(f"these tensors of it have values that are no finite numbers: {some_names(broken)}")
-        found = decoded(tensors, family.layer_names, metadata, base_weight, grows)
+        found = decoded(tensors, family.layer_names, metadata, base_weight, grows, directions)
     except UnreadableLora as error:
         hint = next((hint for mark, hint in _HINTS.items() if mark in str(error)), "take another LoRA file")
         raise BaseModelError(f"this LoRA cannot be read: {error}", where=str(path), hint=hint) from error
