@@ -140,7 +140,7 @@ class Comparison:
         transformer = load_transformer(self.base, config.memory, torch.float32, "cpu")
         if lora:
             attach(transformer, config.lora, self.base.family, 0)
-            start_from(transformer, read_start(lora), config.lora, str(lora))
+            start_from(transformer, read_start(lora), config.lora, self.base.family, str(lora))
         return {name: loss_of(transformer, scenes, self.base, config) for name, scenes in self.sets.items()}
 
     def run(self, precision: str, seed: int) -> dict[str, Any]:

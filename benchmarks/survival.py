@@ -27,7 +27,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import FluxTransformer2DModel
 from PIL import Image
 from report import heading, publish
 from safetensors.torch import load_file
@@ -231,6 +230,8 @@ def _gaps(events: Events) -> list[float]:
 
 def _middle(folder: Path) -> Path:
     """The wider model, with random weights, on disk."""
+    from diffusers import FluxTransformer2DModel  # not for --help: its import takes seconds, and others' warnings
+
     shutil.copytree(nano.model_folder(), folder, ignore=shutil.ignore_patterns("transformer"))
     config = FluxTransformer2DModel.load_config(nano.model_folder() / "transformer")
     torch.manual_seed(0)
@@ -240,11 +241,13 @@ def _middle(folder: Path) -> Path:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scale", choices=("nano", "middle"), default="nano", help="middle is for a card")
-    parser.add_argument("--steps", type=int, default=60, help="6 or more")
-    parser.add_argument("--side", type=int, default=128, help="pixels")
+    parser.add_argument(
+        "--scale", choices=("nano", "middle"), default="nano", help="nano (default); middle is for a card"
+    )
+    parser.add_argument("--steps", type=int, default=60, help="of each run, 6 or more (60)")
+    parser.add_argument("--side", type=int, default=128, help="of the square pictures, in pixels (128)")
     parser.add_argument("--set", action="append", default=[], dest="sets", help="a setting of the runs; again for more")
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("--output", type=Path, help="JSON file for the figures, which are printed in any case")
     options = parser.parse_args()
     quiet_libraries()
     device = pick_device("auto")

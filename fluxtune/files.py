@@ -320,6 +320,32 @@ def require_folder(folder: Path) -> None:
         raise StorageError("this is a file, not a folder", where=str(existing), hint="choose another folder")
 
 
+def require_writable(path: Path) -> None:
+    """Refuse a place in which no file or folder can be made, before the work that would end there.
+
+    Raises:
+        StorageError: what it lies in is no folder, or nothing can be written there.
+    """
+    require_folder(path.parent)
+    existing = path.absolute().parent
+    while not existing.exists():
+        existing = existing.parent
+    with storage_errors(path), tempfile.TemporaryFile(dir=existing):
+        pass
+
+
+def require_new_file(path: Path) -> None:
+    """Refuse a file that cannot be written, before the work that would end in it; one that is there may be replaced.
+
+    Raises:
+        StorageError: it is a folder, a pipe or a device, or nothing can be written there.
+    """
+    refuse_special(path)
+    if path.is_dir():
+        raise StorageError("this is a folder, not a file", where=str(path), hint="name a file")
+    require_writable(path)
+
+
 def require_new_folder(destination: Path, what: str, apart_from: Iterable[Path] = ()) -> None:
     """Refuse a place for a new folder that is taken, or lies within what is to be left alone.
 

@@ -29,8 +29,8 @@ from stat import S_ISDIR, S_ISLNK, S_ISREG
 from typing import Any, Literal
 
 from fluxtune import files
-from fluxtune.errors import StorageError
-from fluxtune.events import Event, Warning, as_record
+from fluxtune.errors import StorageError, UsageError
+from fluxtune.events import Event, Step, Warning, as_record
 from fluxtune.locks import held
 from fluxtune.manifests import MANIFEST
 from fluxtune.redaction import for_sharing, redacted
@@ -42,6 +42,11 @@ STATE_COPY = "state/run.json"
 """Within a checkpoint: ``run.json`` as it was then, from which a lost one is made again."""
 ABANDONED = "abandoned-step-"
 """Begins the names of checkpoints that the run turned back from, which go when the next one is whole."""
+_AT_FIRST = {
+    *("config.toml", "origins.json", "run.json", "captions.jsonl", "lock", "events.jsonl", "log.txt"),
+    *(TRACKING, "previews", "previews/step-000000"),
+}
+"""What is in a run folder before the first step, with all that lies in ``tracking`` and the folder of pictures."""
 _LEFT_OVER = re.compile(r"\.[0-9a-f]{8}\.\d+\.partial|\.(abandoned-)?step-\d+\.(partial|dropped)")
 """Names of what a killed process was writing or removing."""
 
@@ -74,13 +79,14 @@ class RunState:
 class Run:
     """One run folder; make it with ``Run.create`` or ``Run.open``.
 
-    ``trouble`` is what its user should know of how it was found.
+    ``trouble`` is what its user should know of how it was found; ``has_stepped``, whether it was told of a step.
     """
 
     def __init__(self, folder: Path, state: RunState, trouble: Warning | None = None) -> None:
         self.folder = folder
         self.state = state
         self.trouble = trouble
+        self.has_stepped = False
         self._events = files.PatientLines(folder / "events.jsonl")
         self._log = files.PatientLines(folder / "log.txt")
 
@@ -126,13 +132,14 @@ class Run:
         A ``run.json`` that is lost or damaged is made again from its copy in a checkpoint; ``trouble`` says so then.
 
         Raises:
-            StorageError: it is not a run folder, cannot be read, or a newer fluxtune wrote it.
+            UsageError: it is not a run folder.
+            StorageError: it cannot be read, or a newer fluxtune wrote it.
         """
         path = folder / "run.json"
         with files.storage_errors(folder):
             if not _is_run(folder):
                 seen = "holds no run.json" if folder.is_dir() else "does not exist"
-                raise StorageError(
+                raise UsageError(
                     f"not a run folder: it {seen}",
                     where=str(folder),
                     hint="give the folder that `fluxtune train` made (it holds config.toml and run.json)",
@@ -189,6 +196,7 @@ class Run:
         Raises:
             StorageError: the run folder is gone.
         """
+        self.has_stepped |= isinstance(event, Step)
         record = redacted(record or as_record(event), for_sharing)
         # In ASCII, so that no control character of a caption reaches the terminal that shows the file.
         errors = [self._events.add(json.dumps(record))]
@@ -201,6 +209,26 @@ class Run:
         return Warning(
             f"the run goes on without its record: {error.message}; what is missed is added later", error.where
         )
+
+    def withdraw(self) -> bool:
+        """Remove the folder of a run that was refused, so that another one can be made in its place.
+
+        One in which a step was made, or that holds anything which a run does not begin with, stays.
+
+        Returns:
+            Whether it is gone.
+        """
+        aside = self.folder.with_name(f".{self.folder.name}.{os.getpid() % 10**8:08d}.partial")
+        try:
+            places = filter(Path.is_dir, (self.folder, self.folder / "previews"))
+            found = {self.within(path) for place in places for path in place.iterdir()}
+            if self.has_stepped or not found <= _AT_FIRST:
+                return False
+            os.replace(self.folder, aside)
+        except OSError:
+            return False
+        shutil.rmtree(aside, ignore_errors=True)
+        return True
 
     def require_there(self) -> None:
         """Refuse to write into a run folder that is gone, rather than make another one in its place.
@@ -359,11 +387,11 @@ def latest_run(under: Path) -> Path:
     """The run folder directly inside ``under`` that was written last.
 
     Raises:
-        StorageError: there is none.
+        UsageError: there is none.
     """
     states = [path for path in under.glob("*/run.json") if not path.parent.name.startswith(".")]
     if not states:
-        raise StorageError(
+        raise UsageError(
             "no run folders here",
             where=str(under),
             hint="give the run folder's path: fluxtune train --resume RUN",
@@ -371,23 +399,26 @@ def latest_run(under: Path) -> Path:
     return max(states, key=lambda path: path.stat().st_mtime_ns).parent
 
 
-def lora_in(folder: Path) -> Path:
-    """The LoRA in a run folder, or in the folder of one of its checkpoints.
+def lora_in(named: Path) -> Path:
+    """The LoRA that a file, a run folder, or the folder of one of its checkpoints stands for.
 
     Raises:
-        StorageError: it is neither, or the run has no result yet.
+        UsageError: it is a folder, and none of a run.
+        StorageError: the run has no result yet.
     """
-    if (folder / MANIFEST).is_file() and (kept := sorted(folder.glob("*.safetensors"))):
+    if not named.is_dir():
+        return named
+    if (named / MANIFEST).is_file() and (kept := sorted(named.glob("*.safetensors"))):
         return kept[0]
-    run = Run.open(folder)
+    run = Run.open(named)
     if run.state.result is None:
         last = "".join(f"; its last checkpoint is in {each}" for each in run.checkpoints()[-1:])
         raise StorageError(
             f"this run has no result yet{last}",
-            where=str(folder),
-            hint=f"finish it: fluxtune train --resume {quote(str(folder))}",
+            where=str(named),
+            hint=f"finish it: fluxtune train --resume {quote(str(named))}",
         )
-    return folder / run.state.result
+    return named / run.state.result
 
 
 def _write_settings(folder: Path, config_toml: str, origins: dict[str, str]) -> None:

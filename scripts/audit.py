@@ -52,7 +52,8 @@ def judged(rows: list[dict[str, object]], required: bool) -> int:
     if known:
         return 1
     if len(unasked) == len(rows):
-        return skipped("the advisory database that was reached knows none of these packages", required)
+        why = next((f": {row['skip_reason']}" for row in rows if row.get("skip_reason")), "")
+        return skipped(f"the advisory database that was reached knows none of these packages{why}", required)
     print(f"nothing is known against {len(rows) - len(unasked)} of {len(rows)} versions")
     return skipped(f"no answer about {', '.join(unasked)}", required) if unasked else 0
 

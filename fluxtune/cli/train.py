@@ -75,7 +75,7 @@ def train(
     batch_size: BatchSize = None,
     vram: Annotated[str | None, setting_flag("memory.budget", "--vram", metavar="GIB")] = None,
     seed: Seed = None,
-    init_from: Annotated[str | None, setting_flag("lora.init_from", "--init-from", metavar="FILE")] = None,
+    init_from: Annotated[str | None, setting_flag("lora.init_from", "--init-from", metavar="FILE|RUN")] = None,
     resume: Annotated[
         str | None,
         typer.Option(

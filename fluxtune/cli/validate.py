@@ -18,6 +18,7 @@ from fluxtune.config.schema import Config
 from fluxtune.environment.device import quiet_libraries
 from fluxtune.errors import ExitCode, UsageError
 from fluxtune.events import Event, Finding, Result
+from fluxtune.files import require_new_file
 from fluxtune.sentences import printable
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def _check(resolved: Resolved, page: Path | None, fix: Path | None, as_json: boo
     with sink(as_json) as on_event:
         quiet_libraries()
         from fluxtune.dataset.findings import found_in_description
-        from fluxtune.dataset.mending import mend
+        from fluxtune.dataset.mending import mend, require_destination
         from fluxtune.dataset.validation import validate as validate_data
         from fluxtune.report.data_page import write_data_page
         from fluxtune.training.tokens import limits_at_hand
@@ -111,18 +112,24 @@ def _check(resolved: Resolved, page: Path | None, fix: Path | None, as_json: boo
                 on_event(event)
 
         config = resolved.config
+        # To read the pictures of a large data set takes minutes.
+        if page is not None:
+            require_new_file(page)
+        if fix is not None:
+            require_destination(fix, [row.path for row in config.dataset.folders])
         limits, side_multiple = limits_at_hand(config.model)
         told = [found_in_description(remark) for remark in resolved.remarks]
         # People get the findings sorted, at the end.
         report = validate_data(config, limits, side_multiple, on_event if as_json else without_findings, told)
         result, mends, last = report.as_data(), [], report
-        if page is not None:
-            write_data_page(report, page, config.dataset.background, on_event)
-            result["page"] = str(page)
         if fix is not None:
             mends = mend(report, fix, on_event, resolved.described)
             last = validate_data(_on_folder(config, fix), limits, side_multiple, without_findings)
             result |= {"mends": [asdict(each) for each in mends], "mended": last.as_data()}
+        if page is not None:
+            # Last, for it may go into the copy.
+            write_data_page(report, page, config.dataset.background, on_event)
+            result["page"] = str(page)
         if as_json:
             on_event(Result("validate", result))
     if not as_json:

@@ -23,4 +23,8 @@ class LoraConfig(Section):
     )
     dropout: float = setting(0.0, "Dropout on the adapter's input.", ge=0.0, lt=1.0)
     rank_stabilized: bool = setting(False, "Scale by alpha / sqrt(rank) instead of alpha / rank (arXiv 2312.03732).")
-    init_from: str | None = setting(None, "LoRA file to start from instead of an empty adapter.", path="path")
+    init_from: str | None = setting(
+        None,
+        "LoRA file to start from instead of an empty adapter; the folder of a run or a checkpoint stands for its LoRA.",
+        path="path",
+    )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -27,7 +27,15 @@ from fluxtune.dataset.picture_checks import EXTENSIONS
 from fluxtune.dataset.survey import Look, Seen
 from fluxtune.dataset.validation import Report
 from fluxtune.events import Progress, Sink
-from fluxtune.files import require_new_folder, require_space, whole_folder, write_bytes, write_text, write_with
+from fluxtune.files import (
+    require_new_folder,
+    require_space,
+    require_writable,
+    whole_folder,
+    write_bytes,
+    write_text,
+    write_with,
+)
 
 SET_ASIDE = ".set-aside"
 """Folder in the copy for what does not belong to it any more; hidden, so that no trainer reads it."""
@@ -50,6 +58,17 @@ class Mend:
     done: tuple[str, ...]
 
 
+def require_destination(destination: Path, folders: Iterable[str]) -> None:
+    """Refuse a place for the repaired copy of these folders, before their pictures are read.
+
+    Raises:
+        UsageError: it is there already, or lies within the data set.
+        StorageError: nothing can be written there.
+    """
+    require_new_folder(destination, "the repaired copy", map(folder_path, folders))
+    require_writable(destination)
+
+
 def mend(
     report: Report, destination: Path, on_event: Sink, shared: Mapping[str, Any] = MappingProxyType({})
 ) -> list[Mend]:
@@ -69,7 +88,7 @@ def mend(
         UsageError: the destination is there already, or lies within the data set.
         StorageError: it cannot be written; nothing is left behind.
     """
-    require_new_folder(destination, "the repaired copy", map(Path, report.folders))
+    require_destination(destination, report.folders)
     size = sum(seen.item.path.stat().st_size for seen in report.survey.seen if seen.item.path.exists())
     require_space(destination, 2 * size, "the repaired copy")
     with whole_folder(destination) as half_made:

@@ -61,7 +61,7 @@ def check_disks(hub_cache: Path | None, download: bool, runs: Path) -> Iterator[
     """
     wanted = [
         ("the hub's models", hub_cache, BASE_MODEL_BYTES if download else 0.0, "HF_HOME"),
-        ("fluxtune's cache", cache_folder(), CACHE_BYTES, "FLUXTUNE_CACHE"),
+        ("fluxtune's cached files", cache_folder(), CACHE_BYTES, "FLUXTUNE_CACHE"),
         ("runs", runs, RUN_BYTES, None),
     ]
     promised: dict[int, float] = {}

@@ -10,7 +10,7 @@ import warnings
 from importlib import metadata
 from typing import Literal
 
-from fluxtune.environment.launch import launched_for_the_processor, place
+from fluxtune.environment.launch import launched_for_the_processor, place, quiet_connections
 from fluxtune.errors import UsageError
 from fluxtune.events import Sink, Warning
 
@@ -162,6 +162,7 @@ def quiet_libraries() -> None:
 
     For the command line; a Python caller keeps the settings of its process.
     """
+    quiet_connections()
     import transformers
 
     # Before diffusers is imported, because its import makes transformers warn.

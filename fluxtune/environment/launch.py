@@ -34,6 +34,13 @@ def place() -> Place:
     return Place(*map(int, values))
 
 
+def quiet_connections() -> None:
+    """Keep torch from writing pages of warnings when another of several processes leaves first, unless the user set a
+    level. What it says of failures stays, and fluxtune says the rest. To be called before torch is imported."""
+    if place().number > 1:
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+
 def launched_for_the_processor() -> bool:
     """Whether ``accelerate launch --cpu`` wants the graphics card left alone."""
     return os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "on", "y", "t")

@@ -5,16 +5,24 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from math import hypot, prod, sqrt
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fluxtune.files import sha256_of
+from fluxtune.flux.base import Base
 from fluxtune.flux.families import FLUX1, Family
+from fluxtune.flux.stored import weight_reader
 from fluxtune.lora.adapter import LoraLayer
+from fluxtune.lora.conventions import meaning_of
+from fluxtune.lora.dora import BaseWeight
+from fluxtune.lora.files import header_of
 from fluxtune.lora.low_rank import norm_of, rank_of
-from fluxtune.lora.reading import read_lora_file
+from fluxtune.lora.reading import LoraFile, read_lora_file
 
 
 @dataclass(frozen=True)
@@ -23,14 +31,14 @@ class Group:
 
     Attributes:
         ranks, alphas: value -> how many layers have it; an alpha is the scale times the rank.
-        norm: Frobenius norm of all their changes together.
+        norm: Frobenius norm of all their changes together; None where that needs the base model.
     """
 
     name: str
     layers: int
     ranks: Mapping[int, int]
     alphas: Mapping[str, int]
-    norm: float
+    norm: float | None
 
 
 @dataclass(frozen=True)
@@ -38,7 +46,8 @@ class Inspection:
     """What a file is.
 
     Attributes:
-        blocks: block, ``double 0`` to ``single 37`` or ``outside``, -> norm of its change.
+        parameters: numbers that were trained, of which ``magnitudes`` are those of a DoRA.
+        blocks: block, ``double 0`` to ``single 37`` or ``outside``, -> norm of its change, as of a group.
         hashes: ``sha256`` of the file, the ``autov2`` and ``autov3`` that sites show, and ``header``, by which user
             interfaces know a file whose header has one (`sshs_model_hash`).
     """
@@ -50,26 +59,33 @@ class Inspection:
     kinds: Mapping[str, int]
     dtypes: Mapping[str, int]
     parameters: int
+    magnitudes: int
     groups: list[Group]
-    blocks: Mapping[str, float]
+    blocks: Mapping[str, float | None]
     trigger: str | None
     hashes: Mapping[str, str]
     metadata: Mapping[str, str]
 
 
-def inspect(path: Path, family: Family = FLUX1) -> Inspection:
+def inspect(path: Path, family: Family = FLUX1, open_model: Callable[[], Base] | None = None) -> Inspection:
     """Read a LoRA file and describe it.
 
+    Args:
+        open_model: the base model that it was trained on, called for a DoRA alone: what that changes depends on the
+            model's weights.
+
     Raises:
-        UsageError, StorageError, BaseModelError: as ``read_lora_file``.
+        UsageError, StorageError, BaseModelError: as ``read_lora_file``; or the base model cannot be had.
     """
-    lora = read_lora_file(path, family)
+    lora = read_lora_file(path, family, directions=True)
+    norms = _norms(lora, family, open_model)
     stated = lora.metadata.get("sshs_model_hash")
-    by_group: dict[str, list[LoraLayer]] = {}
-    by_block: dict[str, list[LoraLayer]] = {}
-    for name, layer in sorted(lora.layers.items(), key=lambda each: _place(each[0])):
-        by_group.setdefault(_group_of(name), []).append(layer)
-        by_block.setdefault(_block_of(name), []).append(layer)
+    magnitudes = _magnitudes(path, family)
+    by_group: dict[str, list[str]] = {}
+    by_block: dict[str, list[str]] = {}
+    for name in sorted(lora.layers, key=_place):
+        by_group.setdefault(_group_of(name), []).append(name)
+        by_block.setdefault(_block_of(name), []).append(name)
     return Inspection(
         file=str(path),
         bytes=path.stat().st_size,
@@ -77,9 +93,10 @@ def inspect(path: Path, family: Family = FLUX1) -> Inspection:
         family=family.name,
         kinds=lora.kinds,
         dtypes=lora.dtypes,
-        parameters=sum(layer.a.numel() + layer.b.numel() for layer in lora.layers.values()),
-        groups=[_group(name, layers) for name, layers in by_group.items()],
-        blocks={name: _together(layers) for name, layers in by_block.items()},
+        parameters=magnitudes + sum(layer.a.numel() + layer.b.numel() for layer in lora.layers.values()),
+        magnitudes=magnitudes,
+        groups=[_group(name, {each: lora.layers[each] for each in some}, norms) for name, some in by_group.items()],
+        blocks={name: _together(norms, some) for name, some in by_block.items()},
         trigger=lora.metadata.get("modelspec.trigger_phrase"),
         hashes={**hashes_of(path), **({"header": stated} if stated else {})},
         metadata=dict(sorted(lora.metadata.items())),
@@ -108,14 +125,41 @@ def as_data(inspection: Inspection) -> dict[str, Any]:
     return {name: dict(value) if isinstance(value, Mapping) else value for name, value in data.items()}
 
 
-def _group(name: str, layers: list[LoraLayer]) -> Group:
-    ranks = Counter(map(rank_of, layers))
-    alphas = Counter(f"{layer.scale * rank_of(layer):g}" for layer in layers)
-    return Group(name, len(layers), dict(sorted(ranks.items())), dict(sorted(alphas.items())), _together(layers))
+def _magnitudes(path: Path, family: Family) -> int:
+    """How many magnitudes a file holds, by its header."""
+    meant = ((entry, meaning_of(key, family.layer_names)) for key, entry in header_of(path).tensors.items())
+    return sum(prod(entry.shape) for entry, meaning in meant if meaning is not None and meaning[2] == "magnitude")
 
 
-def _together(layers: list[LoraLayer]) -> float:
-    return float(sum(norm_of(layer) ** 2 for layer in layers) ** 0.5)
+def _norms(lora: LoraFile, family: Family, open_model: Callable[[], Base] | None) -> dict[str, float] | None:
+    """Path of a layer -> norm of its change; None of a DoRA without its base model."""
+    weight: BaseWeight | None = None
+    if "DoRA" in lora.kinds:
+        if open_model is None:
+            return None
+        weight = weight_reader(open_model())
+        lora = read_lora_file(lora.path, family, weight, grows=True)
+    norms = {}
+    for path, layer in lora.layers.items():
+        if layer.growth is not None and weight is not None:
+            grown = layer.growth[:, None] * weight(path).float()
+            norm = float(torch.addmm(grown, layer.b, layer.a, alpha=layer.scale).norm())
+        else:
+            norm = norm_of(layer)
+        # What a layer lost when it was cut down is orthogonal to what is left of it.
+        norms[path] = norm / sqrt(1 - lora.errors.get(path, 0.0) ** 2)
+    return norms
+
+
+def _group(name: str, layers: Mapping[str, LoraLayer], norms: Mapping[str, float] | None) -> Group:
+    ranks = Counter(map(rank_of, layers.values()))
+    alphas = Counter(f"{layer.scale * rank_of(layer):g}" for layer in layers.values())
+    norm = _together(norms, layers)
+    return Group(name, len(layers), dict(sorted(ranks.items())), dict(sorted(alphas.items())), norm)
+
+
+def _together(norms: Mapping[str, float] | None, paths: Iterable[str]) -> float | None:
+    return None if norms is None else hypot(*(norms.get(path, 0.0) for path in paths))
 
 
 def _place(path: str) -> tuple[object, ...]:

@@ -62,8 +62,8 @@ def source_of(named: Path, pictures: Sequence[Path], captions: bool, on_event: S
         captions: tell prompts that are captions of the training pictures, too.
 
     Raises:
-        UsageError: there is no such file or picture.
-        StorageError: the folder is no run, has no result yet, or its settings are damaged.
+        UsageError: there is no such file or picture, or the folder is no run.
+        StorageError: the run has no result yet, or its settings are damaged.
     """
     if not named.is_dir():
         return Source(named, None, [Picture(path, _own_prompt(path)) for path in pictures])

@@ -30,6 +30,7 @@ from fluxtune.handover.taking_over import take_over
 from fluxtune.handover.targets import Target
 from fluxtune.handover.trainers import TRAINERS
 from fluxtune.nano import EMBEDDED, model_folder
+from fluxtune.runs import lora_in
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def hand_over(
         link, accept_errors: as for ``export_dataset``.
 
     Raises:
-        UsageError: there are no pictures, or the destination is there already.
+        UsageError: there are no pictures, the destination is there already, or ``lora.init_from`` is no run's folder.
         DataError: something is wrong with the pictures or captions.
         StorageError: it cannot be written.
     """
@@ -163,7 +164,9 @@ def _for_others(config: Config, trainer: Trainer) -> Config:
     rows = [row if trainer.masks else row.model_copy(update={"masks": "none"}) for row in config.dataset.folders]
     dataset = config.dataset.model_copy(update={"folders": rows})
     model = config.model.model_copy(update={"base": base})
-    return config.model_copy(update={"dataset": dataset, "model": model})
+    start = config.lora.init_from
+    lora = config.lora.model_copy(update={"init_from": start and str(lora_in(Path(start)))})
+    return config.model_copy(update={"dataset": dataset, "model": model, "lora": lora})
 
 
 def _wanted(config: Config, trainer: Trainer, root: Path, place: Path) -> Wanted:
@@ -203,6 +206,7 @@ def _spelled_out(wanted: Wanted) -> dict[str, Any]:
     width, height = wanted.size
     spelled: dict[str, Any] = {
         "lora.alpha": wanted.alpha,
+        "lora.init_from": wanted["lora.init_from"],
         "name": wanted["name"] or "fluxtune",
     }
     if wanted["previews.every"]:

@@ -17,9 +17,9 @@ import torch
 from torch import nn
 
 from fluxtune.config.lora import LoraConfig
-from fluxtune.errors import UsageError
+from fluxtune.errors import UsageError, some_names
 from fluxtune.flux.families import Family
-from fluxtune.lora.targets import target_layers
+from fluxtune.lora.targets import narrowest_group, target_layers
 
 ADAPTER = "default"
 
@@ -91,21 +91,34 @@ def adapter_layers(parameters: dict[str, torch.Tensor], scale: float) -> dict[st
 
 
 def require_fit(
-    layers: dict[str, LoraLayer], transformer: nn.Module, paths: list[str], config: LoraConfig, where: str
-) -> None:
+    layers: dict[str, LoraLayer],
+    transformer: nn.Module,
+    paths: list[str],
+    config: LoraConfig,
+    family: Family,
+    where: str,
+) -> list[str]:
     """Check that an adapter on ``paths`` can start from ``layers``; the transformer may be on the meta device.
 
+    Returns:
+        Those of ``paths`` that the file has nothing for: they begin at zero.
+
     Raises:
-        UsageError: the file adapts other layers than the configuration asks for, or with a higher rank.
+        UsageError: the file adapts layers that the configuration does not ask for, or with a higher rank.
     """
-    wanted = set(paths)
-    if set(layers) != wanted:
-        odd = sorted(set(layers) ^ wanted)
+    known = {name for name, _ in transformer.named_modules()}
+    if foreign := [path for path in layers if path not in known]:
         raise UsageError(
-            f"{len(odd)} layers differ between the LoRA ({len(layers)}) and lora.targets ({len(wanted)}), "
-            f"the first is {odd[0]}",
+            f"{len(foreign)} of the {len(layers)} layers of the LoRA are none of the model: {some_names(foreign)}",
             where=where,
-            hint="set lora.targets to what the LoRA was trained with",
+            hint="train on the base model that the LoRA was made for",
+        )
+    if left_out := sorted(set(layers) - set(paths)):
+        raise UsageError(
+            f"{len(left_out)} of the {len(layers)} layers of the LoRA are not among lora.targets, so they would be "
+            f"lost: {some_names(left_out)}",
+            where=where,
+            hint=f"train them too: --set lora.targets={narrowest_group(layers, family)}",
         )
     highest = max(layer.a.shape[0] for layer in layers.values())
     for path, layer in layers.items():
@@ -118,20 +131,23 @@ def require_fit(
                 where=where,
                 hint=f"train with --rank {highest} on the base model that the LoRA was made for",
             )
+    return [path for path in paths if path not in layers]
 
 
 @torch.no_grad()
-def start_from(transformer: nn.Module, layers: dict[str, LoraLayer], config: LoraConfig, where: str) -> None:
+def start_from(
+    transformer: nn.Module, layers: dict[str, LoraLayer], config: LoraConfig, family: Family, where: str
+) -> None:
     """Set the attached adapter to ``layers``, so that it computes exactly their change.
 
-    What a layer has more of rank stays as it was attached.
+    What a layer has more of rank stays as it was attached, and so do the adapter's other layers.
 
     Raises:
         UsageError: as ``require_fit``.
     """
     parameters = adapter_parameters(transformer)
     paths = [name.removesuffix(".lora_A") for name in parameters if name.endswith(".lora_A")]
-    require_fit(layers, transformer, paths, config, where)
+    require_fit(layers, transformer, paths, config, family, where)
     for path, layer in layers.items():
         rank = layer.a.shape[0]
         parameters[f"{path}.lora_A"][:rank].copy_(layer.a)

@@ -57,6 +57,7 @@ def decoded(
     metadata: Mapping[str, str],
     base_weight: BaseWeight | None = None,
     grows: bool = False,
+    directions: bool = False,
 ) -> Decoded:
     """Read the layers of a file.
 
@@ -64,6 +65,7 @@ def decoded(
         metadata: the file's header: diffusers writes an adapter's alpha there.
         base_weight: the base model's weights, which DoRA is relative to.
         grows: whether the caller heeds ``LoraLayer.growth``; without, a DoRA becomes a product alone.
+        directions: of a DoRA only the product that turns its direction, without magnitudes: not what it changes.
 
     Raises:
         UnreadableLora: tensors that are no part of a LoRA of this family, are missing, or do not fit together.
@@ -75,10 +77,11 @@ def decoded(
         parts = dict(zip(target.parts, _parts(name, whole, target, names), strict=True))
         if twice := [path for path in parts if path in found.layers]:
             raise UnreadableLora(f"the layer {twice[0]} is there twice")
-        if "magnitude" in roles:
+        is_dora = "magnitude" in roles
+        if is_dora and not directions:
             if bool(lost.any()):
                 raise UnreadableLora(f"{name} is a DoRA of a {kind} of a rank above {LYCORIS_RANK}")
-            kind, directed = "DoRA", dora(name, parts, roles["magnitude"], target, base_weight)
+            directed = dora(name, parts, roles["magnitude"], target, base_weight)
             read = directed.exact() if grows and directed.of_rows else directed.nearest(LYCORIS_RANK)
         elif kind != "LoRA":
             shares = lost.split([len(part.b) for part in parts.values()])
@@ -87,8 +90,9 @@ def decoded(
             read = {path: (part, 0.0) for path, part in parts.items()}
         for path, (layer, error) in read.items():
             # What a fused layer holds for a part that was not trained is no layer.
-            if len(parts) == 1 or layer.growth is not None or bool(layer.b.any()):
+            if len(parts) == 1 or layer.growth is not None or (is_dora and directions) or bool(layer.b.any()):
                 found.layers[path], found.errors[path] = layer, error
+        kind = "DoRA" if is_dora else kind
         found.kinds[kind] = found.kinds.get(kind, 0) + 1
     if not found.layers:
         raise UnreadableLora("it holds no layers of a LoRA")

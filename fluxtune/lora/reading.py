@@ -18,6 +18,7 @@ from fluxtune.lora.decoding import decoded
 from fluxtune.lora.dora import BaseWeight
 from fluxtune.lora.files import read_metadata
 from fluxtune.lora.matrices import WEIGHTS, UnreadableLora
+from fluxtune.runs import lora_in
 
 _HINTS = {
     "is a DoRA": "make a plain LoRA of it: fluxtune export FILE --base MODEL, the model that it was trained on",
@@ -51,13 +52,18 @@ class LoraFile:
 
 
 def read_lora_file(
-    path: Path, family: Family = FLUX1, base_weight: BaseWeight | None = None, grows: bool = False
+    path: Path,
+    family: Family = FLUX1,
+    base_weight: BaseWeight | None = None,
+    grows: bool = False,
+    directions: bool = False,
 ) -> LoraFile:
     """Read a LoRA in any convention that is known (``conventions.py``).
 
     Args:
         base_weight: the base model's weights, which DoRA needs.
         grows: whether the caller heeds ``LoraLayer.growth``, which makes DoRA exact.
+        directions: read a DoRA without its magnitudes, which needs no base model: not what it changes.
 
     Raises:
         UsageError: there is no such file, or it is no safetensors.
@@ -71,7 +77,7 @@ def read_lora_file(
         broken = [key for key, tensor in tensors.items() if tensor.dtype in WEIGHTS and not is_finite(tensor)]
         if broken:
             raise UnreadableLora(f"these tensors of it have values that are no finite numbers: {some_names(broken)}")
-        found = decoded(tensors, family.layer_names, metadata, base_weight, grows)
+        found = decoded(tensors, family.layer_names, metadata, base_weight, grows, directions)
     except UnreadableLora as error:
         hint = next((hint for mark, hint in _HINTS.items() if mark in str(error)), "take another LoRA file")
         raise BaseModelError(f"this LoRA cannot be read: {error}", where=str(path), hint=hint) from error
@@ -85,15 +91,19 @@ def read_lora_file(
 def read_start(path: Path, family: Family = FLUX1, on_event: Sink = ignore) -> dict[str, LoraLayer]:
     """The layers of a LoRA that a training starts from, by the transformer's own paths.
 
+    Args:
+        path: a file, or the folder of a run or a checkpoint.
+
     Raises:
-        UsageError, StorageError, BaseModelError: as ``read_lora_file``; or it changes text encoders too.
+        UsageError, StorageError, BaseModelError: as ``lora_in`` and ``read_lora_file``; or it changes text
+            encoders too.
     """
-    lora = read_lora_file(path, family)
-    require_family(path, lora.metadata, family)
+    lora = read_lora_file(lora_in(path), family)
+    require_family(lora.path, lora.metadata, family)
     if others := [name for name in lora.layers if not name.startswith(_TRAINED)]:
         raise BaseModelError(
             f"{len(others)} layers of this LoRA are of text encoders, which are not trained: {some_names(others)}",
-            where=str(path),
+            where=str(lora.path),
             hint="choose a LoRA of the transformer alone",
         )
     told_of_reading(lora, on_event)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from fnmatch import fnmatchcase
 
 from torch import nn
@@ -44,6 +45,15 @@ def target_layers(transformer: nn.Module, config: LoraConfig, family: Family) ->
     if problems:
         raise ConfigError(list(problems))
     return [path for path in linears if any(fnmatchcase(path, pattern) for pattern in patterns)]
+
+
+def narrowest_group(layers: Collection[str], family: Family) -> str:
+    """The first of the family's groups that has all of these layers; the groups grow."""
+    return next(
+        group
+        for group, patterns in family.lora_targets.items()
+        if all(any(fnmatchcase(path, pattern) for pattern in patterns) for path in layers)
+    )
 
 
 def targeted_embedders(config: LoraConfig, family: Family) -> list[str]:

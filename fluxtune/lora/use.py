@@ -58,12 +58,12 @@ def lora_use(text: str, where: str = "--lora") -> LoraUse:
     pattern of layer names (``*.attn.to_q=0``).
 
     Raises:
-        UsageError: a scale is no finite number, or there is no such group.
-        StorageError: the folder is no run, or the run has no result yet.
+        UsageError: a scale is no finite number, there is no such group, or the folder is no run.
+        StorageError: the run has no result yet.
     """
     name, _, tail = text.rpartition(":")
     if not name or Path(text).exists():
-        return LoraUse(_file(Path(text)))
+        return LoraUse(lora_in(Path(text)))
     matches = [_SCALE.fullmatch(each.strip()) for each in tail.split(",")]
     if not all(matches):
         if not Path(name).exists():
@@ -81,16 +81,12 @@ def lora_use(text: str, where: str = "--lora") -> LoraUse:
         else:
             known = ", ".join(get_args(LayerGroup))
             raise _wrong(f"{group!r} is no group of layers: there are {known}, and patterns of names", name, where)
-    return LoraUse(_file(Path(name)), scale, tuple(groups))
+    return LoraUse(lora_in(Path(name)), scale, tuple(groups))
 
 
 def spelled(scale: float, groups: tuple[tuple[str, float], ...]) -> str:
     """A scale as it is written: ``0.8``, ``0.8,single=0.5``."""
     return ",".join([f"{scale:g}", *(f"{group}={own:g}" for group, own in groups)])
-
-
-def _file(named: Path) -> Path:
-    return lora_in(named) if named.is_dir() else named
 
 
 def _wrong(message: str, name: str, where: str) -> UsageError:

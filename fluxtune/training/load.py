@@ -58,7 +58,7 @@ def load(config: Config, base: Base, prepared: Prepared, device: str, on_event: 
     attach(transformer, config.lora, base.family, rng.derive(config.training.seed, "adapter"))
     if config.lora.init_from and not goes_on:
         path = Path(config.lora.init_from)
-        start_from(transformer, read_start(path, base.family), config.lora, str(path))
+        start_from(transformer, read_start(path, base.family), config.lora, base.family, str(path))
     learner = learner_of(transformer, config, base.family, base.embeds_guidance, device)
     parameters = adapter_parameters(transformer)
     average = MovingAverage(parameters, config.training.ema_decay)

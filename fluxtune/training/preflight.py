@@ -146,8 +146,14 @@ def _check_base(config: Config, base: Base, layers: dict[str, LoraLayer], start:
     if start or not isinstance(config.lora.targets, str):
         transformer = empty_transformer(base.family, transformer_config(base.family, base.folder))
         paths = target_layers(transformer, config.lora, base.family)
-        if start:
-            require_fit(layers, transformer, paths, config.lora, str(start))
+        if start and (fresh := require_fit(layers, transformer, paths, config.lora, base.family, str(start))):
+            on_event(
+                Warning(
+                    f"this LoRA has {len(layers)} of the {len(paths)} layers of lora.targets: the other {len(fresh)} "
+                    "begin at zero",
+                    where=str(start),
+                )
+            )
     settled_memory(config, base.family)
 
 

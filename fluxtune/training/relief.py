@@ -83,7 +83,7 @@ class Relief:
         Args:
             step: number of the step that did not fit, from 0.
             in_update: the optimizer may have moved some weights and not others, so an earlier step is returned: that
-                after the saved state.
+                after the newest checkpoint.
 
         Raises:
             OutOfMemoryError: it takes as little as it can, and waiting did not help.
@@ -95,7 +95,7 @@ class Relief:
             self._saved.save(step)
         if not self._take_less(step, shortage):
             self._wait(step, shortage)
-        return self._saved.restore(step) if in_update else step
+        return self._saved.restore(step, newest=True) if in_update else step
 
     def _take_less(self, step: int, shortage: Shortage) -> bool:
         """Go one rung down, or further where it is known that one does not suffice; whether there was one."""

@@ -60,6 +60,9 @@ from fluxtune.training.saved_state import SavedState
 from fluxtune.training.trackers import tracked
 from fluxtune.training.worker import Task, take_part
 
+_REFUSALS = (ExitCode.USAGE, ExitCode.DATA, ExitCode.MEMORY, ExitCode.BASE_MODEL, ExitCode.STORAGE)
+"""Codes of failures before the first step that a user mends; of others the record is of use."""
+
 
 @dataclass(frozen=True)
 class TrainResult:
@@ -374,13 +377,16 @@ def _how_to_go_on(run: Run) -> str:
 def _recorded(run: Run, resuming: bool) -> Iterator[None]:
     """Whatever ends the work ends the run's record too: an ``error`` event, and how the run was left.
 
-    A resumed run that could not go on is what it was before.
+    A resumed run that could not go on is what it was before, and a new one that was refused leaves nothing behind: the
+    same command, once what it was refused for is mended, begins it.
     """
     before = run.state
     try:
         yield
     except BaseException as error:
         told = error if isinstance(error, FluxtuneError) else _unforeseen(error)
+        if not resuming and told.exit_code in _REFUSALS and run.withdraw():
+            raise
         # On a full disk nothing can be recorded; what went wrong first is still what the caller hears.
         with suppress(StorageError):
             run.append(Error.of(told))

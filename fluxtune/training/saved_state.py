@@ -64,7 +64,7 @@ class Memory:
 
 
 class SavedState:
-    """That of a checkpoint, as ``retention.return_point`` chooses it, or that in which the run began.
+    """That of a checkpoint, by default as ``retention.return_point`` chooses it, or that in which the run began.
 
     Args:
         outputs: with what was loaded as it is now, before a checkpoint is loaded into it.
@@ -99,7 +99,7 @@ class SavedState:
             self._outputs.checkpoint(step)
             self._outputs.settle()
 
-    def restore(self, latest: int) -> int:
+    def restore(self, latest: int, newest: bool = False) -> int:
         """Put the saved state in the place of what is in memory; returns the steps done in it.
 
         Checkpoints of later steps, from which the run turns back, are renamed ``abandoned-step-...`` until the next one
@@ -107,12 +107,13 @@ class SavedState:
 
         Args:
             latest: the state after more steps than that is no good either.
+            newest: take the newest checkpoint, whatever it was made for: what went wrong is not in the state.
 
         Raises:
             StorageError: no checkpoint is whole.
         """
         self._outputs.settle()
-        folder = self._return_point(latest)
+        folder = self._return_point(latest, 1 if newest else self._outputs.config.checkpoints.every)
         step, path = (0, None) if folder is None else (step_of(folder), str(folder))
         self._abandon_after(step)
         self.run.update(step=step, checkpoint=None if folder is None else self.run.within(folder))
@@ -121,7 +122,7 @@ class SavedState:
         self._on_event(RolledBack(step, path, float(self._outputs.counters[FACTOR])))
         return step
 
-    def _return_point(self, latest: int) -> Path | None:
+    def _return_point(self, latest: int, every: int) -> Path | None:
         """The checkpoint to go back to; None for the beginning."""
         newest = last_good_checkpoint(self.run, self._on_event)
         if newest is None and not self._memory.beginning:
@@ -130,7 +131,7 @@ class SavedState:
                 where=str(self.run.folder),
                 hint="train again from the start, into another run folder",
             )
-        folder = return_point(self.run.checkpoints(), latest, self._outputs.config.checkpoints.every)
+        folder = return_point(self.run.checkpoints(), latest, every)
         return folder if folder is not None or self._memory.beginning else newest
 
     def _abandon_after(self, step: int) -> None:

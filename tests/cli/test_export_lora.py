@@ -243,6 +243,24 @@ def test_a_lora_is_described(fluxtune: Fluxtune, source: Path) -> None:
     assert "change by single block   █" in out
 
 
+def test_the_description_of_a_dora_says_what_needs_its_base(
+    fluxtune: Fluxtune, source: Path, tiny_flux: Path, tmp_path: Path
+) -> None:
+    tensors = load_file(source)
+    tensors["transformer.transformer_blocks.0.attn.to_q.lora_magnitude_vector.weight"] = torch.linspace(0.5, 2.0, 64)
+    save_file(tensors, tmp_path / "dora.safetensors")
+    alone = fluxtune("export", "inspect", "dora.safetensors")
+    assert alone.code == 0, alone.err
+    assert "3 LoRA, 1 DoRA layers" in alone.out and "64 of them magnitudes of DoRA" in alone.out
+    assert "weights of the model that it was trained on: --base MODEL" in alone.out
+    assert "change by" not in alone.out
+    beside = fluxtune("export", "inspect", "dora.safetensors", "--base", str(tiny_flux))
+    assert "change by double block  █" in beside.out and "--base" not in beside.out
+    data = fluxtune("export", "inspect", "dora.safetensors", "--json").records()[-1]["data"]
+    assert (data["kinds"], data["magnitudes"]) == ({"LoRA": 3, "DoRA": 1}, 64)
+    assert set(data["blocks"].values()) == {None}
+
+
 def test_a_description_for_programs_has_the_hashes(fluxtune: Fluxtune, source: Path) -> None:
     data = fluxtune("export", "inspect", "zorvex.safetensors", "--json").records()[-1]["data"]
     assert data["hashes"]["autov2"] == data["hashes"]["sha256"][:10].upper()

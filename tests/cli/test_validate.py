@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -176,6 +177,24 @@ def test_report_writes_a_page_and_says_where(fluxtune: Fluxtune, photos: Path) -
     outcome = fluxtune("validate", "photos", "--preset", "nano", "--report", "page.html")
     assert "\npage.html: every picture with its crop and its problems\n" in outcome.out
     assert "rocket2.png" in (photos.parent / "page.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("option", ["--report", "--fix"])
+@pytest.mark.parametrize("place", ["photos", "photos/rocket0.png/there", "/proc/there", "/dev/null"])
+def test_what_cannot_be_written_at_the_end_is_refused_before_a_picture_is_read(
+    fluxtune: Fluxtune, photos: Path, option: str, place: str
+) -> None:
+    outcome = fluxtune("validate", "photos", "--preset", "nano", "--json", option, place)
+    (error,) = map(json.loads, outcome.out.splitlines())
+    assert (error["event"], outcome.code) == ("error", error["code"])
+    assert outcome.code in (2, 6)
+    assert error["hint"] and place.split("/there")[0] in error["where"]
+
+
+def test_a_page_may_go_into_the_repaired_copy(fluxtune: Fluxtune, photos: Path, tmp_path: Path) -> None:
+    outcome = fluxtune("validate", "photos", "--preset", "nano", "--fix", "mended", "--report", "mended/page.html")
+    assert outcome.code == 0, outcome.err
+    assert (tmp_path / "mended" / "page.html").is_file() and (tmp_path / "mended" / "rocket0.png").is_file()
 
 
 def test_missing_captions_are_said_to_be_wanted_before_training(fluxtune: Fluxtune, photos: Path) -> None:

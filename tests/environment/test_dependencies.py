@@ -76,6 +76,7 @@ def test_an_audit_that_could_not_ask_says_so_and_fails_only_where_it_must(tmp_pa
     done = audit(tmp_path, script)
     assert (done.returncode, done.stdout) == (0, "")
     assert done.stderr.startswith("audit SKIPPED: ")
+    assert ("none of these packages: not found" in done.stderr) == (script == reporting(UNASKED))
     assert audit(tmp_path, script, "--require").returncode == 1
 
 

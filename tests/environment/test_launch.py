@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
 from fluxtune.environment.device import pick_device, takes_cards
-from fluxtune.environment.launch import Place, launched_for_the_processor, place, started_alone
+from fluxtune.environment.launch import Place, launched_for_the_processor, place, quiet_connections, started_alone
 from fluxtune.errors import UsageError
 
 SECOND_OF_FOUR = {
@@ -46,6 +48,21 @@ def test_without_all_that_a_launcher_says_the_process_is_alone(
 ) -> None:
     launched(monkeypatch, **changes)
     assert place() == Place() and place().is_main
+
+
+@pytest.mark.parametrize(("own", "expected"), [(None, "ERROR"), ("INFO", "INFO")])
+def test_torch_is_quiet_about_processes_that_leave_unless_its_user_wants_to_hear_it(
+    own: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Set first, so that it is put back at the end whatever is done to it.
+    monkeypatch.setenv("TORCH_CPP_LOG_LEVEL", own or "")
+    if own is None:
+        monkeypatch.delenv("TORCH_CPP_LOG_LEVEL")
+    quiet_connections()
+    assert os.environ.get("TORCH_CPP_LOG_LEVEL") == own
+    launched(monkeypatch)
+    quiet_connections()
+    assert os.environ["TORCH_CPP_LOG_LEVEL"] == expected
 
 
 def test_more_processes_than_cards_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

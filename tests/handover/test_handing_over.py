@@ -26,6 +26,7 @@ from fluxtune.handover.tables import with_tables
 from fluxtune.handover.taking_over import take_over
 from fluxtune.handover.targets import Target
 from fluxtune.handover.trainers import TRAINERS
+from fluxtune.runs import Run
 
 PRESETS = sorted(file.stem for file in built_in_folder().glob("*.toml"))
 WRITTEN_OUT = {"name", "lora.alpha", "previews.prompts", "previews.width", "previews.height", "previews.steps"}
@@ -99,6 +100,15 @@ def test_what_is_said_of_pictures_and_not_held_there_is_told(tmp_path: Path, tar
     handed, _ = given_to(target, run_of(tmp_path, dataset__folders=rows, dataset__class_word="dog"), tmp_path)
     told = {remark.split(" of pictures")[0] for remark in handed.remarks if "that it does not hold" in remark}
     assert told == lost
+
+
+@pytest.mark.parametrize("target", [Target.AI_TOOLKIT, Target.SIMPLETUNER, Target.SD_SCRIPTS, Target.ONETRAINER])
+def test_a_run_to_start_from_is_named_by_its_lora_which_other_trainers_read(tmp_path: Path, target: Target) -> None:
+    start = Run.create(tmp_path / "start", "", {}, {})
+    start.update(result="start.safetensors")
+    handed, back = given_to(target, run_of(tmp_path, lora__init_from=str(start.folder)), tmp_path)
+    assert back.lora.init_from == str(start.folder / "start.safetensors")
+    assert "lora.init_from" not in {loss.key for loss in handed.losses}
 
 
 def test_captions_hold_the_trigger_where_nothing_else_could_say_it(tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def test_starting_from_layers_computes_their_change(
     transformer = fresh()
     config = LoraConfig(rank=4, alpha=alpha)
     attach(transformer, config, FLUX1, seed=9)
-    start_from(transformer, layers, config, "mug.safetensors")
+    start_from(transformer, layers, config, FLUX1, "mug.safetensors")
     assert torch.allclose(velocity(transformer), expected, atol=1e-6)
 
 
@@ -112,7 +112,7 @@ def test_starting_at_the_same_scale_copies_the_weights_to_the_bit(transformer: A
     transformer = fresh()
     config = LoraConfig(rank=4, alpha=3.0)
     attach(transformer, config, FLUX1, seed=9)
-    start_from(transformer, layers, config, "mug.safetensors")
+    start_from(transformer, layers, config, FLUX1, "mug.safetensors")
     for path, layer in adapter_layers(dict(adapter_parameters(transformer)), scale_of(config)).items():
         assert torch.equal(layer.a, layers[path].a)
         assert torch.equal(layer.b, layers[path].b)
@@ -123,7 +123,7 @@ def test_starting_from_a_higher_rank_is_refused_with_the_right_one(transformer: 
     transformer = fresh()
     attach(transformer, LoraConfig(rank=2), FLUX1, seed=0)
     with pytest.raises(UsageError, match=r"has rank 4.*asks for rank 2") as error:
-        start_from(transformer, layers, LoraConfig(rank=2), "mug.safetensors")
+        start_from(transformer, layers, LoraConfig(rank=2), FLUX1, "mug.safetensors")
     assert error.value.where == "mug.safetensors"
     assert "--rank 4" in str(error.value.hint)
     assert error.value.exit_code == ExitCode.USAGE
@@ -139,21 +139,51 @@ def test_starting_from_lower_ranks_computes_the_same_change_and_leaves_room(
     for started, rank in ((smaller, 4), (larger, 8)):
         config = LoraConfig(rank=rank)
         attach(started, config, FLUX1, seed=0)
-        start_from(started, layers, config, "mug.safetensors")
+        start_from(started, layers, config, FLUX1, "mug.safetensors")
     assert torch.allclose(velocity(smaller), velocity(larger), atol=1e-6)
     assert not torch.allclose(velocity(larger), velocity(fresh()), atol=1e-3)
     parameters = adapter_parameters(larger)
     assert bool(parameters[f"{first}.lora_A"][2:].any()) and not bool(parameters[f"{first}.lora_B"][:, 2:].any())
 
 
-def test_starting_from_other_layers_is_refused_and_one_is_named(transformer: Any, fresh: Fresh) -> None:
+def test_starting_from_fewer_layers_computes_their_change_and_begins_the_others_at_zero(
+    transformer: Any, fresh: Fresh, velocity: Velocity
+) -> None:
     layers = trained(transformer)
-    transformer = fresh()
+    expected = velocity(transformer)
+    started = fresh()
     config = LoraConfig(rank=4, targets="attention+mlp")
+    paths = attach(started, config, FLUX1, seed=0)
+    start_from(started, layers, config, FLUX1, "mug.safetensors")
+    assert torch.allclose(velocity(started), expected, atol=1e-6)
+    held = adapter_layers(dict(adapter_parameters(started)), 1.0)
+    assert (len(layers), len(held)) == (22, 34)
+    assert [path for path in paths if not held[path].b.any()] == [path for path in paths if path not in layers]
+    assert all(layer.a.any() for layer in held.values())
+
+
+def test_starting_from_layers_that_are_not_trained_is_refused_with_targets_that_have_them(
+    transformer: Any, fresh: Fresh
+) -> None:
+    layers = trained(transformer, targets="attention+mlp")
+    transformer = fresh()
+    config = LoraConfig(rank=4)
     attach(transformer, config, FLUX1, seed=0)
-    with pytest.raises(UsageError, match=r"12 layers differ .*\(22\) and lora\.targets \(34\)") as error:
-        start_from(transformer, layers, config, "mug.safetensors")
-    assert "ff" in error.value.message or "proj" in error.value.message
+    with pytest.raises(UsageError, match=r"12 of the 34 layers of the LoRA are not among lora\.targets.*ff") as error:
+        start_from(transformer, layers, config, FLUX1, "mug.safetensors")
+    assert error.value.hint == "train them too: --set lora.targets=attention+mlp"
+
+
+def test_starting_from_layers_that_the_model_does_not_have_is_refused(transformer: Any, fresh: Fresh) -> None:
+    layers = {
+        f"transformer_blocks.{number}.attn.to_q": layer for number, layer in enumerate(trained(transformer).values())
+    }
+    transformer = fresh()
+    config = LoraConfig(rank=4)
+    attach(transformer, config, FLUX1, seed=0)
+    with pytest.raises(UsageError, match=r"of the 22 layers of the LoRA are none of the model: .*attn\.to_q") as error:
+        start_from(transformer, layers, config, FLUX1, "mug.safetensors")
+    assert "base model" in str(error.value.hint)
 
 
 def test_an_adapter_as_saved_computes_with_what_its_file_holds(transformer: Any) -> None:

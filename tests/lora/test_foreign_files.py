@@ -86,7 +86,7 @@ def test_training_starts_from_it(foreign: Foreign, file: Path, fresh: Fresh, vel
     config = LoraConfig(rank=64, alpha=16, targets=list(layers))
     adapted = fresh()
     attach(adapted, config, FLUX1, seed=1)
-    start_from(adapted, layers, config, str(file))
+    start_from(adapted, layers, config, FLUX1, str(file))
     assert torch.allclose(velocity(adapted), velocity(with_weights_changed(fresh(), foreign)), atol=1e-4)
 
 

@@ -164,7 +164,7 @@ def test_an_adapter_started_from_a_file_answers_as_the_one_that_wrote_it(
     transformer = fresh()
     config = LoraConfig(rank=4, alpha=alpha)
     attach(transformer, config, FLUX1, seed=9)
-    start_from(transformer, read_start(path), config, str(path))
+    start_from(transformer, read_start(path), config, FLUX1, str(path))
     assert torch.allclose(velocity(transformer), expected, atol=1e-6)
 
 

@@ -98,7 +98,7 @@ def test_a_folder_of_another_kind_is_not_opened_as_a_run(tmp_path: Path, exists:
     folder = tmp_path / "pictures"
     if exists:
         folder.mkdir()
-    with pytest.raises(StorageError, match="holds no run.json" if exists else "does not exist"):
+    with pytest.raises(UsageError, match="holds no run.json" if exists else "does not exist"):
         Run.open(folder)
 
 
@@ -277,7 +277,7 @@ def test_the_latest_run_is_the_one_written_last(run: Run) -> None:
 
 
 def test_without_any_run_there_is_no_latest_one(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="no run folders"):
+    with pytest.raises(UsageError, match="no run folders"):
         latest_run(tmp_path)
 
 

@@ -17,6 +17,7 @@ from fluxtune.errors import BaseModelError
 from fluxtune.events import Event, Warning, ignore
 from fluxtune.exporting.conversion import Wanted, convert
 from fluxtune.exporting.fusing import fuse
+from fluxtune.exporting.inspection import inspect
 from fluxtune.exporting.methods import Checkpoint
 from fluxtune.flux.base import Base, open_base
 from fluxtune.flux.load import load_transformer
@@ -177,3 +178,28 @@ def test_a_dora_without_a_base_is_refused_and_told_what_to_do(dora: Dora, tmp_pa
         convert(dora[0], Wanted(LoraFormat.DIFFUSERS, tmp_path / "plain.safetensors"))
     assert "--base MODEL" in (error.value.hint or "")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dora.safetensors"]
+
+
+def test_a_dora_is_described_without_its_base_but_for_how_much_it_changes(dora: Dora) -> None:
+    file, made = dora
+    found = inspect(file)
+    tensors = load_file(file)
+    magnitudes = sum(each.numel() for key, each in tensors.items() if key.endswith(("magnitude_vector", "dora_scale")))
+    assert set(found.kinds) == {"DoRA"} and found.magnitudes == magnitudes > 0
+    assert sum(group.layers for group in found.groups) == len(made)
+    assert {rank for group in found.groups for rank in group.ranks} == {4}
+    assert {alpha for group in found.groups for alpha in group.alphas} <= {"4", "2"}
+    assert {group.norm for group in found.groups} == set(found.blocks.values()) == {None}
+
+
+def test_with_its_base_a_dora_is_described_with_what_it_changes_by_the_formula(
+    base: Base, weights: Weights, dora: Dora
+) -> None:
+    file, made = dora
+    found = inspect(file, open_model=lambda: base)
+    squared: dict[str, float] = {}
+    for path, weight in made.items():
+        block = "double 0" if path.startswith("transformer_blocks.0.") else "outside"
+        squared[block] = squared.get(block, 0.0) + float((weight - weights[f"{path}.weight"]).square().sum())
+    assert found.blocks == pytest.approx({block: each**0.5 for block, each in squared.items()}, rel=1e-4)
+    assert sum(group.norm**2 for group in found.groups if group.norm) == pytest.approx(sum(squared.values()), rel=1e-4)

@@ -9,14 +9,16 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny_runs import plain_config, stop_after, train_in
 
 from fluxtune.config.dataset import FolderConfig
 from fluxtune.config.schema import Config
 from fluxtune.errors import ConfigError, DataError, ExitCode, OutOfMemoryError, Stopped, StorageError, UsageError
-from fluxtune.events import Event, Phase, Step
+from fluxtune.events import Event, Phase, Step, Warning
 from fluxtune.runs import Run
 from fluxtune.training import loop as loop_module
+from fluxtune.training import relief
 from fluxtune.training import run as run_module
 from fluxtune.training.run import train
 
@@ -36,11 +38,17 @@ def config(tiny_flux: Path, few_pictures: Path) -> Config:
 
 @pytest.fixture
 def step_fails(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], None]:
-    """Make every training step raise an error."""
+    """Make every training step raise an error, but for so many micro-batches at first."""
+    real = loop_module.learn
 
-    def fail_with(error: BaseException) -> None:
-        def fail(*_: object) -> None:
-            raise error
+    def fail_with(error: BaseException, after: int = 0) -> None:
+        left = [after]
+
+        def fail(*arguments: Any) -> Any:
+            left[0] -= 1
+            if left[0] < 0:
+                raise error
+            return real(*arguments)
 
         monkeypatch.setattr(loop_module, "learn", fail)
 
@@ -78,8 +86,45 @@ def test_a_step_that_does_not_fit_in_memory_says_what_to_make_smaller(
     assert failure.value.exit_code == 4
     assert str(error) in failure.value.message
     assert "smaller preset" in str(failure.value.hint)
-    status, last = ending(tmp_path / "mug")
+    assert not (tmp_path / "mug").exists()
+
+
+def test_a_run_that_is_refused_before_its_first_step_leaves_nothing_and_is_begun_by_the_same_command(
+    tiny_flux: Path, few_pictures: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = plain_config(tiny_flux, few_pictures, training__steps=1, previews__every=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop_module, "rehearse", fail_as_if_full)
+        with pytest.raises(OutOfMemoryError):
+            train_in(tmp_path / "mug", config, cache=cache)
+    assert list(tmp_path.iterdir()) == []
+    begun = train_in(tmp_path / "mug", config, cache=cache)
+    assert [step.step for step in begun.seen(Step)] == [1]
+
+
+def test_what_is_of_use_to_somebody_is_not_removed_with_a_run_that_is_refused(
+    config: Config, cache: Path, tmp_path: Path, step_fails: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relief, "PAUSES", ())
+    step_fails(MemoryError(), after=1)
+    with pytest.raises(OutOfMemoryError):
+        train_in(tmp_path / "stepped", config, cache=cache)
+    status, last = ending(tmp_path / "stepped")
     assert (status, last["event"], last["code"]) == ("failed", "error", 4)
+
+    def put_a_note(event: Event) -> None:
+        if isinstance(event, Phase) and event.name == "train":
+            (tmp_path / "noted" / "note.txt").write_text("mine")
+
+    with pytest.raises(OutOfMemoryError), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FLUXTUNE_CACHE", str(cache))
+        train(config, output=tmp_path / "noted", on_event=put_a_note)
+    assert ending(tmp_path / "noted")[0] == "failed"
+    assert (tmp_path / "noted" / "note.txt").read_text() == "mine"
+
+
+def fail_as_if_full(*_: object) -> None:
+    raise MemoryError
 
 
 def test_pictures_that_do_not_fit_in_memory_are_no_bug(
@@ -118,7 +163,7 @@ def test_an_unexpected_failure_passes_and_is_on_record(
 def test_the_record_names_every_problem_as_the_command_does(
     config: Config, cache: Path, tmp_path: Path, step_fails: Callable[..., None]
 ) -> None:
-    step_fails(ConfigError([UsageError("one", where="a", hint="b"), UsageError("two")]))
+    step_fails(ConfigError([UsageError("one", where="a", hint="b"), UsageError("two")]), after=1)
     with pytest.raises(ConfigError):
         train_in(tmp_path / "mug", config, cache=cache)
     _, last = ending(tmp_path / "mug")
@@ -179,7 +224,7 @@ def test_an_output_that_exists_is_refused_before_the_base_model_is_looked_for(
 def test_a_folder_that_is_no_run_is_not_resumed_before_the_base_model_is_looked_for(
     nowhere: Callable[..., Config], tmp_path: Path
 ) -> None:
-    with pytest.raises(StorageError, match="not a run folder"):
+    with pytest.raises(UsageError, match="not a run folder"):
         train(nowhere(), output=tmp_path / "mug", resume=tmp_path / "mug")
 
 
@@ -211,6 +256,32 @@ def test_a_lora_to_start_from_that_does_not_fit_is_told_before_anything_is_encod
     with pytest.raises(UsageError, match=f"the configuration asks for rank {config.lora.rank - 1}"):
         train(changed, output=tmp_path / "mug")
     assert not (tmp_path / "mug").exists()
+
+
+def test_the_folder_of_a_run_or_of_a_checkpoint_to_start_from_stands_for_its_lora(
+    config: Config, cache: Path, tmp_path: Path
+) -> None:
+    start = train_in(tmp_path / "start", config, cache=cache)
+    files = {"file": start.file, "run": start.folder, "checkpoint": start.folder / "checkpoints" / "step-000002"}
+    begun = {}
+    for name, file in files.items():
+        with pytest.raises(Stopped):
+            train_in(tmp_path / name, started_from(file, config), cache=cache, should_stop=stop_after(1))
+        begun[name] = load_file(tmp_path / name / "checkpoints" / "step-000001" / f"{name}.safetensors")
+    assert all(torch.equal(tensor, begun["file"][key]) for each in begun.values() for key, tensor in each.items())
+    assert any(not torch.equal(tensor, start.tensors[key]) for key, tensor in begun["file"].items())
+
+
+def test_a_run_of_more_layers_than_the_lora_has_that_it_starts_from_says_so_once(
+    config: Config, cache: Path, tmp_path: Path
+) -> None:
+    start = train_in(tmp_path / "start", config, cache=cache).file
+    run = train_in(tmp_path / "mug", started_from(start, config, targets="attention+mlp"), cache=cache)
+    told = [event for event in run.seen(Warning) if event.where == str(start)]
+    assert [event.message for event in told] == [
+        "this LoRA has 22 of the 34 layers of lora.targets: the other 12 begin at zero"
+    ]
+    assert len(run.tensors) == 2 * 34
 
 
 def test_a_resumed_run_no_longer_needs_the_lora_that_it_started_from(

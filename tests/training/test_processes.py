@@ -104,8 +104,7 @@ def test_what_another_process_fails_of_is_what_the_run_fails_of(
         assert ended(both[1]) == (0, "", "")
     assert code == ExitCode.STORAGE
     assert "error: " in err and "process 2 of 2 failed: " in err
-    assert Run.open(run).state.status == "failed"
-    assert not (run / "lock").exists()
+    assert not run.exists()
 
 
 def test_two_processes_go_back_together_as_one_with_twice_the_accumulation(
@@ -147,7 +146,7 @@ def test_where_the_main_process_is_killed_the_others_end_and_the_run_goes_on(
     with started(2, arguments, cache) as both:
         until_step(both[0], 5)
         both[0].kill()
-        assert ended(both[1])[0] == ExitCode.DONE
+        assert ended(both[1]) == (ExitCode.DONE, "", "")
     step = Run.open(run).state.step
     with started(2, ["train", "--resume", str(run), "--steps", str(step + 3), "--json"], cache) as both:
         assert [ended(each)[0] for each in both] == [0, 0]

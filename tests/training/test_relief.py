@@ -252,6 +252,31 @@ def test_an_update_that_failed_half_way_is_undone_by_going_back_to_what_was_save
     assert all(torch.equal(tensor, plain.tensors[name]) for name, tensor in run.tensors.items())
 
 
+def test_an_update_that_failed_half_way_goes_back_to_what_was_saved_last_whatever_for(
+    config: Make,
+    plain: Trained,
+    cache: Path,
+    tmp_path: Path,
+    short_of_memory: Callable[..., list[int]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    step, updates = torch.optim.AdamW.step, list[int]()
+    short_of_memory(step=4, times=1)
+
+    def fail_the_fourth(self: Any, closure: Any = None) -> None:
+        updates.append(1)
+        step(self)
+        if len(updates) == 4:
+            raise FULL
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", fail_the_fourth)
+    run = train_in(tmp_path / "mug", config(checkpoints__every=2), cache=cache)
+    # Before the update failed, memory had run out in the same step, and the state was saved.
+    assert run.seen(RolledBack) == [RolledBack(3, str(run.folder / "checkpoints" / "step-000003"), 1.0)]
+    assert [step.step for step in run.seen(Step)] == [1, 2, 3, 4, 5]
+    assert all(torch.equal(tensor, plain.tensors[name]) for name, tensor in run.tensors.items())
+
+
 def test_memory_is_waited_for_also_where_the_run_went_back_to_its_first_step(
     config: Make, plain: Trained, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -110,6 +110,7 @@ def test_a_run_for_which_there_is_no_space_is_refused_before_its_first_step(
         train(config, output=tmp_path / "mug", on_event=events.append)
     assert (error.value.exit_code, error.value.where) == (ExitCode.STORAGE, str(tmp_path / "mug"))
     assert not [event for event in events if isinstance(event, Step)]
+    assert not (tmp_path / "mug").exists()
 
 
 def test_the_space_that_is_asked_for_is_what_a_checkpoint_takes(unbroken: Trained, monkeypatch: Any) -> None:

@@ -23,7 +23,6 @@ from fluxtune.cli.export.options import (
     as_data,
     bases,
     default_output,
-    lora_file,
     require_other,
     require_outside,
     say,
@@ -35,6 +34,7 @@ from fluxtune.environment.device import quiet_libraries
 from fluxtune.errors import UsageError
 from fluxtune.events import Result
 from fluxtune.lora.conventions import LoraFormat
+from fluxtune.runs import lora_in
 
 Lora = Annotated[
     Path, typer.Argument(metavar="LORA", help="A LoRA file of any trainer, or a run folder.", show_default=False)
@@ -123,7 +123,7 @@ class _Asked(NamedTuple):
 
 
 def _run(command: str, lora: Path, asked: _Asked, as_json: bool) -> None:
-    source = lora_file(lora)
+    source = lora_in(lora)
     target = asked.output or default_output(source, str(asked.form))
     require_other(target, [source])
     if asked.output is None and target.exists():

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fluxtune.cli.export.options import lora_file
+from fluxtune.cli.export.options import TrainedOn, open_named
 from fluxtune.cli.options import Json
-from fluxtune.cli.render import json_lines, printable, write_line
+from fluxtune.cli.render import printable, sink, write_line
 from fluxtune.environment.device import quiet_libraries
 from fluxtune.events import Result
+from fluxtune.runs import lora_in
 
 if TYPE_CHECKING:
     from fluxtune.exporting.inspection import Inspection
@@ -26,6 +28,7 @@ def inspect(
     lora: Annotated[
         Path, typer.Argument(metavar="LORA", help="A LoRA file of any trainer, or a run folder.", show_default=False)
     ],
+    base: TrainedOn = None,
     as_json: Json = False,
 ) -> None:
     """Show what a LoRA file is: format, ranks, alphas, how much it changes each block, hashes, and its header.
@@ -34,16 +37,18 @@ def inspect(
     Examples:
       fluxtune export inspect zorvex.safetensors
       fluxtune export inspect runs/zorvex --json
+      fluxtune export inspect dora.safetensors --base black-forest-labs/FLUX.1-dev
     """
-    source = lora_file(lora)
-    quiet_libraries()
-    from fluxtune.exporting.inspection import as_data
-    from fluxtune.exporting.inspection import inspect as look
+    source = lora_in(lora)
+    with sink(as_json) as on_event:
+        quiet_libraries()
+        from fluxtune.exporting.inspection import as_data
+        from fluxtune.exporting.inspection import inspect as look
 
-    found = look(source)
-    if as_json:
-        json_lines(sys.stdout)(Result("export inspect", as_data(found)))
-        return
+        found = look(source, open_model=partial(open_named, base, on_event) if base else None)
+        if as_json:
+            on_event(Result("export inspect", as_data(found)))
+            return
     for line in _lines(found):
         write_line(sys.stdout, printable(line))
 
@@ -53,7 +58,8 @@ def _lines(found: Inspection) -> Iterator[str]:
     kinds = ", ".join(f"{number} {kind}" for kind, number in found.kinds.items())
     dtypes = ", ".join(f"{name}" for name in found.dtypes)
     yield f"  format      {found.format}, {kinds} layers, {dtypes}, for {found.family}"
-    yield f"  size        {found.bytes / 2**20:.1f} MiB, {found.parameters:,} parameters"
+    magnitudes = f", {found.magnitudes:,} of them magnitudes of DoRA" if found.magnitudes else ""
+    yield f"  size        {found.bytes / 2**20:.1f} MiB, {found.parameters:,} parameters{magnitudes}"
     if found.trigger:
         yield f"  trigger     {found.trigger}"
     yield f"  SHA-256     {found.hashes['sha256']}"
@@ -66,10 +72,14 @@ def _lines(found: Inspection) -> Iterator[str]:
     yield f"  {'layers':<{width}}  number  rank        alpha       change"
     for group in found.groups:
         ranks, alphas = (" ".join(map(str, values)) for values in (group.ranks, group.alphas))
-        yield f"  {group.name:<{width}}  {group.layers:>6}  {ranks:<10}  {alphas:<10}  {group.norm:.3g}"
+        norm = "?" if group.norm is None else f"{group.norm:.3g}"
+        yield f"  {group.name:<{width}}  {group.layers:>6}  {ranks:<10}  {alphas:<10}  {norm}"
     yield ""
+    norms = {name: norm for name, norm in found.blocks.items() if norm is not None}
+    if len(norms) < len(found.blocks):
+        yield "  change: that of a DoRA depends on the weights of the model that it was trained on: --base MODEL"
     for kind in ("double", "single"):
-        if bars := _chart({name: norm for name, norm in found.blocks.items() if name.startswith(kind)}):
+        if bars := _chart({name: norm for name, norm in norms.items() if name.startswith(kind)}):
             yield f"  change by {kind} block  {bars}"
     yield ""
     for key, value in found.metadata.items():

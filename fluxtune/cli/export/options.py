@@ -17,7 +17,6 @@ from fluxtune.config.layers import resolve
 from fluxtune.errors import UsageError
 from fluxtune.events import Sink
 from fluxtune.lora.conventions import LoraFormat
-from fluxtune.runs import lora_in
 
 if TYPE_CHECKING:
     from fluxtune.exporting.conversion import Written
@@ -119,15 +118,6 @@ def size_options(rank: int | None, energy: float | None, size: str | None, dtype
     if energy is not None:
         return {"energy": energy}
     return None if size is None else {"bytes": _bytes(size), "bytes_each": _BYTES[dtype]}
-
-
-def lora_file(named: Path) -> Path:
-    """The LoRA that a file, a run folder or a checkpoint's folder stands for.
-
-    Raises:
-        StorageError: the folder is no run, or the run has no result yet.
-    """
-    return lora_in(named) if named.is_dir() else named
 
 
 def default_output(source: Path, suffix: str) -> Path:
