@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, ValidationError, model_validator
 
 from fluxtune.config.memory import Precision
 from fluxtune.config.previews import Seed, Side
@@ -59,6 +59,12 @@ class _Start(_File):
 class _Batch(_Fact):
     size: int = Field(ge=1, le=64)
     index: int = Field(ge=0, lt=64)
+
+    @model_validator(mode="after")
+    def _is_inside(self) -> _Batch:
+        if self.index >= self.size:
+            raise ValueError("a picture stands outside its batch")
+        return self
 
 
 class _Facts(_Fact):

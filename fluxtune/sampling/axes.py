@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from fluxtune.errors import UsageError
 from fluxtune.runs import Run, lora_in, step_of
 from fluxtune.sampling.prompts import row_value, sides
 from fluxtune.sampling.request import Wanted
+from fluxtune.sampling.wildcards import alternatives
 
 _WHERE = "--grid"
 _NUMBERS = {
@@ -30,7 +30,6 @@ _NUMBERS = {
 """Axes of single numbers: how a label says a value, and how a file's name does."""
 _TEXTS = ("prompt", "negative-prompt")
 NAMES = (*_TEXTS, *_NUMBERS, "size", "lora-scale", "checkpoint")
-_BETWEEN_TEXTS = re.compile(r"\|(?![^{}]*\})")
 
 
 @dataclass(frozen=True)
@@ -75,9 +74,12 @@ def read_axis(text: str, runs: tuple[Path | None, ...]) -> Axis:
             where=_WHERE,
             hint=f"did you mean {close}=...?" if equals and close and close != name else f"names: {', '.join(NAMES)}",
         )
-    parts = _BETWEEN_TEXTS.split(listed) if name in _TEXTS else listed.split(",")
-    given = [part.strip() for part in parts if part.strip()]
-    if not given:
+    if name in _TEXTS:
+        # An empty one is told as a prompt that is none; as a negative prompt it has a meaning.
+        given = [part.strip() for part in alternatives(listed)]
+    else:
+        given = [part.strip() for part in listed.split(",") if part.strip()]
+    if not any(given):
         raise UsageError(f"{name} has no values", where=_WHERE, hint=f"for instance --grid {_example(name)}")
     if name == "checkpoint":
         values = _checkpoints(given, runs)
@@ -116,7 +118,7 @@ def _of_row(name: str, text: str, number: int) -> Value:
         return replace(wanted, **fields)
 
     if name in _TEXTS:
-        return Value(text, "" if name == "prompt" else f"negative{number}", change)
+        return Value(text or "empty text", "" if name == "prompt" else f"negative{number}", change)
     if name == "size":
         both = sides(text)
         assert both is not None

@@ -12,8 +12,8 @@ from fluxtune.dataset.images import Size, open_image
 from fluxtune.errors import UsageError
 from fluxtune.lora.use import spelled
 from fluxtune.sampling.axes import COMPARISON, Axis, Value
-from fluxtune.sampling.prompts import PromptRow
-from fluxtune.sampling.request import MOST, SampleRequest, Wanted
+from fluxtune.sampling.prompts import PromptRow, row_of
+from fluxtune.sampling.request import MOST, SampleRequest, Wanted, seeds_from
 from fluxtune.sampling.wildcards import drawn
 
 _MULTIPLE = 16
@@ -85,11 +85,11 @@ def _subjects(request: SampleRequest, varies_seed: bool, varies_prompt: bool) ->
     sampling = request.sampling
     rows: Sequence[str | PromptRow] = [PromptRow.model_construct(prompt="")] if varies_prompt else request.prompts
     for number, given in enumerate(rows):
-        row = PromptRow(prompt=given) if isinstance(given, str) else given
+        row = row_of(given) if isinstance(given, str) else given
         first = request.seeds[0] if row.seed is None else row.seed
         seeds = tuple(dict.fromkeys(request.seeds)) if row.seed is None else (row.seed,)
         if row.count is not None:
-            seeds = tuple(range(first, first + row.count))
+            seeds = tuple(seeds_from(first, row.count, row.prompt[:80]))
         start = request.start if row.start is None else Path(row.start)
         width, height = _size(request, row, start)
         for seed in seeds[:1] if varies_seed else seeds:
@@ -147,10 +147,14 @@ def _renumbered(pictures: list[Wanted]) -> list[Wanted]:
 
 
 def _drawn(wanted: Wanted, folder: Path | None) -> Wanted:
-    negative = wanted.negative_prompt
+    prompt, negative = drawn(wanted.prompt, wanted.seed, folder), wanted.negative_prompt
+    if wanted.prompt.strip() and not prompt.strip():
+        raise UsageError(
+            f"seed {wanted.seed} draws a blank prompt", where=wanted.prompt[:80], hint="let no choice leave it blank"
+        )
     return replace(
         wanted,
-        prompt=drawn(wanted.prompt, wanted.seed, folder),
+        prompt=prompt,
         negative_prompt=None if negative is None else drawn(negative, wanted.seed, folder),
         template=wanted.prompt,
     )

@@ -29,7 +29,7 @@ _NAME = r"^[A-Za-z0-9][A-Za-z0-9._ -]*$"
 class PromptRow(Section):
     """A prompt with what it has of its own; what is unset is as for all others."""
 
-    prompt: str = setting(form="text that is not empty", min_length=1)
+    prompt: str = setting(form="text that is not blank", pattern=r"\S")
     negative_prompt: str | None = setting(None, form="text")
     seed: Seed | None = setting(None, form="a whole number from 0 to 9223372036854775807")
     count: int | None = setting(None, form="a whole number from 1 to 10000", ge=1, le=10_000)
@@ -65,17 +65,29 @@ def read_prompts(file: Path) -> list[PromptRow]:
     if not rows:
         raise UsageError("there is no prompt in this file", where=source, hint=HINT)
     read: list[PromptRow] = []
-    problems: list[FluxtuneError] = []
+    problems: dict[str, FluxtuneError] = {}
     for values, where in rows:
         if isinstance(values.get("start"), str):
             values["start"] = str(file.parent / values["start"])
         try:
             read.append(_checked(values))
         except ValidationError as error:
-            problems += [_problem(detail, values, where) for detail in error.errors(include_url=False)]
+            for detail in error.errors(include_url=False):
+                problem = _problem(detail, values, where)
+                # What stands above all rows is wrong once, not in each of them.
+                problems[str(problem)] = problem
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError(list(problems.values()))
     return read
+
+
+def row_of(prompt: str) -> PromptRow:
+    """A prompt that has nothing of its own.
+
+    Raises:
+        UsageError: it is blank.
+    """
+    return PromptRow(**row_value("prompt", prompt, "PROMPT"))
 
 
 def row_value(key: str, value: Any, where: str) -> dict[str, Any]:
@@ -111,13 +123,13 @@ _Where = Callable[[str | None], str]
 
 
 def _of_text(text: str, source: str) -> Iterator[tuple[dict[str, Any], _Where]]:
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             yield {"prompt": line.strip()}, lambda _, number=number: f"{source}:{number}"  # type: ignore[misc]
 
 
 def _of_json_lines(text: str, source: str) -> Iterator[tuple[dict[str, Any], _Where]]:
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         where = f"{source}:{number}"

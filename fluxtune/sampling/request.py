@@ -20,6 +20,24 @@ MOST = 10_000
 """Pictures of one request; more are a slip in an axis."""
 
 
+LAST_SEED = 2**63 - 1
+
+
+def seeds_from(first: int, count: int, where: str) -> range:
+    """So many seeds, counted up.
+
+    Raises:
+        UsageError: they go past the last seed that there is.
+    """
+    if first + count - 1 > LAST_SEED:
+        raise UsageError(
+            f"{count:,} seeds from {first} on go past the last that there is, {LAST_SEED}",
+            where=where,
+            hint="begin at a smaller seed, or take fewer",
+        )
+    return range(first, first + count)
+
+
 @dataclass(frozen=True)
 class Place:
     """Where a picture stood in the batch that it was made in: its last bits can depend on it."""

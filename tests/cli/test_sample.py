@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,11 +10,16 @@ from typing import Any
 
 import pytest
 
+from fluxtune.cli.sample.asked import request_of
+from fluxtune.cli.sample.effect import require_effect
 from fluxtune.cli.sample.settings import Given
 from fluxtune.cli.sample.settings import resolved as resolve_for_sampling
 from fluxtune.config.layers import Resolved, resolve, to_toml
 from fluxtune.lora.use import LoraUse, lora_use
 from fluxtune.runs import Run
+from fluxtune.sampling.axes import read_axis
+from fluxtune.sampling.layout import laid_out
+from fluxtune.sampling.prompts import PromptRow
 
 BASE_FOLDER = "bases/mine"
 
@@ -138,3 +144,68 @@ def test_the_folder_of_a_checkpoint_stands_for_its_lora(run: Run) -> None:
     (checkpoint / "manifest.json").touch()
     (checkpoint / "mug.safetensors").touch()
     assert lora_use(f"{checkpoint}:0.5") == LoraUse(checkpoint / "mug.safetensors", 0.5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["a cup", "--strength", "0.5"], "error: --strength: strength is how much of a start picture"),
+        (["a cup", "--grid", "strength=0.2,0.4"], "error: --grid strength: strength is how much of a start picture"),
+        (["a cup", "--true-guidance", "3"], "error: --true-guidance: true guidance leads away from a negative prompt"),
+        (["a cup", "--grid", "true-guidance=2,3"], "error: --grid true-guidance: true guidance leads away"),
+        (["a cup", "--quality", "80"], "error: --quality: a PNG loses nothing"),
+        (["a cup", "--grid", "prompt=a|b"], "error: --grid: PROMPT would have no effect beside the axis prompt"),
+        (["--prompts", "p.txt", "--grid", "prompt=a|b"], "error: --grid: --prompts would have no effect beside"),
+        (["a cup", "-n", "2", "--grid", "seed=1,2"], "error: --grid: --count would have no effect beside the axis seed"),
+        (["a cup", "--seed", "2", "--grid", "seed=1,2"], "error: --grid: --seed would have no effect beside the axis"),
+        (["a cup", "--size", "64x64", "--grid", "size=96x64"], "error: --grid: --size would have no effect beside"),
+        (["--prompts", "counts.jsonl", "--grid", "seed=1,2"], "error: --grid: count of a prompt would have no effect"),
+    ],
+)
+def test_what_would_change_nothing_is_refused(
+    fluxtune: Callable, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    (tmp_path / "p.txt").write_text("a cup\n")
+    (tmp_path / "counts.jsonl").write_text(json.dumps({"prompt": "a cup", "count": 2}))
+    outcome = fluxtune("sample", "--base", "nano", *arguments)
+    assert outcome.code == 2
+    assert outcome.err.startswith(message)
+    assert "\nhint: " in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("flags", "changes"),
+    [
+        ({"sampling.strength": ("--strength", 0.5)}, {"start": Path("s.png")}),
+        ({"sampling.strength": ("--strength", 0.5)}, {"prompts": [PromptRow(prompt="a", start="s.png")]}),
+        ({"sampling.true_guidance": ("--true-guidance", 3.0)}, {"prompts": [PromptRow(prompt="a", negative_prompt="")]}),
+        ({"sampling.true_guidance": ("--true-guidance", 3.0)}, {"axes": (read_axis("negative-prompt=a|b", ()),)}),
+        ({}, {}),
+    ],
+)
+def test_what_changes_something_is_not_refused(tmp_path: Path, flags: dict[str, Any], changes: dict[str, Any]) -> None:
+    sets = ["sampling.strength=0.3", "sampling.true_guidance=4", "sampling.quality=50"]
+    resolved = resolve(preset="nano", config_file=None, flags=flags, sets=sets, working_folder=tmp_path)
+    usual = {"prompts": [PromptRow(prompt="a")], "count": None, "output": tmp_path}
+    require_effect(request_of(resolved, **{**usual, **changes}), flags, {"PROMPT": None, "--count": None})
+
+
+def test_seeds_that_are_counted_past_the_last_are_a_usage_error(fluxtune: Callable) -> None:
+    outcome = fluxtune("sample", "a cup", "--base", "nano", "--seed", str(2**63 - 1), "--count", "2")
+    assert outcome.code == 2
+    assert outcome.err.startswith("error: --count: 2 seeds from 9223372036854775807 on go past the last")
+
+
+@pytest.mark.parametrize("prompt", ["", " "])
+def test_a_blank_prompt_is_a_usage_error(fluxtune: Callable, prompt: str) -> None:
+    outcome = fluxtune("sample", prompt, "--base", "nano")
+    assert outcome.code == 2
+    assert outcome.err.startswith(f'error: PROMPT: prompt is "{prompt}": wanted text that is not blank')
+
+
+@pytest.mark.parametrize("prompt", ["a {red|blue} __cup__", r"\{a|b\}", ""])
+def test_preview_prompts_of_the_settings_are_taken_as_training_previews_take_them(prompt: str, tmp_path: Path) -> None:
+    sets = [f"previews.prompts=[{json.dumps(prompt)}]"]
+    resolved = resolve(preset="nano", config_file=None, flags={}, sets=sets, working_folder=tmp_path)
+    pictures, _ = laid_out(request_of(resolved, prompts=(), count=20, output=tmp_path))
+    assert {each.prompt for each in pictures} == {prompt}

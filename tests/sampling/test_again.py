@@ -167,6 +167,7 @@ def test_what_is_not_enough_to_make_a_picture_again_is_refused_with_the_reason(
         ({"loras": [lora]}, "loras missing or wrong"),
         *(({"pictures": each}, "in no form that this version knows") for each in ("none", 5, [], {}, [[]], [None])),
         ({"prompt": "\ud800"}, "prompt missing or wrong"),
+        ({"batch": {"size": 2, "index": 2}}, "batch missing or wrong"),
         ({"versions": {"torch": 2}}, "versions missing or wrong"),
         ({"base_files": {"transformer": 1}}, "base_files missing or wrong"),
         ({"guidance": float("nan")}, "guidance missing or wrong"),

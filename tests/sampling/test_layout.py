@@ -15,7 +15,7 @@ from fluxtune.runs import Run
 from fluxtune.sampling.axes import NAMES, Axis, read_axis
 from fluxtune.sampling.layout import laid_out
 from fluxtune.sampling.prompts import PromptRow
-from fluxtune.sampling.request import SampleRequest
+from fluxtune.sampling.request import LAST_SEED, SampleRequest
 
 Requests = Callable[..., SampleRequest]
 MUG = LoraUse(Path("mug.safetensors"), 0.8)
@@ -136,9 +136,37 @@ def test_checkpoints_of_a_run_take_the_place_of_its_lora(request_for: Requests, 
     assert error.value.hint == "there are all, result and 500, 1000"
 
 
+def test_bars_in_prompts_of_an_axis_can_be_escaped(request_for: Requests) -> None:
+    pictures, _ = laid_out(request_for(prompts=(), axes=axes(r"prompt=a \| b|\{c|d\}")))
+    assert [each.prompt for each in pictures] == ["a | b", "{c", "d}"]
+
+
+def test_an_axis_leads_away_from_the_empty_text_too(request_for: Requests) -> None:
+    pictures, (sheet,) = laid_out(request_for(axes=axes("negative-prompt=|blurry")))
+    assert [each.negative_prompt for each in pictures] == ["", "blurry"]
+    assert sheet.headings == ("empty text", "blurry")
+
+
+@pytest.mark.parametrize("prompt", ["", "  ", "\u2003"])
+def test_a_blank_prompt_is_refused(request_for: Requests, prompt: str) -> None:
+    with pytest.raises(UsageError, match="wanted text that is not blank"):
+        laid_out(request_for(prompts=(prompt,)))
+    with pytest.raises(UsageError, match="seed 7 draws a blank prompt"):
+        laid_out(request_for(prompts=(f"{{{prompt}|{prompt}}}",)))
+
+
+def test_seeds_past_the_last_are_refused(request_for: Requests) -> None:
+    row = PromptRow(prompt="a cup", seed=LAST_SEED - 1, count=2)
+    assert laid_out(request_for(prompts=(row,)))[0][1].seed == LAST_SEED
+    with pytest.raises(UsageError, match="3 seeds from 9223372036854775806 on go past the last"):
+        laid_out(request_for(prompts=(row.model_copy(update={"count": 3}),)))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("prompt=a||b", 'prompt is "": wanted text that is not blank'),
+        ("prompt= ", "prompt has no values"),
         ("lora_scale", "no axis: wanted NAME=VALUE"),
         ("sed=1,2", "no axis"),
         ("seed=", "seed has no values"),

@@ -67,7 +67,9 @@ def test_json_lines_have_an_object_or_a_text_each(tmp_path: Path) -> None:
         ("p.toml", 'steps = 0\n[[prompts]]\nprompt = "a"\n', ":1", "steps is 0"),
         ("p.toml", '[[prompts]]\nprompt = "a"\nsize = "large"\n', ":3", 'size is "large": wanted WIDTHxHEIGHT'),
         ("p.toml", '[[prompts]]\nprompt = "a"\nsize = "100x64"\n', ":3", 'size is "100x64": wanted a whole number'),
-        ("p.toml", '[[prompts]]\nprompt = ""\n', ":2", 'prompt is "": wanted text that is not empty'),
+        ("p.toml", '[[prompts]]\nprompt = ""\n', ":2", 'prompt is "": wanted text that is not blank'),
+        ("p.jsonl", '"  "\n', ":1", 'prompt is "  ": wanted text that is not blank'),
+        ("p.toml", 'stepz = 3\n[[prompts]]\nprompt = "a"\n[[prompts]]\nprompt = "b"\n', ":1", 'unknown key "stepz"'),
         ("p.toml", "[[prompts]]\nsteps = 4\n", ":1", "no prompt"),
         ("p.toml", 'prompts = ["a"]\n', ":1", "wanted a table for each prompt"),
         ("p.toml", "prompts = \n", ":1", "not valid TOML"),
@@ -88,6 +90,12 @@ def test_all_mistakes_of_a_file_are_told_at_once(tmp_path: Path) -> None:
         read_prompts(path)
     assert [problem.where for problem in error.value.problems] == [f"{path}:1", f"{path}:2"]
     assert error.value.problems[1].hint == "did you mean guidance?"
+
+
+@pytest.mark.parametrize(("name", "form"), [("p.jsonl", '"{}"\n\n"{}"\n'), ("p.txt", "{}\n\n{}\n")])
+def test_only_line_feeds_end_a_line(tmp_path: Path, name: str, form: str) -> None:
+    texts = ["a\u2028cup\u0085and", "a boat"]
+    assert [row.prompt for row in read_prompts(written(tmp_path, name, form.format(*texts)))] == texts
 
 
 @pytest.mark.parametrize("content", ["\n  \n", b""])

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from fluxtune.errors import UsageError
-from fluxtune.sampling.wildcards import drawn
+from fluxtune.sampling.wildcards import alternatives, drawn, literal
 
 
 @pytest.fixture
@@ -38,6 +38,25 @@ def test_places_in_a_prompt_are_drawn_apart(folder: Path) -> None:
 def test_choices_and_files_hold_further_choices(folder: Path) -> None:
     assert drawn("{__animals/tame__|__animals/tame__} on {{a|a}|a}", 3, folder).endswith(" cat on a")
     assert drawn("__animals/tame__", 3, folder).split()[1] in ("red", "blue", "grün")
+
+
+def test_escaped_signs_stand_for_themselves_also_in_what_is_drawn(folder: Path) -> None:
+    (folder / "code.txt").write_text("\\{x|y\\}\n")
+    assert drawn(r"\{red|blue\} \__colour\__ \__colour__", 1, None) == "{red|blue} __colour__ __colour__"
+    assert drawn("__code__", 1, folder) == "{x|y}"
+    assert {drawn(r"{a\|b|\{c\}}", seed, None) for seed in range(20)} == {"a|b", "{c}"}
+    assert drawn(r"a \(cat\), C:\cups", 1, None) == r"a \(cat\), C:\cups"
+
+
+@pytest.mark.parametrize(
+    "text", ["{a|b} __c__", r"\{a|b\} \__c__", "a __ b_ ___ {{x}} |", "____colour____", r"\\{a|b} \|", "plain", ""]
+)
+def test_a_literal_text_is_drawn_as_itself(text: str, folder: Path) -> None:
+    assert {drawn(literal(text), seed, folder) for seed in range(5)} == {text}
+
+
+def test_alternatives_are_parted_where_no_choice_is_and_nothing_is_escaped() -> None:
+    assert alternatives(r"a {b|{c|d}|e}|f \| g|\{h|i\}") == ["a {b|{c|d}|e}", r"f \| g", r"\{h", r"i\}"]
 
 
 def test_what_is_not_chosen_is_not_looked_for(folder: Path) -> None:

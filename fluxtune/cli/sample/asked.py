@@ -11,7 +11,8 @@ from fluxtune.errors import UsageError
 from fluxtune.lora.use import LoraUse, lora_use
 from fluxtune.runs import Run
 from fluxtune.sampling.prompts import PromptRow, sides
-from fluxtune.sampling.request import SampleRequest
+from fluxtune.sampling.request import SampleRequest, seeds_from
+from fluxtune.sampling.wildcards import literal
 
 
 def lora_uses(texts: Sequence[str], axes: Sequence[str]) -> list[LoraUse]:
@@ -48,19 +49,22 @@ def both_sides(size: str | None, width: str | None, height: str | None) -> tuple
     return str(found[0]), str(found[1])
 
 
-def request_of(resolved: Resolved, prompts: Sequence[str | PromptRow], count: int | None, **more: Any) -> SampleRequest:
-    """What the settings come to; prompts of the settings stand in where none are given.
+def request_of(resolved: Resolved, prompts: Sequence[PromptRow], count: int | None, **more: Any) -> SampleRequest:
+    """What the settings come to; prompts of the settings stand in where none are given, as training previews take them.
 
     Args:
         more: what else a request takes.
+
+    Raises:
+        UsageError: there are not so many seeds.
     """
     config = resolved.config
     previews, side = config.previews, config.dataset.resolution[0]
-    first = previews.seeds[0]
+    as_previews = [PromptRow.model_construct(prompt=literal(text)) for text in previews.prompts]
     return SampleRequest(
         model=config.model,
-        prompts=tuple(prompts or previews.prompts),
-        seeds=tuple(previews.seeds if count is None else range(first, first + count)),
+        prompts=tuple(prompts or as_previews),
+        seeds=tuple(previews.seeds if count is None else seeds_from(previews.seeds[0], count, "--count")),
         steps=previews.steps,
         guidance=previews.guidance,
         width=previews.width or side,

@@ -12,12 +12,13 @@ import typer
 from fluxtune.cli.options import Base, ConfigFile, Json, Preset, Sets, given, setting_flag
 from fluxtune.cli.render import sink, write_result
 from fluxtune.cli.sample.asked import both_sides, lora_uses, request_of
+from fluxtune.cli.sample.effect import require_effect
 from fluxtune.cli.sample.repeated import request_again, require_alone
 from fluxtune.cli.sample.settings import Given, resolved, run_around
 from fluxtune.environment.device import quiet_libraries
 from fluxtune.events import Result, Warning
 from fluxtune.sampling.axes import read_axis
-from fluxtune.sampling.prompts import read_prompts
+from fluxtune.sampling.prompts import read_prompts, row_of
 from fluxtune.sampling.request import MOST, SampleRequest
 
 
@@ -173,7 +174,7 @@ def sample(
         request = request_of(
             resolved(layers, [use.path for use in uses]),
             loras=tuple(uses),
-            prompts=(*(prompts or ()), *(read_prompts(prompts_file) if prompts_file else ())),
+            prompts=(*map(row_of, prompts or ()), *(read_prompts(prompts_file) if prompts_file else ())),
             count=count,
             axes=tuple(read_axis(text, tuple(run_around(use.path) for use in uses)) for text in grid or ()),
             compare=compare,
@@ -181,6 +182,7 @@ def sample(
             sized=across is not None or down is not None,
             output=output,
         )
+    require_effect(request, flags, {"PROMPT": prompts, "--prompts": prompts_file, "--count": count})
     _make(request, remarks, bool(accept), as_json)
 
 
