@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +58,16 @@ def redacted(value: Any, redact: Callable[[str], str]) -> Any:
 
 def _known_secrets() -> list[str]:
     """The tokens that this process could use, the longest first."""
-    from_environment = {
-        value for name, value in os.environ.items() if _SECRET_NAMES.search(name) and not os.path.exists(value)
-    }
+    values = {os.environ.get(name, "") for name in _secret_names(tuple(os.environ))}
+    from_environment = {value for value in values if not os.path.exists(value)}
     secrets = {secret.strip() for secret in from_environment} | _stored_tokens(*_token_files())
     return sorted((each for each in secrets if len(each) >= _SHORTEST_SECRET), key=len, reverse=True)
+
+
+@lru_cache(maxsize=1)
+def _secret_names(names: tuple[str, ...]) -> list[str]:
+    """Those variables of the environment that are named as secrets are. Asked for each text, of names that stay."""
+    return [name for name in names if _SECRET_NAMES.search(name)]
 
 
 def _token_files() -> tuple[str, str]:

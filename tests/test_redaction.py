@@ -143,3 +143,12 @@ def test_the_file_of_an_unexpected_error_has_neither(
     assert "~/photos" in text and "*** in ~/x" in text
     assert str(home) not in text and STORED not in text and SECRETS["HF_TOKEN"] not in text
     assert STORED not in capsys.readouterr().err
+
+
+def test_a_token_is_hidden_from_the_moment_that_it_is_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    token, later = "a-token-that-comes-later", "another-in-its-place"
+    assert without_tokens(f"{token} {later}") == f"{token} {later}"
+    monkeypatch.setenv("LATER_TOKEN", token)
+    assert without_tokens(f"{token} {later}") == f"*** {later}"
+    monkeypatch.setenv("LATER_TOKEN", later)
+    assert without_tokens(f"{token} {later}") == f"{token} ***"

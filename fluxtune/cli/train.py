@@ -40,7 +40,7 @@ from fluxtune.config.settings import values_of
 from fluxtune.environment.device import quiet_libraries
 from fluxtune.environment.launch import place
 from fluxtune.errors import OutOfMemoryError, Refusal, UsageError
-from fluxtune.events import Event, Plan
+from fluxtune.events import Event, Plan, RunStarted
 from fluxtune.runs import Run, latest_run
 from fluxtune.training.resuming import require_resumable, settings_of
 
@@ -190,17 +190,22 @@ def _run(
         quiet_libraries()
         from fluxtune.captioning.missing import caption_bare
         from fluxtune.dataset.findings import found_in_description
+        from fluxtune.flux.libraries import set_libraries_aside
         from fluxtune.training.run import train as train_run
+
+        def seen(event: Event) -> None:
+            on_event(event)
+            if isinstance(event, RunStarted):  # nothing refuses the run any more, and no model is loaded yet
+                set_libraries_aside()
 
         for finding in map(found_in_description, resolved.remarks):
             on_event(finding)
-        on_event = should_stop.interrupting(on_event)
         result = train_run(
             resolved.config,
             output=output,
             origins=resolved.origins,
             resume=resume,
-            on_event=on_event,
+            on_event=should_stop.interrupting(seen),
             should_stop=should_stop,
             accept=accept,
             caption_bare=caption_bare,
@@ -211,8 +216,10 @@ def _run(
 def _work_along() -> None:
     with stop_requests(silently=True) as should_stop:
         quiet_libraries()
+        from fluxtune.flux.libraries import set_libraries_aside
         from fluxtune.training.worker import work_along
 
+        set_libraries_aside()
         work_along(should_stop)
 
 

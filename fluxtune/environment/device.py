@@ -7,6 +7,7 @@ import os
 import platform
 import sys
 import warnings
+from functools import cache
 from importlib import metadata
 from typing import Literal
 
@@ -128,13 +129,17 @@ def warn_without_bf16(device: str, on_event: Sink) -> None:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide about numbers, as far as they are installed."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    found = {package: _version(package) for package in PACKAGES}
+    return {"python": platform.python_version(), **{package: each for package, each in found.items() if each}}
+
+
+@cache
+def _version(package: str) -> str | None:
+    """Read once: plans ask for each of many ways to hold a run."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def memory_in_use(device: str) -> float:

@@ -17,6 +17,7 @@ from fluxtune.cli.train import _free_run_folder
 from fluxtune.config.layers import Resolved, resolve, to_toml
 from fluxtune.config.settings import defaults, settings
 from fluxtune.runs import Run
+from fluxtune.training import encode
 
 QUICK = [
     "--set=training.precision=fp32",
@@ -38,6 +39,19 @@ def run_folder(folder: Path, *sets: str) -> Path:
     """A run that has done nothing yet."""
     config = to_toml(settings_of(folder, "lora.rank=4", *sets).config)
     return Run.create(folder / "run", config, {"lora.rank": "mine.toml:3"}, {}).folder
+
+
+def test_libraries_are_set_aside_once_nothing_refuses_the_run_and_before_a_model_is_loaded(
+    fluxtune: Callable, tiny_flux: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    happened: list[str] = []
+    load_vae = encode.load_vae
+    monkeypatch.setattr("fluxtune.flux.libraries.set_libraries_aside", lambda: happened.append("set aside"))
+    monkeypatch.setattr(encode, "load_vae", lambda *given: (happened.append("VAE"), load_vae(*given))[1])
+    assert fluxtune("train", "nowhere", "--base", str(tiny_flux), *QUICK).code == 3
+    assert happened == []
+    assert fluxtune("train", str(pictures), "--base", str(tiny_flux), "--steps", "1", *QUICK).code == 0
+    assert happened == ["set aside", "VAE"]
 
 
 def test_explain_shows_every_setting_with_value_origin_and_help(fluxtune: Callable) -> None:

@@ -55,10 +55,8 @@ Case = dict[str, Any]
 def covering() -> list[Case]:
     """Cases that have every pair of choices that makes sense, found greedily; first those with most switched on."""
     cases = [dict(zip(CHOICES, values, strict=True)) for values in product(*CHOICES.values())]
-    pairs = {
-        number: set(combinations(map(str, case.items()), 2)) for number, case in enumerate(cases) if sensible(case)
-    }
-    pairs = dict(list(pairs.items())[::17])
+    tried = [number for number, case in enumerate(cases) if sensible(case)][::17]
+    pairs = {number: set(combinations(map(str, cases[number].items()), 2)) for number in tried}
     missing: set[tuple[str, ...]] = set().union(*pairs.values())
     chosen = []
     while missing:

@@ -15,6 +15,7 @@ from transformers import CLIPTextModel, T5EncoderModel
 
 from fluxtune.config.layers import resolve
 from fluxtune.config.presets import built_in_folder
+from fluxtune.config.settings import values_of
 from fluxtune.dataset.cache import Store
 from fluxtune.errors import DivergedError, ExitCode, StorageError
 from fluxtune.events import Checkpoint, Preview, Step
@@ -263,7 +264,24 @@ def test_a_bfloat16_run_on_quantised_encoders_previews_and_saves(
     assert [preview.step for preview in run.seen(Preview)] == [0, 1, 2]
 
 
-@pytest.mark.parametrize("preset", sorted(file.stem for file in built_in_folder().glob("*.toml")))
+PRESETS = sorted(file.stem for file in built_in_folder().glob("*.toml"))
+ALIKE = {"8gb": "6gb", "16gb": "12gb", "24gb": "12gb"}
+"""Presets that differ from another in nothing but size of pictures and memory, of which a tiny model needs little."""
+
+
+@pytest.mark.parametrize(("preset", "other"), ALIKE.items())
+def test_presets_that_train_as_another_does_differ_in_size_and_memory_alone(preset: str, other: str) -> None:
+    first, second = (
+        values_of(resolve(preset=each, config_file=None, flags={}, sets=[], working_folder=Path.cwd()).config)
+        for each in (preset, other)
+    )
+    differ = {key for key in first if first[key] != second[key]}
+    assert differ <= {"dataset.resolution", "memory.budget"}
+
+
+@pytest.mark.parametrize(
+    "preset", [pytest.param(each, marks=[pytest.mark.slow] if each in ALIKE else []) for each in PRESETS]
+)
 def test_every_preset_trains_a_step_with_all_its_toggles(
     preset: str, tiny_flux: Path, few_pictures: Path, tmp_path: Path
 ) -> None:
