@@ -21,9 +21,18 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
+def pytest_collection_finish() -> None:
+    """What all tests import is set aside before the first fixture trains."""
+    _set_aside()
+
+
 @pytest.fixture(scope="module", autouse=True)
 def imported_objects_are_set_aside() -> None:
     """Runs collect garbage to free memory: without what is imported by then, that takes no time."""
+    _set_aside()
+
+
+def _set_aside() -> None:
     gc.collect()
     gc.freeze()
 

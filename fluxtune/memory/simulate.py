@@ -15,6 +15,7 @@ from torch import nn
 
 from fluxtune.memory.kernels import kernels_of_the_device
 from fluxtune.memory.ledger import Ledger
+from fluxtune.memory.shapes import RememberedShapes
 from fluxtune.memory.transfers import Transfers
 
 T = TypeVar("T")
@@ -41,7 +42,7 @@ def simulate(
         The ledger, with what it counted.
     """
     ledger = Ledger(DEVICE, as_cuda, capacity)
-    with kernels_of_the_device(as_cuda):
+    with kernels_of_the_device(as_cuda), RememberedShapes():
         work = build(ledger)
         with ledger:
             step(work, ledger)

@@ -128,16 +128,6 @@ def _refuse_without_effect(settings: Resolved, found: Again) -> None:
 
 def _changed(pictures: Sequence[Wanted], settings: Resolved) -> tuple[Wanted, ...]:
     changes = dict(_changes(settings))
-    for name, needed, said in (
-        ("strength", "start", "did not begin with a picture"),
-        ("true_guidance", "negative_prompt", "has no negative prompt"),
-    ):
-        if name in changes and needed not in changes and all(getattr(each, needed) is None for each in pictures):
-            raise UsageError(
-                f"{name} changes nothing of a picture that {said}",
-                where=settings.origins[f"sampling.{name}"],
-                hint="leave it out",
-            )
     return tuple(replace(wanted, **changes) for wanted in pictures)
 
 
