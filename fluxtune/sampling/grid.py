@@ -60,16 +60,17 @@ def draw_grid(rows: Sequence[Row], headings: Sequence[str], cell: tuple[int, int
     titles = [wrapped(heading, font, width) for heading in headings]
     labels = [wrapped(row.label, font, label_width) for row in rows]
     top = gap + max(map(len, titles)) * line + gap // 2
-    heights = [max(height, (len(label) + 1) * line) for label in labels]
+    notes = [wrapped(row.note, font, label_width) for row in rows]
+    heights = [max(height, (len(label) + len(note)) * line) for label, note in zip(labels, notes, strict=True)]
     lefts = [gap + label_width + gap + column * (width + gap) for column in range(len(headings))]
 
     grid = Image.new("RGB", (lefts[-1] + width + gap, top + sum(heights) + gap * len(rows)), PAPER)
     pen = ImageDraw.Draw(grid)
     for left, title in zip(lefts, titles, strict=True):
         _write(pen, (left, top - gap // 2 - len(title) * line), title, font, INK)
-    for row, label, row_height in zip(rows, labels, heights, strict=True):
+    for row, label, note, row_height in zip(rows, labels, notes, heights, strict=True):
         _write(pen, (gap, top), label, font, INK)
-        _write(pen, (gap, top + len(label) * line), [row.note], font, FAINT)
+        _write(pen, (gap, top + len(label) * line), note, font, FAINT)
         for picture, left in zip(row.pictures, lefts, strict=True):
             grid.paste(_within(picture, cell), (left, top))
         top += row_height + gap

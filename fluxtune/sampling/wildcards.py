@@ -1,7 +1,8 @@
 """Prompts that are drawn: ``{red|blue}`` is one of both, ``__colour__`` a line of ``colour.txt``.
 
 A draw is a pure function of the picture's seed, the prompt as it is written, and the place in it: so a picture comes
-out the same alone or among others, with and without a LoRA. ``\\{``, ``\\}``, ``\\|`` and ``\\__`` stand for themselves.
+out the same alone or among others, with and without a LoRA. ``\\{``, ``\\}``, ``\\|`` and ``\\__`` stand for the signs
+themselves.
 """
 
 from __future__ import annotations

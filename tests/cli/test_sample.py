@@ -156,7 +156,10 @@ def test_the_folder_of_a_checkpoint_stands_for_its_lora(run: Run) -> None:
         (["a cup", "--quality", "80"], "error: --quality: a PNG loses nothing"),
         (["a cup", "--grid", "prompt=a|b"], "error: --grid: PROMPT would have no effect beside the axis prompt"),
         (["--prompts", "p.txt", "--grid", "prompt=a|b"], "error: --grid: --prompts would have no effect beside"),
-        (["a cup", "-n", "2", "--grid", "seed=1,2"], "error: --grid: --count would have no effect beside the axis seed"),
+        (
+            ["a cup", "-n", "2", "--grid", "seed=1,2"],
+            "error: --grid: --count would have no effect beside the axis seed",
+        ),
         (["a cup", "--seed", "2", "--grid", "seed=1,2"], "error: --grid: --seed would have no effect beside the axis"),
         (["a cup", "--size", "64x64", "--grid", "size=96x64"], "error: --grid: --size would have no effect beside"),
         (["--prompts", "counts.jsonl", "--grid", "seed=1,2"], "error: --grid: count of a prompt would have no effect"),
@@ -178,7 +181,10 @@ def test_what_would_change_nothing_is_refused(
     [
         ({"sampling.strength": ("--strength", 0.5)}, {"start": Path("s.png")}),
         ({"sampling.strength": ("--strength", 0.5)}, {"prompts": [PromptRow(prompt="a", start="s.png")]}),
-        ({"sampling.true_guidance": ("--true-guidance", 3.0)}, {"prompts": [PromptRow(prompt="a", negative_prompt="")]}),
+        (
+            {"sampling.true_guidance": ("--true-guidance", 3.0)},
+            {"prompts": [PromptRow(prompt="a", negative_prompt="")]},
+        ),
         ({"sampling.true_guidance": ("--true-guidance", 3.0)}, {"axes": (read_axis("negative-prompt=a|b", ()),)}),
         ({}, {}),
     ],

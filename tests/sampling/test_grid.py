@@ -33,9 +33,10 @@ def test_every_picture_is_whole_and_in_its_column() -> None:
     assert red[1] == lime[1] < blue[1] == aqua[1]
 
 
+@pytest.mark.parametrize("note", ["seed 1", f"seed {2**63 - 1}"])
 @pytest.mark.parametrize("size", [(128, 128), (1024, 768)])
-def test_a_long_prompt_makes_its_row_higher_and_touches_no_picture(size: tuple[int, int]) -> None:
-    rows = [Row(LONG, "seed 1", [painted("red", size)]), Row("short", "seed 1", [painted("blue", size)])]
+def test_a_long_prompt_or_seed_makes_its_row_higher_and_touches_no_picture(size: tuple[int, int], note: str) -> None:
+    rows = [Row(LONG, note, [painted("red", size)]), Row("short", note, [painted("blue", size)])]
     grid = draw_grid(rows, ["with mug"])
     left, top, right, bottom = places(grid, "red")
     assert (right - left, bottom - top) == size
