@@ -234,8 +234,14 @@ def test_settings_on_the_command_line_change_what_is_made_again_as_flags_do() ->
     [
         (["--set", "previews.prompts=['a boat']"], "--set: previews.prompts changes nothing of a picture"),
         (["--batch-size", "2"], "--batch-size: sampling.batch_size changes nothing of a picture"),
-        (["--strength", "0.5"], "--strength: strength is how much of a start picture is painted over, and there is none"),
-        (["--true-guidance", "3"], "--true-guidance: true guidance leads away from a negative prompt, and there is none"),
+        (
+            ["--strength", "0.5"],
+            "--strength: strength is how much of a start picture is painted over, and there is none",
+        ),
+        (
+            ["--true-guidance", "3"],
+            "--true-guidance: true guidance leads away from a negative prompt, and there is none",
+        ),
         (["--start", "start.png"], "--start: start.png is not what the picture was made with"),
         (["--lora", "mug.safetensors"], "--lora: mug.safetensors is not what the picture was made with"),
         (["--lora", "mug.safetensors:0.5"], "--lora: --from says how strongly each LoRA acts"),

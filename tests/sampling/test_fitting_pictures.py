@@ -116,8 +116,9 @@ def test_for_a_picture_that_is_made_again_only_what_leaves_its_pixels_as_they_ar
     usual = painting(shallow, memory=memory)
     capacity = foresee_pictures(usual).peak.bytes - 20 * 2**20
     assert fitted(replace(usual, capacity=capacity), ignore).vae_tiling
-    decided = fitted(replace(usual, capacity=capacity, to_the_bit=True), ignore)
-    assert not decided.vae_tiling and decided.streamed_blocks > 0
+    with pytest.raises(OutOfMemoryError) as error:
+        fitted(replace(usual, capacity=capacity, to_the_bit=True), ignore)
+    assert "--set memory.vae_tiling=true" in str(error.value.hint)
 
 
 def test_what_was_foretold_once_is_kept(shallow: Base, monkeypatch: pytest.MonkeyPatch) -> None:
