@@ -102,7 +102,6 @@ def test_the_most_precise_base_that_fits_is_taken_and_the_rest_left_as_it_is_set
 def test_only_where_the_plan_is_left_open_the_vae_is_tiled_and_blocks_are_streamed(shallow: Base) -> None:
     closed = painting(shallow, memory=MemoryConfig(base_precision="nf4", text_precision="nf4", modulation="ahead"))
     tiled = foresee_pictures(closed.with_memory(vae_tiling=True)).reserved
-    assert foresee_pictures(closed).reserved > tiled
     with pytest.raises(OutOfMemoryError, match="GiB of graphics memory \\(decode\\)") as error:
         fitted(replace(closed, capacity=tiled), ignore)
     assert error.value.exit_code == 4
