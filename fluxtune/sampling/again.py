@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -32,6 +33,13 @@ def _encodable(text: str) -> str:
     return text
 
 
+def _named(name: str) -> str:
+    """Refuses what no file can be called."""
+    if not 0 < len(name.encode()) <= 255 or "\0" in name:
+        raise ValueError("no file is called so")
+    return name
+
+
 _Text = Annotated[str, AfterValidator(_encodable)]
 _Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -43,7 +51,7 @@ class _Fact(BaseModel):
 
 
 class _File(_Fact):
-    file: str = Field(min_length=1, max_length=255)
+    file: Annotated[str, AfterValidator(_named)]
     sha256: _Sha256
 
 
@@ -133,7 +141,8 @@ def read_again(files: Sequence[Path], loras: Sequence[Path], start: Path | None)
                 where=str(file),
                 hint="make them again one by one",
             )
-    pictures = tuple(_wanted(file, facts, loras, start) for file, facts in told)
+    hash_of = cache(sha256_of)
+    pictures = tuple(_wanted(file, facts, loras, start, hash_of) for file, facts in told)
     _refuse_unused(pictures, loras, start)
     return Again(
         pictures,
@@ -211,12 +220,16 @@ def _settings(facts: _Facts) -> dict[str, Any]:
     return settings
 
 
-def _wanted(file: Path, facts: _Facts, loras: Sequence[Path], start: Path | None) -> Wanted:
+def _wanted(
+    file: Path, facts: _Facts, loras: Sequence[Path], start: Path | None, hash_of: Callable[[Path], str]
+) -> Wanted:
     uses = [
-        LoraUse(_found(file, each, loras, "LoRA", "--lora FILE"), each.scale, tuple(each.groups))
+        LoraUse(_found(file, each, loras, "LoRA", "--lora FILE", hash_of), each.scale, tuple(each.groups))
         for each in facts.loras
     ]
-    begin = facts.start
+    begin, begun = facts.start, None
+    if begin:
+        begun = _found(file, begin, [start] if start else [], "start picture", "--start FILE", hash_of)
     return Wanted(
         prompt=facts.prompt,
         seed=facts.seed,
@@ -226,7 +239,7 @@ def _wanted(file: Path, facts: _Facts, loras: Sequence[Path], start: Path | None
         guidance=facts.guidance,
         negative_prompt=facts.negative_prompt,
         true_guidance=facts.true_guidance,
-        start=_found(file, begin, [start] if start else [], "start picture", "--start FILE") if begin else None,
+        start=begun,
         strength=begin.strength if begin else 1.0,
         loras=tuple(uses),
         place=Place(facts.batch.size, facts.batch.index),
@@ -234,13 +247,15 @@ def _wanted(file: Path, facts: _Facts, loras: Sequence[Path], start: Path | None
     )
 
 
-def _found(picture: Path, wanted: _File, named: Sequence[Path], what: str, flag: str) -> Path:
+def _found(
+    picture: Path, wanted: _File, named: Sequence[Path], what: str, flag: str, hash_of: Callable[[Path], str]
+) -> Path:
     """The file of a hash."""
     name = Path(wanted.file).name
     beside = [folder / name for folder in (picture.parent, Path(), *Path("runs").glob("*"))]
     checkpoints = [folder / name for folder in Path("runs").glob("*/checkpoints/*")]
     for candidate in (*named, *beside, *checkpoints):
-        if candidate.is_file() and sha256_of(candidate) == wanted.sha256:
+        if candidate.is_file() and hash_of(candidate) == wanted.sha256:
             return candidate
     raise DataError(
         f"the {what} {name} of this picture is not found: one with the SHA-256 {wanted.sha256[:12]}...",

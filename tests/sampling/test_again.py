@@ -165,6 +165,7 @@ def test_what_is_not_enough_to_make_a_picture_again_is_refused_with_the_reason(
         ({"steps": 10**9}, "steps missing or wrong"),
         ({"prompt": 3, "seed": "x"}, "prompt, seed missing or wrong"),
         ({"loras": [lora]}, "loras missing or wrong"),
+        ({"loras": [{**lora, "sha256": "0" * 64, "file": "é" * 200}]}, "loras missing or wrong"),
         *(({"pictures": each}, "in no form that this version knows") for each in ("none", 5, [], {}, [[]], [None])),
         ({"prompt": "\ud800"}, "prompt missing or wrong"),
         ({"batch": {"size": 2, "index": 2}}, "batch missing or wrong"),

@@ -107,13 +107,20 @@ def _asked(settings: Resolved, key: str) -> bool:
 
 def _asks_for_another_base(settings: Resolved, found: Again) -> bool:
     """What a picture names but does not hold is only shown the place of; all else is a change."""
-    another = "model.base" in found.settings and _asked(settings, "model.base")
-    return another or any(_asked(settings, f"model.{part}") for part in _PARTS if part not in found.base_files)
+    parts = [part for part in _PARTS if part not in found.base_files]
+    return _is_elsewhere(settings, found) or any(_asked(settings, f"model.{part}") for part in parts)
+
+
+def _is_elsewhere(settings: Resolved, found: Again) -> bool:
+    return "model.base" in found.settings and _asked(settings, "model.base")
 
 
 def _model(settings: Resolved, found: Again) -> ModelConfig:
-    """Without the single files that only files of settings have, and the picture was made without."""
-    foreign = [part for part in _PARTS if part not in found.base_files and not _asked(settings, f"model.{part}")]
+    """Without what only files of settings say of the model, and without the commit where another one is asked for."""
+    told = {f"model.{part}" for part in found.base_files}
+    told |= set() if _is_elsewhere(settings, found) else set(found.settings)
+    keys = [f"model.{name}" for name in (*_PARTS, "revision")]
+    foreign = [key.removeprefix("model.") for key in keys if key not in told and not _asked(settings, key)]
     return settings.config.model.model_copy(update=dict.fromkeys(foreign))
 
 
