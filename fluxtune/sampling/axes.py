@@ -16,7 +16,7 @@ from fluxtune.config.problems import nearest
 from fluxtune.errors import UsageError
 from fluxtune.runs import Run, lora_in, step_of
 from fluxtune.sampling.prompts import row_value, sides
-from fluxtune.sampling.request import Wanted
+from fluxtune.sampling.wanted import Wanted
 from fluxtune.sampling.wildcards import alternatives
 
 _WHERE = "--grid"

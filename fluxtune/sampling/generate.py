@@ -31,9 +31,10 @@ from fluxtune.sampling.layout import Sheet, laid_out
 from fluxtune.sampling.loras import Lora, acting, apply_to_transformer, open_lora
 from fluxtune.sampling.metadata import base_facts, told_of_grid, told_of_picture
 from fluxtune.sampling.picture_files import ENDINGS, Told, require_room, save
-from fluxtune.sampling.request import SampleRequest, Wanted
+from fluxtune.sampling.request import SampleRequest
 from fluxtune.sampling.simulation import Painting
 from fluxtune.sampling.texts import Texts
+from fluxtune.sampling.wanted import Wanted
 from fluxtune.sentences import counted
 
 _SMALLER = "take a smaller preset (`fluxtune presets` lists them) or a smaller --size"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from fluxtune.flux.denoise import Request
 from fluxtune.lora.use import LoraUse
-from fluxtune.sampling.request import Place, Wanted
+from fluxtune.sampling.wanted import Place, Wanted
 
 
 @dataclass(frozen=True)

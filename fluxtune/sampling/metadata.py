@@ -15,7 +15,8 @@ from fluxtune.lora.use import spelled
 from fluxtune.redaction import for_sharing, redacted
 from fluxtune.sampling.loras import Lora
 from fluxtune.sampling.picture_files import SCHEMA, Told
-from fluxtune.sampling.request import Place, SampleRequest, Wanted
+from fluxtune.sampling.request import SampleRequest
+from fluxtune.sampling.wanted import Place, Wanted
 
 
 def base_facts(sampled: SampleRequest, base: Base) -> dict[str, Any]:

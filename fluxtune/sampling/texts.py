@@ -14,7 +14,8 @@ from fluxtune.flux.load import free_memory, load_text_pipeline
 from fluxtune.flux.weights import DTYPES
 from fluxtune.lora.use import LoraUse
 from fluxtune.sampling.loras import Lora, acting, apply_to_text_encoder
-from fluxtune.sampling.request import SampleRequest, Wanted
+from fluxtune.sampling.request import SampleRequest
+from fluxtune.sampling.wanted import Wanted
 from fluxtune.sentences import counted
 
 

@@ -14,7 +14,8 @@ from fluxtune.config.model import ModelConfig
 from fluxtune.errors import DataError, UsageError
 from fluxtune.events import Warning
 from fluxtune.lora.use import lora_use
-from fluxtune.sampling.request import SampleRequest, Wanted
+from fluxtune.sampling.request import SampleRequest
+from fluxtune.sampling.wanted import Wanted
 
 if TYPE_CHECKING:
     from fluxtune.sampling.again import Again
