@@ -14,7 +14,15 @@ class Section(BaseModel):
     """A closed, strictly typed group of settings: unknown keys and wrong types are errors, never ignored."""
 
     # Deferred: `--help` reads the fields and validates nothing.
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, defer_build=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        frozen=True,
+        allow_inf_nan=False,
+        # With a bound pydantic looks into every text, and refuses bytes of a command line that are no UTF-8.
+        str_max_length=2**20,
+        defer_build=True,
+    )
 
 
 def setting(

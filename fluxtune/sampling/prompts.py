@@ -186,4 +186,6 @@ def _problem(detail: Any, values: dict[str, Any], where: _Where) -> UsageError:
     else:
         extra: Any = PromptRow.model_fields[key].json_schema_extra
         wanted = extra["form"]
-    return UsageError(f"{key} is {shown(values[key])}: wanted {wanted}", where=where(key), hint="mend this value")
+    no_text = ", which is no UTF-8 text" if detail["type"] == "string_unicode" else ""
+    message = f"{key} is {shown(values[key])}{no_text}: wanted {wanted}"
+    return UsageError(message, where=where(key), hint="mend this value")

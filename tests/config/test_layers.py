@@ -394,6 +394,14 @@ def test_a_mistake_says_where_what_was_seen_what_is_wanted_and_what_to_do(
     assert (seen_hint or "").startswith(hint or "") and seen_hint
 
 
+@pytest.mark.parametrize(
+    "text", ["sampling.negative_prompt=\udcff", "previews.prompts=['a \udcff']", "dataset.trigger=\udcff"]
+)
+def test_bytes_of_the_command_line_that_are_no_utf_8_are_refused(tmp_path: Path, text: str) -> None:
+    ((where, message, hint),) = problems(tmp_path, sets=[text])
+    assert where == "--set" and "which is no UTF-8 text: wanted " in message and "LANG=C.UTF-8" in str(hint)
+
+
 def test_text_that_is_not_utf_8_is_told_with_its_line(tmp_path: Path) -> None:
     (tmp_path / "fluxtune.toml").write_bytes(b"[lora]\n# caf\xe9\n")
     hint = "save the file as UTF-8; the byte comes after: # caf"

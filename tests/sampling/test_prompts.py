@@ -69,6 +69,12 @@ def test_json_lines_have_an_object_or_a_text_each(tmp_path: Path) -> None:
         ("p.toml", '[[prompts]]\nprompt = "a"\nsize = "100x64"\n', ":3", 'size is "100x64": wanted a whole number'),
         ("p.toml", '[[prompts]]\nprompt = ""\n', ":2", 'prompt is "": wanted text that is not blank'),
         ("p.jsonl", '"  "\n', ":1", 'prompt is "  ": wanted text that is not blank'),
+        (
+            "p.jsonl",
+            '"a \\ud800"\n',
+            ":1",
+            'prompt is "a \\ud800", which is no UTF-8 text: wanted text that is not blank',
+        ),
         ("p.toml", 'stepz = 3\n[[prompts]]\nprompt = "a"\n[[prompts]]\nprompt = "b"\n', ":1", 'unknown key "stepz"'),
         ("p.toml", "[[prompts]]\nsteps = 4\n", ":1", "no prompt"),
         ("p.toml", 'prompts = ["a"]\n', ":1", "wanted a table for each prompt"),
