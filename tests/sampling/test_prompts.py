@@ -73,7 +73,7 @@ def test_json_lines_have_an_object_or_a_text_each(tmp_path: Path) -> None:
             "p.jsonl",
             '"a \\ud800"\n',
             ":1",
-            'prompt is "a \\ud800", which is no UTF-8 text: wanted text that is not blank',
+            "which is no UTF-8 text: wanted text that is not blank",
         ),
         ("p.toml", 'stepz = 3\n[[prompts]]\nprompt = "a"\n[[prompts]]\nprompt = "b"\n', ":1", 'unknown key "stepz"'),
         ("p.toml", "[[prompts]]\nsteps = 4\n", ":1", "no prompt"),
