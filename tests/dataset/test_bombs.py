@@ -10,6 +10,11 @@ from typing import Any
 import pytest
 from bombs import BOMBS
 
+pytestmark = [
+    pytest.mark.skipif(sys.platform == "win32", reason="the memory of a process is asked of POSIX"),
+    pytest.mark.xdist_group("bombs"),
+]
+
 _LOOK = """
 import json, resource, sys, time
 from pathlib import Path
@@ -42,14 +47,12 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     return told
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="the memory of a process is asked of POSIX")
 @pytest.mark.parametrize("kind", BOMBS)
 def test_a_bomb_takes_little_memory_and_time(seen: dict[str, dict[str, Any]], kind: str) -> None:
     assert seen[kind]["MiB"] < 100
     assert seen[kind]["seconds"] < 60  # unbounded they take many minutes
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="the memory of a process is asked of POSIX")
 @pytest.mark.parametrize("kind", BOMBS)
 def test_a_bomb_is_refused_or_is_the_small_picture_that_it_is(seen: dict[str, dict[str, Any]], kind: str) -> None:
     harmless = ("itself", "EXIF")
