@@ -146,7 +146,7 @@ class Measurement:
                 encoder(torch.zeros(1, tokens, dtype=torch.long, device=self._device))
             del encoder, encoders
         with self._phase("encode pictures"), torch.no_grad():
-            (width, height), made = work.size, vae(work, self._device)
+            (width, height), made = work.size, self._vae()
             pixels = torch.zeros(1, 3, height, width, dtype=work.dtype, device=self._device)
             family.encode_image(made, pixels, torch.Generator())
             del made
@@ -175,7 +175,7 @@ class Measurement:
         """One denoising step and the picture that comes of it, as ``previews.py`` makes them."""
         work, family, (width, height) = self._work, self._work.base.family, self._work.preview or self._work.size
         free_memory()
-        made = vae(work, self._device)
+        made = self._vae()
         batch = RandomSource(work, self._device).at(0).subject
         shape = (1, batch.latents.shape[1], height // family.side_multiple, width // family.side_multiple)
         text = {name: tensor[:1] for name, tensor in batch.text.items()}
@@ -187,6 +187,9 @@ class Measurement:
             sigmas = torch.ones(1, device=self._device)
             latents = latents + family.forward(trained.transformer, latents, sigmas, text, trained.guidance)
             family.decode_image(made, latents)
+
+    def _vae(self) -> Any:
+        return vae(self._work.base, self._work.config.memory.vae_tiling, self._work.dtype, self._device)
 
     def _compare_recomputation(self, seconds: float) -> None:
         """The time of a step in which every block is recomputed over that of the plan, foretold and measured."""

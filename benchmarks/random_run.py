@@ -58,11 +58,11 @@ def text_encoders(work: Work, device: str) -> list[Any]:
     return [*short, long]
 
 
-def vae(work: Work, device: str) -> Any:
+def vae(base: Base, tiling: bool, dtype: torch.dtype, device: str) -> Any:
     """As ``load_vae`` holds it."""
-    made = empty_vae(work.base.folder)
-    fill(made, random_weights(made, device, work.dtype), Holding(work.dtype, device), "random weights")
-    if work.config.memory.vae_tiling:
+    made = empty_vae(base.folder)
+    fill(made, random_weights(made, device, dtype), Holding(dtype, device), "random weights")
+    if tiling:
         tile(made)
     return made
 

@@ -86,6 +86,14 @@ def test_the_benchmark_of_cards_takes_the_presets_that_ship(monkeypatch: pytest.
     assert {run["preset"] for run in runs} == shipped - {"nano"}
 
 
+def test_the_benchmark_of_pictures_makes_them_as_a_preset_and_by_hand(tmp_path: Path) -> None:
+    preset = tmp_path / "small.toml"
+    preset.write_text('[memory]\nbudget = 8.0\nbase_precision = "auto"\nmodulation = "ahead"\ntext_precision = "nf4"')
+    run = script("pictures").measure(str(preset), "tiny", 64, 2, 2)
+    assert (run["fluxtune"]["memory"]["base_precision"], run["by hand"]["held"]) == ("bf16", "bf16")
+    assert min(run[way]["seconds_a_picture"] for way in ("fluxtune", "by hand")) > 0
+
+
 def test_the_benchmark_of_recomputation_compares_what_plans_cost(tmp_path: Path) -> None:
     recompute = script("recompute")
     plans = recompute.plans_of(1, 1)
