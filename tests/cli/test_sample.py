@@ -150,6 +150,7 @@ def test_the_folder_of_a_checkpoint_stands_for_its_lora(run: Run) -> None:
     ("arguments", "message"),
     [
         (["a cup", "--strength", "0.5"], "error: --strength: strength is how much of a start picture"),
+        (["a cup", "--set", "sampling.strength=0.5"], "error: --set: strength is how much of a start picture"),
         (["a cup", "--grid", "strength=0.2,0.4"], "error: --grid strength: strength is how much of a start picture"),
         (["a cup", "--true-guidance", "3"], "error: --true-guidance: true guidance leads away from a negative prompt"),
         (["a cup", "--grid", "true-guidance=2,3"], "error: --grid true-guidance: true guidance leads away"),
@@ -193,7 +194,8 @@ def test_what_changes_something_is_not_refused(tmp_path: Path, flags: dict[str, 
     sets = ["sampling.strength=0.3", "sampling.true_guidance=4", "sampling.quality=50"]
     resolved = resolve(preset="nano", config_file=None, flags=flags, sets=sets, working_folder=tmp_path)
     usual = {"prompts": [PromptRow(prompt="a")], "count": None, "output": tmp_path}
-    require_effect(request_of(resolved, **{**usual, **changes}), flags, {"PROMPT": None, "--count": None})
+    named = {key: flag for key, (flag, _) in flags.items()}
+    require_effect(request_of(resolved, **{**usual, **changes}), named, {"PROMPT": None, "--count": None})
 
 
 def test_seeds_that_are_counted_past_the_last_are_a_usage_error(fluxtune: Callable) -> None:

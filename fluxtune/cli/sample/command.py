@@ -182,7 +182,7 @@ def sample(
             sized=across is not None or down is not None,
             output=output,
         )
-    require_effect(request, flags, {"PROMPT": prompts, "--prompts": prompts_file, "--count": count})
+    require_effect(request, layers.named, {"PROMPT": prompts, "--prompts": prompts_file, "--count": count})
     _make(request, remarks, bool(accept), as_json)
 
 

@@ -20,19 +20,17 @@ _VARIED = {
 """By axis what it puts its values in the place of."""
 
 
-def require_effect(
-    request: SampleRequest, flags: Mapping[str, tuple[str, object]], others: Mapping[str, object]
-) -> None:
+def require_effect(request: SampleRequest, named: Mapping[str, str], others: Mapping[str, object]) -> None:
     """Refuse flags and axes that change nothing, and flags beside the axis that varies the same.
 
     Args:
-        flags: by setting, with the name that each was given by.
+        named: settings that the command line gives, and the flag of each.
         others: what else can be given, by its name.
 
     Raises:
         UsageError: there is such a one.
     """
-    given = {key: flag for key, (flag, _) in flags.items()} | {name: name for name, value in others.items() if value}
+    given = {**named, **{name: name for name, value in others.items() if value}}
     for axis in request.axes:
         if twice := next((given[key] for key in _VARIED.get(axis.name, ()) if key in given), None):
             raise UsageError(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fluxtune.config.documents import Layer, read_layer
+from fluxtune.config.documents import Layer, parse_key, read_layer
 from fluxtune.config.layers import Resolved, resolve
 
 # All of a section where no names are given. The folders say that the run had pictures, and no demo data set with
@@ -29,6 +29,13 @@ class Given:
     config_file: Path | None
     flags: dict[str, tuple[str, object]]
     sets: list[str]
+
+    @property
+    def named(self) -> dict[str, str]:
+        """The settings that the command line gives, by dotted key, and what gives each: a flag or ``--set``."""
+        keys = (parse_key(text.partition("=")[0].strip()) for text in self.sets)
+        by_set = {".".join(parts): "--set" for parts in keys if parts is not None}
+        return {**by_set, **{key: flag for key, (flag, _) in self.flags.items()}}
 
 
 def resolved(given: Given, loras: Sequence[Path]) -> Resolved:
