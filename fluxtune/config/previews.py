@@ -9,7 +9,8 @@ from pydantic import Field
 from fluxtune.config.base import Section, setting
 
 Side = Annotated[int, Field(ge=64, le=4096, multiple_of=16)]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
+LAST_SEED = 2**63 - 1
+Seed = Annotated[int, Field(ge=0, lt=LAST_SEED + 1)]
 
 
 class PreviewsConfig(Section):

@@ -20,8 +20,7 @@ from fluxtune.files import sha256_of
 from fluxtune.lora.use import LoraUse
 from fluxtune.nano import EMBEDDED
 from fluxtune.sampling.picture_files import SCHEMA, facts_in
-from fluxtune.sampling.request import MOST
-from fluxtune.sampling.wanted import Place, Wanted
+from fluxtune.sampling.wanted import MOST, Place, Wanted
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _DECIDE = ("torch", "diffusers", "transformers", "peft", "bitsandbytes")

@@ -13,8 +13,8 @@ from fluxtune.errors import UsageError
 from fluxtune.lora.use import spelled
 from fluxtune.sampling.axes import COMPARISON, Axis, Value
 from fluxtune.sampling.prompts import PromptRow, row_of
-from fluxtune.sampling.request import MOST, SampleRequest, seeds_from
-from fluxtune.sampling.wanted import Wanted
+from fluxtune.sampling.request import SampleRequest, seeds_from
+from fluxtune.sampling.wanted import MOST, Wanted
 from fluxtune.sampling.wildcards import drawn
 
 _MULTIPLE = 16

@@ -14,11 +14,12 @@ from pydantic import Field, ValidationError
 from fluxtune.config.base import Section, setting
 from fluxtune.config.documents import read_text
 from fluxtune.config.positions import KeyPath, key_lines
-from fluxtune.config.previews import Seed, Side
+from fluxtune.config.previews import LAST_SEED, Seed, Side
 from fluxtune.config.problems import nearest
 from fluxtune.config.settings import shown
 from fluxtune.config.syntax import syntax_error
 from fluxtune.errors import ConfigError, FluxtuneError, UsageError
+from fluxtune.sampling.wanted import MOST
 
 HINT = "give a text file in UTF-8 with a prompt on each line, or TOML or JSON lines (docs/sampling.md)"
 _SIZE = re.compile(r"(\d+)[xX\u00d7](\d+)")
@@ -31,8 +32,8 @@ class PromptRow(Section):
 
     prompt: str = setting(form="text that is not blank", pattern=r"\S")
     negative_prompt: str | None = setting(None, form="text")
-    seed: Seed | None = setting(None, form="a whole number from 0 to 9223372036854775807")
-    count: int | None = setting(None, form="a whole number from 1 to 10000", ge=1, le=10_000)
+    seed: Seed | None = setting(None, form=f"a whole number from 0 to {LAST_SEED}")
+    count: int | None = setting(None, form=f"a whole number from 1 to {MOST}", ge=1, le=MOST)
     width: Side | None = setting(None, form=_SIDE)
     height: Side | None = setting(None, form=_SIDE)
     steps: int | None = setting(None, form="a whole number from 1 to 1000", ge=1, le=1000)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from fluxtune.config.memory import MemoryConfig
 from fluxtune.config.model import ModelConfig
+from fluxtune.config.previews import LAST_SEED
 from fluxtune.config.sampling import SamplingConfig
 from fluxtune.errors import UsageError
 from fluxtune.lora.use import LoraUse
@@ -16,12 +17,6 @@ from fluxtune.sampling.wanted import Wanted
 if TYPE_CHECKING:
     from fluxtune.sampling.axes import Axis
     from fluxtune.sampling.prompts import PromptRow
-
-MOST = 10_000
-"""Pictures of one request; more are a slip in an axis."""
-
-
-LAST_SEED = 2**63 - 1
 
 
 def seeds_from(first: int, count: int, where: str) -> range:

@@ -7,6 +7,9 @@ from pathlib import Path
 
 from fluxtune.lora.use import LoraUse
 
+MOST = 10_000
+"""Pictures of one request; more are a slip in an axis."""
+
 
 @dataclass(frozen=True)
 class Place:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from fluxtune.config.previews import LAST_SEED
 from fluxtune.config.sampling import SamplingConfig
 from fluxtune.errors import UsageError
 from fluxtune.lora.use import LoraUse
@@ -15,7 +16,7 @@ from fluxtune.runs import Run
 from fluxtune.sampling.axes import NAMES, Axis, read_axis
 from fluxtune.sampling.layout import laid_out
 from fluxtune.sampling.prompts import PromptRow
-from fluxtune.sampling.request import LAST_SEED, SampleRequest
+from fluxtune.sampling.request import SampleRequest
 
 Requests = Callable[..., SampleRequest]
 MUG = LoraUse(Path("mug.safetensors"), 0.8)

@@ -19,7 +19,8 @@ from fluxtune.environment.device import quiet_libraries
 from fluxtune.events import Result, Warning
 from fluxtune.sampling.axes import read_axis
 from fluxtune.sampling.prompts import read_prompts, row_of
-from fluxtune.sampling.request import MOST, SampleRequest
+from fluxtune.sampling.request import SampleRequest
+from fluxtune.sampling.wanted import MOST
 
 
 class Accepted(StrEnum):

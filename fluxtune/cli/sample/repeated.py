@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,7 +71,8 @@ def request_again(
     found = read_again(pictures, _plain(loras), start)
     told: dict[str, tuple[str, object]] = {key: ("--from", value) for key, value in found.settings.items()}
     settings = resolved(replace(given, flags={**told, **given.flags}), [])
-    _refuse_without_effect(settings, found)
+    named = given.named
+    _refuse_without_effect(named, found)
     if "model.base" not in found.settings and settings.origins["model.base"] == "default":
         raise DataError(
             f"the base model of this picture is {found.base}, a folder that it does not say the place of",
@@ -82,11 +83,11 @@ def request_again(
         settings,
         prompts=(),
         count=None,
-        again=_changed(found.pictures, settings),
-        fingerprint=None if _asks_for_another_base(settings, found) else found.fingerprint,
+        again=_changed(found.pictures, settings, named),
+        fingerprint=None if _asks_for_another_base(named, found) else found.fingerprint,
         output=output,
     )
-    return replace(request, model=_model(settings, found)), found.remarks
+    return replace(request, model=_model(settings.config.model, named, found)), found.remarks
 
 
 def _plain(loras: Sequence[str]) -> list[Path]:
@@ -101,48 +102,41 @@ def _plain(loras: Sequence[str]) -> list[Path]:
     return [use.path for use in uses]
 
 
-def _asked(settings: Resolved, key: str) -> bool:
-    """Whether the command line gives a setting."""
-    return settings.origins[key].startswith("--") and settings.origins[key] != "--from"
-
-
-def _asks_for_another_base(settings: Resolved, found: Again) -> bool:
+def _asks_for_another_base(named: Collection[str], found: Again) -> bool:
     """What a picture names but does not hold is only shown the place of; all else is a change."""
     parts = [part for part in _PARTS if part not in found.base_files]
-    return _is_elsewhere(settings, found) or any(_asked(settings, f"model.{part}") for part in parts)
+    return _is_elsewhere(named, found) or any(f"model.{part}" in named for part in parts)
 
 
-def _is_elsewhere(settings: Resolved, found: Again) -> bool:
-    return "model.base" in found.settings and _asked(settings, "model.base")
+def _is_elsewhere(named: Collection[str], found: Again) -> bool:
+    return "model.base" in found.settings and "model.base" in named
 
 
-def _model(settings: Resolved, found: Again) -> ModelConfig:
+def _model(model: ModelConfig, named: Collection[str], found: Again) -> ModelConfig:
     """Without what only files of settings say of the model, and without the commit where another one is asked for."""
     told = {f"model.{part}" for part in found.base_files}
-    told |= set() if _is_elsewhere(settings, found) else set(found.settings)
+    told |= set() if _is_elsewhere(named, found) else set(found.settings)
     keys = [f"model.{name}" for name in (*_PARTS, "revision")]
-    foreign = [key.removeprefix("model.") for key in keys if key not in told and not _asked(settings, key)]
-    return settings.config.model.model_copy(update=dict.fromkeys(foreign))
+    foreign = [key.removeprefix("model.") for key in keys if key not in told and key not in named]
+    return model.model_copy(update=dict.fromkeys(foreign))
 
 
-def _refuse_without_effect(settings: Resolved, found: Again) -> None:
+def _refuse_without_effect(named: Mapping[str, str], found: Again) -> None:
     effective = {*_OF_A_PICTURE, _SEEDS, *_OF_ITS_FILE, *found.settings}
-    for key, origin in settings.origins.items():
-        if _asked(settings, key) and key not in effective and not key.startswith(("model.", "memory.")):
-            raise UsageError(
-                f"{key} changes nothing of a picture that is made again", where=origin, hint="leave it out"
-            )
+    for key, flag in named.items():
+        if key not in effective and not key.startswith(("model.", "memory.")):
+            raise UsageError(f"{key} changes nothing of a picture that is made again", where=flag, hint="leave it out")
 
 
-def _changed(pictures: Sequence[Wanted], settings: Resolved) -> tuple[Wanted, ...]:
-    changes = dict(_changes(settings))
+def _changed(pictures: Sequence[Wanted], settings: Resolved, named: Collection[str]) -> tuple[Wanted, ...]:
+    changes = dict(_changes(settings, named))
     return tuple(replace(wanted, **changes) for wanted in pictures)
 
 
-def _changes(settings: Resolved) -> Iterator[tuple[str, Any]]:
+def _changes(settings: Resolved, named: Collection[str]) -> Iterator[tuple[str, Any]]:
     values = {**vars(settings.config.sampling), **vars(settings.config.previews)}
     for key, name in _OF_A_PICTURE.items():
-        if _asked(settings, key):
+        if key in named:
             yield name, values[name]
-    if _asked(settings, _SEEDS):
+    if _SEEDS in named:
         yield "seed", settings.config.previews.seeds[0]
